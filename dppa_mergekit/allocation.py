@@ -1,0 +1,91 @@
+"""The kept counts of every linear of every model of one merge, measured on first need.
+
+Several devices may merge tensors of one model at the same time; the statistics are taken once,
+under a lock.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from dppa_mergekit.density import DynamicPruning
+from dppa_mergekit.names import Linear
+from dppa_mergekit.statistics import (
+    ModelStatistics,
+    Multiples,
+    Progress,
+    TensorSource,
+    measure,
+)
+
+LOG = logging.getLogger(__name__)
+
+
+class Allocation:
+    """Statistics of one merge's models, and what density allocation makes of them.
+
+    Args:
+        sources: Every tensor of the merge.
+        densities: Model -> tensor name -> the density that the recipe gives it.
+        multiples: What significance is needed at; none for uniform allocation alone.
+        progress: Opens a progress bar over a number of tensors.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[TensorSource],
+        densities: Mapping[Hashable, Mapping[str, float]],
+        multiples: Iterable[Multiples],
+        progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
+    ) -> None:
+        self._sources = sources
+        self._densities = densities
+        self._multiples = tuple(multiples)
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._statistics: dict[Hashable, dict[Multiples | None, ModelStatistics]] | None = None
+        self._kept: dict[tuple[Hashable, DynamicPruning, float], dict[Linear, int]] = {}
+
+    def prepare(self) -> None:
+        """Take the statistics, if that has not been done, and warn of what they show.
+
+        Raises:
+            CheckpointError: See `measure`.
+        """
+        with self._lock:
+            if self._statistics is None:
+                self._statistics = measure(
+                    self._sources, list(self._densities), self._multiples, self._progress
+                )
+                for model, taken in self._statistics.items():
+                    self._warn(model, taken[None])
+
+    def kept(self, model: Hashable, pruning: DynamicPruning, density: float) -> dict[Linear, int]:
+        """The kept count of every linear of a model at one density."""
+        self.prepare()
+        with self._lock:
+            key = (model, pruning, density)
+            if key not in self._kept:
+                assert self._statistics is not None
+                statistics = self._statistics[model][pruning.multiples]
+                self._kept[key] = pruning.allocate(statistics, density)
+            return self._kept[key]
+
+    def _warn(self, model: Hashable, statistics: ModelStatistics) -> None:
+        if statistics.zero:
+            LOG.warning("%s: its delta is zero everywhere; it adds nothing to the base.", model)
+            return
+        total = sum(each.numel for each in statistics.linears)
+        asked = sum(
+            each.numel * self._densities[model].get(each.linear.tensor, 0.0)
+            for each in statistics.linears
+        )
+        if total and statistics.nonzero_share < asked / total:
+            LOG.warning(
+                "%s: only %.1f %% of its linears' deltas are non-zero, fewer than density %.3g "
+                "asks for; where too few are left, all are kept.",
+                model,
+                100 * statistics.nonzero_share,
+                asked / total,
+            )

@@ -1,0 +1,82 @@
+"""Registers the merge methods of dppa-mergekit when mergekit's are first imported.
+
+The wheel's ``.pth`` file imports this module at every start of the interpreter, so it imports
+nothing but ``sys`` and does nothing but put one finder on ``sys.meta_path``. The finder waits for
+``mergekit.merge_methods`` and lets the plugin register itself right after that module has run.
+``DPPA_MERGEKIT_AUTOLOAD=0`` switches it off. mergekit 0.1.5 offers no discovery of its own.
+"""
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+AWAITED = "mergekit.merge_methods"
+
+
+class MergeMethodsFinder:
+    """A meta-path finder that extends the import of one module and leaves all others alone."""
+
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
+        """The spec that the other finders give, registering the plugin after the module ran."""
+        if name != AWAITED:
+            return None
+        for finder in sys.meta_path:
+            if isinstance(finder, MergeMethodsFinder) or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                _register_after(spec)
+                return spec
+        return None
+
+
+def _register_after(spec: "ModuleSpec") -> None:
+    loader = spec.loader
+    if loader is None or not hasattr(loader, "exec_module"):
+        return
+    execute = loader.exec_module
+
+    def exec_module(module: "ModuleType") -> None:
+        execute(module)
+        register()
+
+    loader.exec_module = exec_module  # type: ignore[method-assign]
+
+
+def register() -> None:
+    """Import the plugin and register its methods; a failure is a warning, never an error."""
+    try:
+        from dppa_mergekit import methods
+
+        # While `methods` itself is what imports mergekit, it is not complete yet and registers
+        # on its own when it is.
+        if hasattr(methods, "register_methods"):
+            methods.register_methods()
+    except Exception as error:
+        import warnings
+
+        warnings.warn(
+            f"dppa-mergekit cannot load, its merge methods are not available: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def install() -> None:
+    """Put the finder first on the meta path, once, unless the user switched it off."""
+    # os is always loaded by the time .pth files are read; looking it up costs nothing.
+    environ = sys.modules["os"].environ if "os" in sys.modules else {}
+    if environ.get("DPPA_MERGEKIT_AUTOLOAD", "1") == "0":
+        return
+    if not any(isinstance(finder, MergeMethodsFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, MergeMethodsFinder())  # type: ignore[arg-type]
+
+
+install()

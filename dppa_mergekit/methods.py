@@ -1,0 +1,411 @@
+"""The merge methods that mergekit's users name in a recipe: five rows of one table, one class.
+
+Importing this module registers them with mergekit.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from mergekit import merge_methods as mergekit_methods
+from mergekit.merge_methods.base import MISSING as MERGEKIT_MISSING
+from mergekit.merge_methods.base import (
+    BasePolicy,
+    BatchOptions,
+    GroupMergeMethod,
+    InputContract,
+    MergeMethodSpec,
+    ParameterScope,
+    ParameterSpec,
+    TensorEntry,
+    TensorGroup,
+)
+from mergekit.merge_methods.dtype import align_dtype
+
+from dppa_mergekit import parameters as recipe
+from dppa_mergekit.allocation import Allocation
+from dppa_mergekit.combination import Combination, Contribution
+from dppa_mergekit.deltas import Delta
+from dppa_mergekit.density import DynamicPruning, Level
+from dppa_mergekit.errors import CheckpointError, RecipeError
+from dppa_mergekit.names import Linear, linears_alone, linears_in
+from dppa_mergekit.planning import Plan, plan_of_caller
+from dppa_mergekit.sparsification import PartitionAmplification, whole
+from dppa_mergekit.statistics import TensorSource, linear_deltas
+
+LOG = logging.getLogger(__name__)
+
+Bound = Mapping[str, object]
+"""One tensor's parameters as mergekit binds them: shared values, and per-model mappings."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One merge method: allocation x sparsification x consensus.
+
+    Attributes:
+        name: As a recipe names it.
+        pretty_name: As a model card does.
+        levels: What the density fluctuates by; nothing for uniform allocation.
+        selection: Which elements are kept.
+        amplified: Whether partitions and dense tensors have factors.
+        consensus: TIES sign consensus.
+        significance: Default of that parameter.
+    """
+
+    name: str
+    pretty_name: str
+    levels: tuple[Level, ...]
+    selection: Literal["magnitude", "random"] = "magnitude"
+    amplified: bool = True
+    consensus: bool = False
+    significance: Literal["magnitude", "count"] = "magnitude"
+
+    @property
+    def parameters(self) -> tuple[recipe.Parameter, ...]:
+        """The parameters that the method takes."""
+        amplify = (*recipe.AMPLIFICATIONS, recipe.AMPLIFY_DENSE) if self.amplified else ()
+        fluctuate = (
+            recipe.MAX_FLUCTUATION,
+            recipe.significance(self.significance),
+            recipe.SIGNIFICANCE_MULTIPLE,
+            recipe.BLOCK_SIGNIFICANCE_MULTIPLE,
+        )
+        return (
+            recipe.WEIGHT,
+            recipe.DENSITY,
+            *amplify,
+            *(fluctuate if self.levels else ()),
+            recipe.LAMBDA,
+            recipe.normalize(self.consensus),
+            *((recipe.SEED,) if self.selection == "random" else ()),
+        )
+
+
+VARIANTS = (
+    Variant("dppa", "DPPA", ("block", "linear")),
+    Variant("dppa_ties", "DPPA with TIES consensus", ("block", "linear"), consensus=True),
+    Variant("dp", "Dynamic Pruning", ("block", "linear"), amplified=False),
+    Variant("owl", "OWL", ("block",), amplified=False, significance="count"),
+    Variant("dare_dpa", "DARE with DPA", (), selection="random"),
+)
+
+
+@dataclass(frozen=True)
+class CheckedParameter(ParameterSpec):  # type: ignore[misc]
+    """mergekit's parameter specification, with this package's checks and sentences."""
+
+    parameter: recipe.Parameter | None = None
+
+    def validate(self, value: object) -> object:
+        """The value as the method uses it. Raises ParameterError where it is not allowed."""
+        return value if self.parameter is None else self.parameter.check(value)
+
+
+class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
+    """Prune every model's delta, amplify what is left, and add the weighted sum to the base.
+
+    Under mergekit's commands and `merge_state_dicts` the density is allocated over whole models.
+    `merge_tensors` hands over one tensor without its model, so that tensor gets its plain density.
+    Results carry no gradients.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        self.variant = variant
+        self.spec = MergeMethodSpec(
+            name=variant.name,
+            parameters=tuple(_specification(each) for each in variant.parameters),
+            contract=InputContract(base=BasePolicy.REQUIRED),
+            pretty_name=variant.pretty_name,
+            reference_url="https://arxiv.org/abs/2403.02799",
+        )
+        self._plan: Plan | None = None
+
+    def validate_inputs(
+        self,
+        input_ids: Sequence[Hashable],
+        base_id: Hashable | None = None,
+        *,
+        group_name: str | None = None,
+    ) -> None:
+        """Check the models of a merge, and gather mergekit's plan from whoever calls.
+
+        Raises:
+            RecipeError: There is no base model, nothing but it, or one model twice.
+            CheckpointError: A header shows that a tensor cannot be merged.
+        """
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "execute" and base_id not in input_ids:
+            raise CheckpointError(f"{base_id}: tensor {group_name} is missing in the base model.")
+        if caller.f_code.co_name != "execute":
+            self._check_models(input_ids, base_id)
+        self._plan = plan_of_caller(caller, self.variant.name, self._plan)
+        super().validate_inputs(input_ids, base_id, group_name=group_name)
+
+    def _check_models(self, input_ids: Sequence[Hashable], base_id: Hashable | None) -> None:
+        if base_id is None:
+            raise RecipeError(
+                f"{self.variant.name} merges deltas from a base model; "
+                f"the recipe has no base_model."
+            )
+        if all(each == base_id for each in input_ids):
+            raise RecipeError(
+                f"{self.variant.name} needs at least one fine-tuned model beside the base model "
+                f"{base_id}; the recipe has none."
+            )
+        seen: dict[Hashable, Hashable] = {}
+        for each in input_ids:
+            same = seen.setdefault(_identity(each), each)
+            if same is not each:
+                raise RecipeError(
+                    f"The model {each} is given twice"
+                    + (f", also as {same}" if str(same) != str(each) else "")
+                    + "; allowed is once, with the sum of both weights."
+                )
+
+    def _execute(
+        self,
+        groups: Sequence[TensorGroup],
+        parameters: list[dict[str, object]],
+        options: BatchOptions,
+        *,
+        input_dtypes: Sequence[torch.dtype | None],
+        out_dtype: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Merge groups: one that mergekit has planned, one by itself, or all of a model's."""
+        planned = self._planned(groups)
+        allocation = (
+            self._allocation_in_memory(groups, parameters, input_dtypes)
+            if planned is None
+            else planned.allocation(
+                {name: self._pruning(tensor.shared) for name, tensor in planned.tensors.items()}
+            )
+        )
+        allocation.prepare()
+        return tuple(
+            self._merge(
+                align_dtype(group, dtype),
+                bound,
+                allocation,
+                alone=planned is None and len(groups) == 1,
+                out_dtype=out_dtype,
+                final_dtype=None if planned is None else planned.output_dtype,
+            )
+            for group, bound, dtype in zip(groups, parameters, input_dtypes, strict=True)
+        )
+
+    def merge_group(self, group: TensorGroup, /, **parameters: object) -> torch.Tensor:
+        """Merge one tensor that comes without its model, at its plain density."""
+        (merged,) = self._execute(
+            (group,), [parameters], BatchOptions(), input_dtypes=[None], out_dtype=None
+        )
+        return merged
+
+    def _planned(self, groups: Sequence[TensorGroup]) -> Plan | None:
+        """Mergekit's plan, if the groups come from it.
+
+        Raises:
+            RecipeError: They come from a plan that was not seen, or no longer is the current one.
+        """
+        from mergekit.common import ModelReference
+
+        if not all(
+            isinstance(each.id, ModelReference) for group in groups for each in group.entries
+        ):
+            return None
+        plan = self._plan
+        if plan is not None and all(
+            group.metadata.name in plan.tensors
+            and {each.id for each in group.entries} <= set(plan.tensors[group.metadata.name].loads)
+            for group in groups
+        ):
+            return plan
+        raise RecipeError(
+            f"{self.variant.name} did not see mergekit plan this merge: plan and run one merge at "
+            f"a time, with a mergekit release that dppa-mergekit supports (0.1.5)."
+        )
+
+    def _allocation_in_memory(
+        self,
+        groups: Sequence[TensorGroup],
+        parameters: Sequence[Bound],
+        input_dtypes: Sequence[torch.dtype | None],
+    ) -> Allocation:
+        """The allocation over tensors that are at hand already."""
+        densities: dict[Hashable, dict[str, float]] = {}
+        sources = []
+        for group, bound, dtype in zip(groups, parameters, input_dtypes, strict=True):
+            for entry in group.non_base:
+                name = _name(group)
+                densities.setdefault(entry.id, {})[name] = _number(bound, "density", entry.id)
+            sources.append(_source_in_memory(group, dtype, alone=len(groups) == 1))
+        multiples = [self._pruning(bound).multiples for bound in parameters]
+        return Allocation(sources, densities, [each for each in multiples if each is not None])
+
+    def _merge(
+        self,
+        group: TensorGroup,
+        bound: Bound,
+        allocation: Allocation,
+        *,
+        alone: bool,
+        out_dtype: torch.dtype | None,
+        final_dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        """The merged tensor of one group, in the base's dtype or `out_dtype`."""
+        name, base = _name(group), _base_of(group).tensor.detach()
+        held = _linears_of(group, alone, base.shape)
+        dtype = base.dtype if out_dtype is None else out_dtype
+        if not group.non_base or base.numel() == 0:
+            return base.to(dtype=dtype, copy=True)
+        merged = torch.empty(base.numel(), dtype=dtype, device=base.device)
+        flat = base.reshape(-1)
+        combination = Combination(
+            self.variant.consensus, bool(bound["normalize"]), _number(bound, "lambda")
+        )
+        deltas = {entry.id: linear_deltas(base, entry.tensor, held) for entry in group.non_base}
+        limit = min(torch.finfo(each).max for each in (dtype, final_dtype or dtype))
+        size = base.numel() // max(1, held)
+        overflow = False
+        for expert in range(max(1, held)):
+            part = slice(expert * size, (expert + 1) * size)
+            contributions = [
+                self._contribution(
+                    model, each[expert], Linear(name, expert), bound, allocation, held > 0
+                )
+                for model, each in deltas.items()
+            ]
+            overflow |= combination.merge(flat[part], contributions, merged[part], limit)
+        if overflow:
+            LOG.warning(
+                "Tensor %s: the sum is too large for %s; infinity is written.",
+                name,
+                str(final_dtype or dtype).removeprefix("torch."),
+            )
+        return merged.reshape(base.shape)
+
+    def _contribution(
+        self,
+        model: Hashable,
+        delta: Delta,
+        linear: Linear,
+        bound: Bound,
+        allocation: Allocation,
+        pruned: bool,
+    ) -> Contribution:
+        """What a model adds to one linear, or to one dense tensor."""
+        weight = _number(bound, "weight", model)
+        if not pruned:
+            dense = _number(bound, "amplify_dense", model) if self.variant.amplified else 1.0
+            return Contribution(delta, whole(dense), weight)
+        density = _number(bound, "density", model)
+        pruning = self._pruning(bound)
+        sparsification = PartitionAmplification(
+            {rate: _number(bound, f"amplify_{rate}", model) for rate in recipe.RATES}
+            if self.variant.amplified
+            else {},
+            self.variant.selection,
+            _seed(bound),
+        )
+        counts = sparsification.counts(
+            density, lambda share: allocation.kept(model, pruning, share)[linear]
+        )
+        key = (str(model), linear.tensor, str(linear.expert))
+        return Contribution(delta, sparsification.scaling(delta, counts, key, density), weight)
+
+    def _pruning(self, bound: Bound) -> DynamicPruning:
+        if not self.variant.levels:
+            return DynamicPruning(max_fluctuation=0.0, levels=())
+        block_multiple = bound["block_significance_multiple"]
+        return DynamicPruning(
+            _number(bound, "max_fluctuation"),
+            "count" if bound["significance"] == "count" else "magnitude",
+            _number(bound, "significance_multiple"),
+            None if block_multiple is None else _number(bound, "block_significance_multiple"),
+            self.variant.levels,
+        )
+
+
+def _specification(parameter: recipe.Parameter) -> CheckedParameter:
+    kinds = {recipe.Switch: bool, recipe.Choice: str}
+    return CheckedParameter(
+        parameter.name,
+        kinds.get(type(parameter), float),
+        ParameterScope.NON_BASE if parameter.per_model else ParameterScope.SHARED,
+        MERGEKIT_MISSING if parameter.default is recipe.REQUIRED else parameter.default,
+        parameter.sentence,
+        parameter=parameter,
+    )
+
+
+def _identity(model: Hashable) -> Hashable:
+    """What is the same for two spellings of one model: real paths where they exist."""
+    parts = str(model).split("+")
+    return tuple(os.path.realpath(part) if os.path.exists(part) else part for part in parts)
+
+
+def _name(group: TensorGroup) -> str:
+    return group.metadata.name or "of no name"
+
+
+def _base_of(group: TensorGroup) -> TensorEntry:
+    if group.base is None:
+        raise RecipeError(f"Tensor {_name(group)} has no base model's among its inputs.")
+    return group.base
+
+
+def _linears_of(group: TensorGroup, alone: bool, shape: Sequence[int]) -> int:
+    """How many linears the group's tensor holds."""
+    vocabulary = group.metadata.vocabulary_axis is not None
+    if alone:
+        return linears_alone(group.metadata.name, shape, vocabulary=vocabulary)
+    return linears_in(_name(group), shape, vocabulary=vocabulary)
+
+
+def _source_in_memory(group: TensorGroup, dtype: torch.dtype | None, alone: bool) -> TensorSource:
+    """A group's tensors as a source of statistics; cast, where they must be, at each visit."""
+    return TensorSource(
+        _name(group),
+        _base_of(group).id,
+        lambda: {each.id: each.tensor for each in align_dtype(group, dtype).entries},
+        lambda shape: _linears_of(group, alone, shape),
+    )
+
+
+def _number(bound: Bound, name: str, model: Hashable = None) -> float:
+    """A numeric parameter's bound value: shared, or a model's own."""
+    value = bound[name]
+    if isinstance(value, Mapping):
+        value = value[model]
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is bound to {value!r}, not a number")
+    return float(value)
+
+
+def _seed(bound: Bound) -> int:
+    value = bound.get("seed", 0)
+    return value if isinstance(value, int) else 0
+
+
+def register_methods() -> None:
+    """Make the methods available by name in mergekit; safe to call again.
+
+    A name that mergekit already has stays mergekit's, with a warning.
+    """
+    taken = {method.spec.name: method for method in mergekit_methods.registered_methods()}
+    for variant in VARIANTS:
+        holder = taken.get(variant.name)
+        if holder is None:
+            mergekit_methods.register(DeltaPruningMerge(variant))
+        elif type(holder).__module__ != __name__:
+            LOG.warning(
+                "mergekit has a merge method %s of its own; dppa-mergekit leaves it as it is.",
+                variant.name,
+            )
+
+
+register_methods()

@@ -1,0 +1,102 @@
+"""Tensor names: where a tensor stands in a model, and whether it is pruned.
+
+A name is cut at its first all-digit component: ``model.layers.3.mlp.up_proj.weight`` is in stack
+``model.layers``, block 3. A linear is a 2-D floating-point ``.weight`` inside a block; stacked
+experts (3-D) are one linear an expert. All else is dense: never pruned.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ROUTING = frozenset({"gate", "router", "shared_expert_gate"})
+"""Components of routers and scalar gates: pruning one would change the routing."""
+
+VOCABULARY = frozenset({"lm_head", "lm_heads", "shared_head"})
+"""Components of output heads that some models keep inside a block."""
+
+TABLES = ("embed", "norm", "bias")
+"""Parts of components of embeddings, norms, and position or relative-bias tables."""
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """A block of a model: the stack that it stands in, and its number there."""
+
+    stack: str
+    number: int
+
+
+@dataclass(frozen=True, order=True)
+class Linear:
+    """A linear: the tensor that holds it, and the expert's number where the tensor stacks many."""
+
+    tensor: str
+    expert: int = 0
+
+
+def block_of(name: str) -> Block | None:
+    """The block that a tensor belongs to; None outside all blocks."""
+    components = name.split(".")
+    for position, component in enumerate(components):
+        if component.isdecimal() and component.isascii():
+            return Block(".".join(components[:position]), int(component))
+    return None
+
+
+def linears_in(
+    name: str, shape: Sequence[int], floating: bool = True, vocabulary: bool = False
+) -> int:
+    """How many linears a tensor holds: 0 for a dense one, 1, or the number of stacked experts.
+
+    Args:
+        name: The tensor's name.
+        shape: Its shape.
+        floating: Whether its dtype is a floating-point one.
+        vocabulary: Whether one of its axes is indexed by tokens.
+    """
+    if block_of(name) is None or vocabulary or not floating or 0 in shape:
+        return 0
+    components = [component.lower() for component in name.split(".")]
+    return 0 if _is_dense(components) else _linears_by_shape(components, shape)
+
+
+def linears_alone(
+    name: str | None, shape: Sequence[int], floating: bool = True, vocabulary: bool = False
+) -> int:
+    """As `linears_in`, for a tensor that comes without its model: only its own name may say no."""
+    if vocabulary or not floating or 0 in shape or len(shape) == 0:
+        return 0
+    if name is None:
+        return 1
+    if _is_dense([component.lower() for component in name.split(".")]):
+        return 0
+    return max(1, linears_in(name, shape))
+
+
+def _is_dense(components: list[str]) -> bool:
+    # An expert's bias may be 2-D and named gate_up_proj_bias; TABLES holds it back too.
+    return any(
+        component in ROUTING or component in VOCABULARY or any(part in component for part in TABLES)
+        for component in components
+    )
+
+
+def _linears_by_shape(components: list[str], shape: Sequence[int]) -> int:
+    is_weight = components[-1] == "weight"
+    if len(shape) == 2:
+        return int(is_weight)
+    if len(shape) == 3:
+        convolution = any("conv" in component for component in components)
+        if "experts" in components or (is_weight and not convolution):
+            return shape[0]
+    return 0
+
+
+def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A sorting key that puts layers.2 before layers.10."""
+    return tuple(
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    )
