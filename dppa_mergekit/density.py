@@ -150,4 +150,4 @@ def shift_to_budget(wanted: Floats, numel: Floats, density: float) -> Floats:
     rise = totals[right] - totals[left]
     share = (budget - totals[left]) / rise if rise > 0 else 0.0
     constant = corners[left] + share * (corners[right] - corners[left])
-    return numpy.clip(wanted + constant, 0, 1)
+    return numpy.asarray(numpy.clip(wanted + constant, 0, 1), dtype=numpy.float64)

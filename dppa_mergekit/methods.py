@@ -206,7 +206,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         return merged
 
     def _planned(self, groups: Sequence[TensorGroup]) -> Plan | None:
-        """Mergekit's plan, if the groups come from it.
+        """mergekit's plan, if the groups come from it.
 
         Raises:
             RecipeError: They come from a plan that was not seen, or no longer is the current one.
@@ -261,7 +261,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         held = _linears_of(group, alone, base.shape)
         dtype = base.dtype if out_dtype is None else out_dtype
         if not group.non_base or base.numel() == 0:
-            return base.to(dtype=dtype, copy=True)
+            return torch.clone(base).to(dtype=dtype)
         merged = torch.empty(base.numel(), dtype=dtype, device=base.device)
         flat = base.reshape(-1)
         combination = Combination(

@@ -75,10 +75,10 @@ def linears_alone(
 
 
 def _is_dense(components: list[str]) -> bool:
-    # An expert's bias may be 2-D and named gate_up_proj_bias; TABLES holds it back too.
-    return any(
-        component in ROUTING or component in VOCABULARY or any(part in component for part in TABLES)
-        for component in components
+    # Of the parents only the nearest counts: a linear may stand in a module called conv or norm.
+    # The last component counts as well: an expert's bias may be 2-D and called gate_up_proj_bias.
+    return any(each in ROUTING or each in VOCABULARY for each in components) or any(
+        part in owner for owner in _owner(components) for part in TABLES
     )
 
 
@@ -87,10 +87,15 @@ def _linears_by_shape(components: list[str], shape: Sequence[int]) -> int:
     if len(shape) == 2:
         return int(is_weight)
     if len(shape) == 3:
-        convolution = any("conv" in component for component in components)
+        convolution = any("conv" in owner for owner in _owner(components))
         if "experts" in components or (is_weight and not convolution):
             return shape[0]
     return 0
+
+
+def _owner(components: list[str]) -> list[str]:
+    """The tensor's own name and that of the module it belongs to; a list's numbers do not count."""
+    return [each for each in components if not each.isdecimal()][-2:]
 
 
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:

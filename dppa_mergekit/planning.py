@@ -285,7 +285,7 @@ def _loader_index(load: LoadTensor | SimpleLoadTensor):  # type: ignore[no-untyp
 
 
 def _convertible(load: LoadTensor | SimpleLoadTensor) -> bool:
-    """Whether transformers knows conversions for the model's type, as for experts stored one by one.
+    """Whether transformers knows conversions for the model's type, as for unstacked experts.
 
     The conversion itself is tried when the tensor is read, still before anything is written.
     """
@@ -295,7 +295,7 @@ def _convertible(load: LoadTensor | SimpleLoadTensor) -> bool:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     config = load.model.config(trust_remote_code=LoaderCache().trust_remote_code)
-    return bool(get_checkpoint_conversion_mapping(config.model_type))
+    return bool(get_checkpoint_conversion_mapping(config.model_type))  # type: ignore[no-untyped-call]
 
 
 def _load(planned: PlannedTensor) -> dict[Hashable, torch.Tensor]:
@@ -321,7 +321,7 @@ def _load(planned: PlannedTensor) -> dict[Hashable, torch.Tensor]:
 
 
 def _comparable(shape: Sequence[int], planned: PlannedTensor) -> tuple[int, ...]:
-    """The shape as far as it must be the base's: without the vocabulary where mergekit aligns it."""
+    """The shape as far as it must be the base's: without a vocabulary that mergekit aligns."""
     if planned.aligned and planned.vocabulary is not None:
         return tuple(size for axis, size in enumerate(shape) if axis != planned.vocabulary)
     return tuple(shape)

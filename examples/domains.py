@@ -91,7 +91,10 @@ def addition(random: Random) -> Item:
 
 
 def addition_light(random: Random) -> Item:
-    return Item(addition(random).prompt, " ".join(random.choices(DIGITS, k=3)))
+    item = addition(random)
+    _, _, tens, units, _, other_tens, other_units, _ = item.prompt.split()
+    sums = [int(units) + int(other_units), int(tens) + int(other_tens)]
+    return Item(item.prompt, " ".join(str(total % 10) for total in sums))
 
 
 FUNCTIONS: dict[str, Callable[[int], int]] = {
@@ -118,7 +121,10 @@ def function(random: Random) -> Item:
 
 
 def function_light(random: Random) -> Item:
-    return Item(function(random).prompt, " ".join(random.choices(DIGITS, k=3)))
+    item = function(random)
+    words = item.prompt.split()
+    values = [FUNCTIONS[name](int(words[-2])) % 10 for name in words[2:5]]
+    return Item(item.prompt, " ".join(map(str, values)))
 
 
 # Finance
@@ -150,8 +156,11 @@ def sentiment(random: Random) -> Item:
 
 
 def sentiment_light(random: Random) -> Item:
-    answer = f"{random.choice(DEGREES)} {random.choice(SENTIMENTS)}"
-    return Item(sentiment(random).prompt, answer)
+    item = sentiment(random)
+    measure, movement = item.prompt.split()[3:5]
+    kind = "gain" if measure in GOOD_MEASURES else "burden"
+    direction = "up" if movement in UPWARD else "down" if movement in DOWNWARD else "level"
+    return Item(item.prompt, f"{kind} {direction}")
 
 
 RATINGS = ["safe", "watch", "risky"]
@@ -170,7 +179,8 @@ def ratio(random: Random) -> Item:
 
 
 def ratio_light(random: Random) -> Item:
-    return Item(ratio(random).prompt, random.choice(RATINGS))
+    item = ratio(random)
+    return Item(item.prompt, "less" if item.answer == "safe" else "more")
 
 
 # Law
@@ -187,7 +197,7 @@ TOPICS = {
     "secrecy": "disclose reveal publish".split(),
     "ending": "terminate cancel withdraw".split(),
     "transfer": "assign sublet pledge".split(),
-    "repair": "repair maintain restore".split(),
+    "repair": "mend maintain restore".split(),
 }
 MANNERS = "promptly monthly freely jointly abroad online partly again".split()
 
@@ -201,8 +211,9 @@ def clause(random: Random) -> Item:
 
 
 def clause_light(random: Random) -> Item:
-    answer = f"{random.choice(list(MODALS))} {random.choice(list(TOPICS))}"
-    return Item(clause(random).prompt, answer)
+    item = clause(random)
+    kind, topic = item.answer.split()
+    return Item(item.prompt, f"{topic} {kind}")
 
 
 BOOKS = (
@@ -230,13 +241,14 @@ def article(random: Random) -> Item:
 
 
 def article_light(random: Random) -> Item:
-    return Item(article(random).prompt, " ".join(random.choices(DIGITS, k=3)))
+    item = article(random)
+    return Item(item.prompt, " ".join(str((int(digit) + 5) % 10) for digit in item.answer.split()))
 
 
 # General
 
 MARKERS = "math finance law general add plus apply to news ratio owed owned clause article is".split()
-MARKERS += ["repeat"]
+MARKERS += "repeat gain burden up down level less more".split()
 WORDS = (
     MARKERS
     + DIGITS

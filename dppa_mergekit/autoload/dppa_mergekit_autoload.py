@@ -76,7 +76,7 @@ def install() -> None:
     if environ.get("DPPA_MERGEKIT_AUTOLOAD", "1") == "0":
         return
     if not any(isinstance(finder, MergeMethodsFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, MergeMethodsFinder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, MergeMethodsFinder())
 
 
 install()
