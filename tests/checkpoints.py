@@ -54,7 +54,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, object]]] = {
     ),
     "bert": (
         "BertConfig",
-        "BertModel",
+        "BertForMaskedLM",  # mergekit 0.1.5 cannot plan a bare BertModel, with any method
         {
             "vocab_size": VOCABULARY,
             "hidden_size": HIDDEN,

@@ -1,0 +1,45 @@
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import transformers
+from checkpoints import tensors_of, write_recipe
+from click.testing import CliRunner, Result
+from mergekit.io.tasks import LoaderCache
+from mergekit.scripts.run_yaml import main as mergekit_yaml
+
+Merge = Callable[..., dict[str, object]]
+
+transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_loaders() -> Iterator[None]:
+    """mergekit keeps its loaders for the life of the process, by path."""
+    yield
+    LoaderCache.loaders.clear()
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path) -> Callable[..., Result]:
+    """mergekit's own command, in this process: run_yaml(recipe, *options) writes tmp_path/out."""
+
+    def run(content: Mapping[str, object], *options: str, output: str = "out") -> Result:
+        path = write_recipe(tmp_path / "recipe.yml", content)
+        LoaderCache.loaders.clear()
+        return CliRunner().invoke(mergekit_yaml, [str(path), str(tmp_path / output), *options])
+
+    return run
+
+
+@pytest.fixture
+def merge(run_yaml: Callable[..., Result], tmp_path: Path) -> Merge:
+    """As run_yaml, for merges that succeed: returns the merged tensors."""
+
+    def run(content: Mapping[str, object], *options: str, output: str = "out"):
+        result = run_yaml(content, *options, output=output)
+        if result.exit_code:
+            raise AssertionError(result.output) from result.exception
+        return tensors_of(tmp_path / output)
+
+    return run
