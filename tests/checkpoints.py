@@ -54,7 +54,8 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, object]]] = {
     ),
     "bert": (
         "BertConfig",
-        "BertForMaskedLM",  # mergekit 0.1.5 cannot plan a bare BertModel, with any method
+        # mergekit 0.1.5 cannot merge a bare BertModel or BertForMaskedLM, with any method.
+        "BertForSequenceClassification",
         {
             "vocab_size": VOCABULARY,
             "hidden_size": HIDDEN,
