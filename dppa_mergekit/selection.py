@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy
 import torch
+from numpy.typing import NDArray
 
 from dppa_mergekit.deltas import CHUNK, Delta
 
 DIGIT = 16
 MASK32 = 0xFFFFFFFF
+Tally = NDArray[numpy.int64]
 
 
 class Keys(Protocol):
@@ -162,9 +165,9 @@ def _thresholds(keys: Keys, counts: list[int]) -> Iterator[tuple[int, tuple[int,
         tallies = _tally(keys, shift, sorted(set(prefix.values())))
         for count in counts:
             tally = tallies[prefix[count]]
-            at_least = tally.flip(0).cumsum(0).flip(0)
+            at_least = tally[::-1].cumsum()[::-1]
             # The largest digit from which on there are at least as many elements as remain.
-            digit = int((at_least >= remaining[count]).sum()) - 1
+            digit = int(numpy.count_nonzero(at_least >= remaining[count])) - 1
             equal[count] = int(tally[digit])
             remaining[count] -= int(at_least[digit]) - equal[count]
             prefix[count] = (prefix[count] << DIGIT) | digit
@@ -175,17 +178,20 @@ def _thresholds(keys: Keys, counts: list[int]) -> Iterator[tuple[int, tuple[int,
             yield count, (prefix[count], remaining[count])
 
 
-def _tally(keys: Keys, shift: int, prefixes: list[int]) -> dict[int, torch.Tensor]:
-    """Per prefix of the bits above, how often each 16-bit digit at `shift` occurs."""
+def _tally(keys: Keys, shift: int, prefixes: list[int]) -> dict[int, Tally]:
+    """Per prefix of the bits above, how often each 16-bit digit at `shift` occurs.
+
+    Tallies are NumPy's: starting threads for 65536 numbers costs more than counting them.
+    """
     size = 1 << DIGIT
     first = shift == keys.bits - DIGIT
-    tallies = {prefix: torch.zeros(size, dtype=torch.int64) for prefix in prefixes}
+    tallies = {prefix: numpy.zeros(size, dtype=numpy.int64) for prefix in prefixes}
     for _, chunk in keys.chunks():
         for prefix, tally in tallies.items():
             alike = chunk if first else chunk[(chunk >> (shift + DIGIT)) == prefix]
             if alike.numel():
                 digits = (alike >> shift) & (size - 1)
-                tally += torch.bincount(digits, minlength=size).to(tally.device)
+                tally += torch.bincount(digits, minlength=size).cpu().numpy()
     return tallies
 
 

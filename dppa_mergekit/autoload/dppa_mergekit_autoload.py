@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 AWAITED = "mergekit.merge_methods"
+_warned = False
 
 
 class MergeMethodsFinder:
@@ -23,13 +24,17 @@ class MergeMethodsFinder:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """The spec that the other finders give, registering the plugin after the module ran."""
+        """The spec that the later finders give, registering the plugin after the module ran."""
         if name != AWAITED:
             return None
-        for finder in sys.meta_path:
-            if isinstance(finder, MergeMethodsFinder) or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(name, path, target)
+        # The finders before this one have been asked already, and one of them may be of this
+        # kind: asking it again would go round in circles.
+        finders = iter(sys.meta_path)
+        for finder in finders:
+            if finder is self:
+                break
+        for finder in finders:
+            spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
             if spec is not None:
                 _register_after(spec)
                 return spec
@@ -43,24 +48,31 @@ def _register_after(spec: "ModuleSpec") -> None:
     execute = loader.exec_module
 
     def exec_module(module: "ModuleType") -> None:
+        # A loader may serve other modules too, as that of a zip file does.
+        loader.exec_module = execute  # type: ignore[method-assign]
         execute(module)
-        register()
+        if module.__name__ == AWAITED:
+            register()
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
 
 
 def register() -> None:
-    """Import the plugin and register its methods; a failure is a warning, never an error."""
+    """Import the plugin and register its methods; a failure is one warning, never an error."""
+    global _warned
     try:
-        from dppa_mergekit import methods
-
-        # While `methods` itself is what imports mergekit, it is not complete yet and registers
-        # on its own when it is.
-        if hasattr(methods, "register_methods"):
+        methods = sys.modules.get("dppa_mergekit.methods")
+        if methods is None:
+            __import__("dppa_mergekit.methods")  # registers on its own
+        # Where `methods` itself is what imports mergekit, it is not complete yet, and will.
+        elif hasattr(methods, "register_methods"):
             methods.register_methods()
     except Exception as error:
+        if _warned:
+            return
         import warnings
 
+        _warned = True
         warnings.warn(
             f"dppa-mergekit cannot load, its merge methods are not available: "
             f"{type(error).__name__}: {error}",
