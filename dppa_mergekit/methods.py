@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from mergekit import merge_methods as mergekit_methods
-from mergekit.merge_methods.base import MISSING as MERGEKIT_MISSING
 from mergekit.merge_methods.base import (
     BasePolicy,
     BatchOptions,
@@ -31,9 +30,9 @@ from dppa_mergekit.allocation import Allocation
 from dppa_mergekit.combination import Combination, Contribution
 from dppa_mergekit.deltas import Delta
 from dppa_mergekit.density import DynamicPruning, Level
-from dppa_mergekit.errors import CheckpointError, RecipeError
+from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.names import Linear, linears_alone, linears_in
-from dppa_mergekit.planning import Plan, plan_of_caller
+from dppa_mergekit.planning import Plan, is_execution, plan_of_caller
 from dppa_mergekit.sparsification import PartitionAmplification, whole
 from dppa_mergekit.statistics import TensorSource, linear_deltas
 
@@ -101,6 +100,11 @@ class CheckedParameter(ParameterSpec):  # type: ignore[misc]
 
     parameter: recipe.Parameter | None = None
 
+    @property
+    def required(self) -> bool:
+        """Never, to mergekit: a missing value is checked as any other is, with its own sentence."""
+        return False
+
     def validate(self, value: object) -> object:
         """The value as the method uses it. Raises ParameterError where it is not allowed."""
         return value if self.parameter is None else self.parameter.check(value)
@@ -139,11 +143,9 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             CheckpointError: A header shows that a tensor cannot be merged.
         """
         caller = sys._getframe(1)
-        if caller.f_code.co_name == "execute" and base_id not in input_ids:
-            raise CheckpointError(f"{base_id}: tensor {group_name} is missing in the base model.")
-        if caller.f_code.co_name != "execute":
+        if not is_execution(caller):
             self._check_models(input_ids, base_id)
-        self._plan = plan_of_caller(caller, self.variant.name, self._plan)
+            self._plan = plan_of_caller(caller, self.variant.name, self._plan)
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 
     def _check_models(self, input_ids: Sequence[Hashable], base_id: Hashable | None) -> None:
@@ -181,9 +183,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         allocation = (
             self._allocation_in_memory(groups, parameters, input_dtypes)
             if planned is None
-            else planned.allocation(
-                {name: self._pruning(tensor.shared) for name, tensor in planned.tensors.items()}
-            )
+            else planned.allocation(self._pruning)
         )
         allocation.prepare()
         return tuple(
@@ -336,7 +336,7 @@ def _specification(parameter: recipe.Parameter) -> CheckedParameter:
         parameter.name,
         kinds.get(type(parameter), float),
         ParameterScope.NON_BASE if parameter.per_model else ParameterScope.SHARED,
-        MERGEKIT_MISSING if parameter.default is recipe.REQUIRED else parameter.default,
+        parameter.default,
         parameter.sentence,
         parameter=parameter,
     )
@@ -344,8 +344,15 @@ def _specification(parameter: recipe.Parameter) -> CheckedParameter:
 
 def _identity(model: Hashable) -> Hashable:
     """What is the same for two spellings of one model: real paths where they exist."""
-    parts = str(model).split("+")
-    return tuple(os.path.realpath(part) if os.path.exists(part) else part for part in parts)
+    from mergekit.common import ModelReference
+
+    if not isinstance(model, ModelReference):
+        return model
+    parts = [model.model, *([model.lora] if model.lora else [])]
+    return tuple(
+        (os.path.realpath(part.path) if os.path.exists(part.path) else part.path, part.revision)
+        for part in parts
+    )
 
 
 def _name(group: TensorGroup) -> str:

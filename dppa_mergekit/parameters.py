@@ -81,6 +81,10 @@ class Number(Parameter):
         """The number, from a number or, as YAML reads 1e-3, from its text."""
         if value is None and self.default is None:
             return None
+        if value is REQUIRED:
+            raise ParameterError(
+                f"{self.name} is missing: every fine-tuned model needs one, {self.allowed}."
+            )
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise self._refuse(value)
         try:

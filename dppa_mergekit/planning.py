@@ -12,7 +12,8 @@ merge_methods/task_adapter.py, io/tasks.py and scripts/merge_raw_pytorch.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -87,6 +88,7 @@ class Plan:
     _checkpoints: dict[ModelReference, Checkpoint] = field(default_factory=dict)
     _allocation: Allocation | None = None
     _without: set[ModelReference] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, task: ExecuteMergeMethodTask) -> None:
         """Take in what mergekit plans for one tensor, and check the headers of its inputs.
@@ -100,27 +102,33 @@ class Plan:
         self._check_headers(planned)
         self.tensors[planned.name] = planned
 
-    def allocation(self, pruning: Mapping[str, DynamicPruning]) -> Allocation:
+    def allocation(self, pruning: Callable[[Mapping[str, object]], DynamicPruning]) -> Allocation:
         """The allocation of this merge; made once, when all tensors are planned.
 
         Args:
-            pruning: Output name -> how its linears are pruned.
+            pruning: From a tensor's shared parameters, how its linears are pruned.
         """
-        if self._allocation is None:
-            densities: dict[Hashable, dict[str, float]] = {}
-            for planned in self.tensors.values():
-                for model in planned.models:
-                    density = planned.per_model[model]["density"]
-                    assert isinstance(density, float)
-                    densities.setdefault(model, {})[planned.name] = density
-            multiples = [each.multiples for each in pruning.values()]
-            self._allocation = Allocation(
-                [self._source(planned) for planned in self.tensors.values()],
-                densities,
-                [each for each in multiples if each is not None],
-                None if self.quiet else progress_bar,
-            )
-        return self._allocation
+        with self._lock:
+            if self._allocation is None:
+                self._allocation = self._new_allocation(pruning)
+            return self._allocation
+
+    def _new_allocation(
+        self, pruning: Callable[[Mapping[str, object]], DynamicPruning]
+    ) -> Allocation:
+        densities: dict[Hashable, dict[str, float]] = {}
+        for planned in self.tensors.values():
+            for model in planned.models:
+                density = planned.per_model[model]["density"]
+                assert isinstance(density, float)
+                densities.setdefault(model, {})[planned.name] = density
+        multiples = [pruning(planned.shared).multiples for planned in self.tensors.values()]
+        return Allocation(
+            [self._source(planned) for planned in self.tensors.values()],
+            densities,
+            [each for each in multiples if each is not None],
+            None if self.quiet else progress_bar,
+        )
 
     def _refuse_moved_layers(self, planned: PlannedTensor) -> None:
         for model, load in planned.loads.items():
@@ -196,6 +204,15 @@ class Plan:
         )
 
 
+def is_execution(frame: FrameType) -> bool:
+    """Whether the caller runs a task of a plan, and no longer plans."""
+    return _place(frame) == ("mergekit.merge_methods.task_adapter", "execute")
+
+
+def _place(frame: FrameType) -> tuple[object, str]:
+    return frame.f_globals.get("__name__"), frame.f_code.co_name
+
+
 def plan_of_caller(frame: FrameType, method: str, current: Plan | None) -> Plan | None:
     """The plan after a call of `validate_inputs`: the current one, a new one, or it with one more.
 
@@ -205,7 +222,7 @@ def plan_of_caller(frame: FrameType, method: str, current: Plan | None) -> Plan 
         current: The plan gathered so far.
     """
     caller = frame.f_locals.get("self")
-    place = (frame.f_globals.get("__name__"), frame.f_code.co_name)
+    place = _place(frame)
     if place == ("mergekit.plan", "normalize_config"):
         if current is not None and current.planner is caller:
             return current

@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from checkpoints import tensors_of, write_recipe
 from click.testing import CliRunner, Result
@@ -11,6 +12,8 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 Merge = Callable[..., dict[str, object]]
 
 transformers.utils.logging.disable_progress_bar()
+# On tensors this small a second thread only waits for the first.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

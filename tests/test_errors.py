@@ -111,6 +111,11 @@ def test_a_seed_that_is_no_whole_number(
     assert refused(run_yaml(content), tmp_path).startswith(f"seed is {value!r}; allowed is a whole")
 
 
+def test_a_model_without_weight(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    content = recipe(pristine, models={"math": {"weight": 1.0}, "law": {"density": 0.2}})
+    assert refused(run_yaml(content), tmp_path).startswith("weight is missing: every fine-tuned")
+
+
 def test_no_base_model(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
     content = recipe(pristine)
     del content["base_model"]
@@ -270,7 +275,9 @@ def slices(family: Path, *ranges: tuple[int, int]) -> dict[str, object]:
     return content
 
 
-@pytest.mark.parametrize("ranges", [((1, 3),), ((0, 2), (1, 3)), ((2, 3), (0, 2)), ((0, 1), (2, 3))])
+@pytest.mark.parametrize(
+    "ranges", [((1, 3),), ((0, 2), (1, 3)), ((2, 3), (0, 2)), ((0, 1), (2, 3))]
+)
 def test_slices_that_move_layers(
     pristine: Path, tmp_path: Path, run_yaml: RunYaml, ranges: tuple[tuple[int, int], ...]
 ) -> None:
@@ -297,9 +304,7 @@ def test_quantised_weights(family: Path, tmp_path: Path, run_yaml: RunYaml) -> N
     assert f"{family}/math: tensor {Q} is quantised (I8)" in sentence
 
 
-def test_a_cast_that_overflows_on_reading(
-    family: Path, tmp_path: Path, run_yaml: RunYaml
-) -> None:
+def test_a_cast_that_overflows_on_reading(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
     def enlarge(tensors: dict[str, torch.Tensor]) -> None:
         tensors[Q].view(-1)[3] = 1e6
 
@@ -312,7 +317,11 @@ def test_no_traceback_from_the_real_command(pristine: Path, tmp_path: Path) -> N
     path = write_recipe(
         tmp_path / "recipe.yml", recipe(pristine, models={"math": {"weight": 1, "density": 7}})
     )
-    command = [str(Path(sys.executable).with_name("mergekit-yaml")), str(path), str(tmp_path / "out")]
+    command = [
+        str(Path(sys.executable).with_name("mergekit-yaml")),
+        str(path),
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
