@@ -94,7 +94,9 @@ class Scaling:
         # From the largest set inwards, so that a smaller set's factor overwrites a larger one's.
         for kept, factor in zip(reversed(self.cuts), reversed(self.factors), strict=True):
             scale.masked_fill_(keys > kept.above, factor)
-            scale[kept.ties_within(offset, offset + delta.numel())] = factor
+            ties = kept.ties_within(offset, offset + delta.numel())
+            if ties.numel():
+                scale[ties] = factor
         return delta.mul_(scale)
 
 
@@ -164,8 +166,8 @@ class PartitionAmplification:
             )
         factors = tuple(float(self.factors.get(rate, 1.0)) for rate in rates)
         divisor = 1.0
-        if self.selection == "random":
-            divisor = (counts[-1] / max(1, delta.numel) if density is None else density) or 1.0
+        if self.selection == "random" and counts[-1] > 0:
+            divisor = counts[-1] / delta.numel if density is None else density
         if counts[0] == delta.numel:
             return Scaling((), factors[:1], None, divisor)
         keys: Keys = MagnitudeKeys(delta)

@@ -243,3 +243,13 @@ def test_dare_depends_on_no_order() -> None:
     )
     assert torch.allclose(one[name], two[name], atol=1e-6)
     assert torch.equal(one[name] != 0, two[name] != 0)
+
+
+@pytest.mark.parametrize("density", [0.0, 1e-40, 1e-5])
+@pytest.mark.parametrize("method", ["dppa", "dppa_ties", "dp", "owl", "dare_dpa"])
+def test_a_density_that_keeps_nothing(method: str, density: float) -> None:
+    base, tuned = torch.full((4, 5), 0.5), torch.full((4, 5), 1e6)
+    merged = merge_tensors(
+        [base, tuned], method, base_index=0, parameters={"weight": 1.0, "density": density}
+    )
+    assert torch.equal(merged, base)
