@@ -6,6 +6,7 @@ Importing this module registers them with mergekit.
 import logging
 import os
 import sys
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -403,16 +404,20 @@ def register_methods() -> None:
 
     A name that mergekit already has stays mergekit's, with a warning.
     """
-    taken = {method.spec.name: method for method in mergekit_methods.registered_methods()}
-    for variant in VARIANTS:
-        holder = taken.get(variant.name)
-        if holder is None:
-            mergekit_methods.register(DeltaPruningMerge(variant))
-        elif type(holder).__module__ != __name__:
-            LOG.warning(
-                "mergekit has a merge method %s of its own; dppa-mergekit leaves it as it is.",
-                variant.name,
-            )
+    with _REGISTRATION:
+        taken = {method.spec.name: method for method in mergekit_methods.registered_methods()}
+        for variant in VARIANTS:
+            holder = taken.get(variant.name)
+            if holder is None:
+                mergekit_methods.register(DeltaPruningMerge(variant))
+            elif type(holder).__module__ != __name__:
+                LOG.warning(
+                    "mergekit has a merge method %s of its own; dppa-mergekit leaves it as it is.",
+                    variant.name,
+                )
+
+
+_REGISTRATION = threading.Lock()
 
 
 register_methods()
