@@ -173,3 +173,16 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     for shard in sorted(folder.glob("*.safetensors")):
         result.update(safetensors.torch.load_file(shard))
     return result
+
+
+def unequal(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> list[str]:
+    """What differs between two checkpoints: names on one side only, dtypes, shapes, values."""
+    differences = [f"{name}: on one side only" for name in sorted(set(found) ^ set(wanted))]
+    for name in sorted(set(found) & set(wanted)):
+        left, right = found[name], wanted[name]
+        if left.dtype != right.dtype or left.shape != right.shape:
+            kinds = f"{left.dtype} {list(left.shape)}, {right.dtype} {list(right.shape)}"
+            differences.append(f"{name}: {kinds}")
+        elif not torch.equal(left, right):
+            differences.append(f"{name}: {int((left != right).sum())} of {left.numel()} values")
+    return differences
