@@ -12,8 +12,15 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 Merge = Callable[..., dict[str, object]]
 
 transformers.utils.logging.disable_progress_bar()
-# On tensors this small a second thread only waits for the first.
-torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Several threads are slower than one on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

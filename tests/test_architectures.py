@@ -1,7 +1,7 @@
 """Every architecture: all tensors against the oracle, the output loaded and run by transformers."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +45,6 @@ LINEARS = {
 """The tensors that are pruned; all others are dense."""
 
 VOCABULARY_TENSORS = r"(embed_tokens|lm_head|wte|word_embeddings|shared)\.weight$"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Several threads are slower than one on tensors this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

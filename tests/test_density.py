@@ -176,18 +176,16 @@ def test_the_scale_of_the_delta_does_not_matter() -> None:
 
 
 def test_threads_do_not_show() -> None:
+    # float64 deltas: sums of float32 are exact in float64, and would not show the threads.
     generator = torch.Generator().manual_seed(0)
     deltas = {
-        f"layers.{i}.up.weight": torch.randn(700, 1100, generator=generator) ** 3 for i in range(2)
+        f"layers.{i}.up.weight": torch.randn(700, 1100, generator=generator, dtype=torch.float64)
+        for i in range(2)
     }
-    threads = torch.get_num_threads()
-    try:
-        taken = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            taken.append(measured(deltas))
-    finally:
+    taken = []
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
+        taken.append(measured(deltas))
     assert taken[0] == taken[1] == taken[2]
 
 
