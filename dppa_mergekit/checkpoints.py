@@ -14,8 +14,9 @@ import torch
 
 from dppa_mergekit.errors import CheckpointError
 
-PLAIN_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-"""Dtypes that hold a weight's value itself, in the names of safetensors headers."""
+PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
+"""Dtypes, in the names of safetensors headers, that hold values themselves: floats, and the
+integers of buffers. All others need scales that a merge does not see."""
 
 _TORCH_NAMES = {
     torch.float64: "F64",
@@ -76,6 +77,10 @@ class Checkpoint:
         """The file that holds a tensor, relative to the model's folder."""
         return self.index.tensor_paths[stored]
 
+    def stored(self) -> list[str]:
+        """The names of all stored tensors."""
+        return list(self.index.tensor_paths)
+
     def header(self, stored: str) -> Header:
         """The header of a stored tensor.
 
@@ -97,7 +102,7 @@ def _read_headers(path: Path, model: str) -> dict[str, Header]:
     if not path.exists():
         raise CheckpointError(f"{model}: the file {path} is missing.")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as shard:
                 slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
                 return {

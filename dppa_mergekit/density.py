@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.names import Block, Linear
-from dppa_mergekit.parameters import DENSITY
+from dppa_mergekit.parameters import (
+    BLOCK_SIGNIFICANCE_MULTIPLE,
+    DENSITY,
+    MAX_FLUCTUATION,
+    SIGNIFICANCE_MULTIPLE,
+    checked,
+    significance,
+)
 from dppa_mergekit.statistics import ModelStatistics, Multiples
 
 Floats = NDArray[numpy.float64]
@@ -46,6 +53,16 @@ class DynamicPruning:
     block_significance_multiple: float | None = None
     levels: tuple[Level, ...] = ("block", "linear")
 
+    def __post_init__(self) -> None:
+        """Raise ParameterError for what is not allowed."""
+        checked(MAX_FLUCTUATION, self.max_fluctuation)
+        significance("magnitude").check(self.significance)
+        checked(SIGNIFICANCE_MULTIPLE, self.significance_multiple)
+        BLOCK_SIGNIFICANCE_MULTIPLE.check(self.block_significance_multiple)
+        unknown = set(self.levels) - {"block", "linear"}
+        if unknown:
+            raise ParameterError(f"levels are {self.levels!r}; allowed are block and linear.")
+
     @property
     def multiples(self) -> Multiples | None:
         """The multiples that the statistics must have been taken at; None if none are needed."""
@@ -63,7 +80,7 @@ class DynamicPruning:
         Raises:
             ParameterError: The density is out of range, or the statistics are for other multiples.
         """
-        DENSITY.check(density)
+        density = checked(DENSITY, density)
         numel = numpy.array([each.numel for each in statistics.linears], dtype=numpy.float64)
         if density in (0, 1) or self.multiples is None:
             kept = numpy.full_like(numel, density)
@@ -143,11 +160,15 @@ def shift_to_budget(wanted: Floats, numel: Floats, density: float) -> Floats:
     # The kept total is piecewise linear in c and never falls; its corners are where one linear
     # starts or stops being clipped.
     corners = numpy.unique(numpy.concatenate([-wanted, 1 - wanted]))
-    totals = numpy.array([(numel * numpy.clip(wanted + c, 0, 1)).sum() for c in corners])
-    right = int(numpy.searchsorted(totals, budget))
-    right = min(max(right, 1), len(corners) - 1)
-    left = right - 1
-    rise = totals[right] - totals[left]
-    share = (budget - totals[left]) / rise if rise > 0 else 0.0
+
+    def total(corner: int) -> float:
+        return float((numel * numpy.clip(wanted + corners[corner], 0, 1)).sum())
+
+    left, right = 0, len(corners) - 1
+    while right - left > 1:
+        middle = (left + right) // 2
+        left, right = (middle, right) if total(middle) < budget else (left, middle)
+    rise = total(right) - total(left)
+    share = (budget - total(left)) / rise if rise > 0 else 0.0
     constant = corners[left] + share * (corners[right] - corners[left])
     return numpy.asarray(numpy.clip(wanted + constant, 0, 1), dtype=numpy.float64)

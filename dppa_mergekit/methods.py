@@ -4,7 +4,6 @@ Importing this module registers them with mergekit.
 """
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Hashable, Mapping, Sequence
@@ -31,9 +30,10 @@ from dppa_mergekit.allocation import Allocation
 from dppa_mergekit.combination import Combination, Contribution
 from dppa_mergekit.deltas import Delta
 from dppa_mergekit.density import DynamicPruning, Level
-from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.errors import CheckpointError, ParameterError, RecipeError
+from dppa_mergekit.inputs import check_models, check_tuned
 from dppa_mergekit.names import Linear, linears_alone, linears_in
-from dppa_mergekit.planning import Plan, is_execution, plan_of_caller
+from dppa_mergekit.planning import is_execution, is_planning, observe, plan_of
 from dppa_mergekit.sparsification import PartitionAmplification, whole
 from dppa_mergekit.statistics import TensorSource, linear_deltas
 
@@ -103,19 +103,23 @@ class CheckedParameter(ParameterSpec):  # type: ignore[misc]
 
     @property
     def required(self) -> bool:
-        """Never, to mergekit: a missing value is checked as any other is, with its own sentence."""
+        """Never, to mergekit: this package says itself what is missing."""
         return False
 
     def validate(self, value: object) -> object:
         """The value as the method uses it. Raises ParameterError where it is not allowed."""
-        return value if self.parameter is None else self.parameter.check(value)
+        # Of a missing value, those who know the model and the tensor tell better.
+        if self.parameter is None or value is recipe.REQUIRED:
+            return value
+        return self.parameter.check(value)
 
 
 class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
     """Prune every model's delta, amplify what is left, and add the weighted sum to the base.
 
     Under mergekit's commands and `merge_state_dicts` the density is allocated over whole models.
-    `merge_tensors` hands over one tensor without its model, so that tensor gets its plain density.
+    `merge_tensors` hands over one tensor without its model, so that tensor gets its plain density,
+    as does the only floating-point tensor of a state dict.
     Results carry no gradients.
     """
 
@@ -128,7 +132,6 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             pretty_name=variant.pretty_name,
             reference_url="https://arxiv.org/abs/2403.02799",
         )
-        self._plan: Plan | None = None
 
     def validate_inputs(
         self,
@@ -145,30 +148,12 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         """
         caller = sys._getframe(1)
         if not is_execution(caller):
-            self._check_models(input_ids, base_id)
-            self._plan = plan_of_caller(caller, self.variant.name, self._plan)
+            check_models(self.variant.name, input_ids, base_id, group_name)
+        if not is_planning(caller):
+            # Of a recipe's slices, and so of its tensors, some may be the base's alone.
+            check_tuned(self.variant.name, input_ids, base_id)
+        observe(caller, self.variant.name)
         super().validate_inputs(input_ids, base_id, group_name=group_name)
-
-    def _check_models(self, input_ids: Sequence[Hashable], base_id: Hashable | None) -> None:
-        if base_id is None:
-            raise RecipeError(
-                f"{self.variant.name} merges deltas from a base model; "
-                f"the recipe has no base_model."
-            )
-        if all(each == base_id for each in input_ids):
-            raise RecipeError(
-                f"{self.variant.name} needs at least one fine-tuned model beside the base model "
-                f"{base_id}; the recipe has none."
-            )
-        seen: dict[Hashable, Hashable] = {}
-        for each in input_ids:
-            same = seen.setdefault(_identity(each), each)
-            if same is not each:
-                raise RecipeError(
-                    f"The model {each} is given twice"
-                    + (f", also as {same}" if str(same) != str(each) else "")
-                    + "; allowed is once, with the sum of both weights."
-                )
 
     def _execute(
         self,
@@ -180,7 +165,8 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         out_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Merge groups: one that mergekit has planned, one by itself, or all of a model's."""
-        planned = self._planned(groups)
+        # The frames above: mergekit's _execute_resolved, and what calls that.
+        planned = plan_of(sys._getframe(2))
         allocation = (
             self._allocation_in_memory(groups, parameters, input_dtypes)
             if planned is None
@@ -205,30 +191,6 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             (group,), [parameters], BatchOptions(), input_dtypes=[None], out_dtype=None
         )
         return merged
-
-    def _planned(self, groups: Sequence[TensorGroup]) -> Plan | None:
-        """mergekit's plan, if the groups come from it.
-
-        Raises:
-            RecipeError: They come from a plan that was not seen, or no longer is the current one.
-        """
-        from mergekit.common import ModelReference
-
-        if not all(
-            isinstance(each.id, ModelReference) for group in groups for each in group.entries
-        ):
-            return None
-        plan = self._plan
-        if plan is not None and all(
-            group.metadata.name in plan.tensors
-            and {each.id for each in group.entries} <= set(plan.tensors[group.metadata.name].loads)
-            for group in groups
-        ):
-            return plan
-        raise RecipeError(
-            f"{self.variant.name} did not see mergekit plan this merge: plan and run one merge at "
-            f"a time, with a mergekit release that dppa-mergekit supports (0.1.5)."
-        )
 
     def _allocation_in_memory(
         self,
@@ -259,6 +221,11 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
     ) -> torch.Tensor:
         """The merged tensor of one group, in the base's dtype or `out_dtype`."""
         name, base = _name(group), _base_of(group).tensor.detach()
+        if not base.is_floating_point():
+            raise CheckpointError(
+                f"Tensor {name} is {str(base.dtype).removeprefix('torch.')}; allowed are "
+                f"floating-point tensors."
+            )
         held = _linears_of(group, alone, base.shape)
         dtype = base.dtype if out_dtype is None else out_dtype
         if not group.non_base or base.numel() == 0:
@@ -283,7 +250,8 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             overflow |= combination.merge(flat[part], contributions, merged[part], limit)
         if overflow:
             LOG.warning(
-                "Tensor %s: the sum is too large for %s; infinity is written.",
+                "Tensor %s: the sum is too large for %s; what does not "
+                "fit becomes infinity or NaN.",
                 name,
                 str(final_dtype or dtype).removeprefix("torch."),
             )
@@ -343,19 +311,6 @@ def _specification(parameter: recipe.Parameter) -> CheckedParameter:
     )
 
 
-def _identity(model: Hashable) -> Hashable:
-    """What is the same for two spellings of one model: real paths where they exist."""
-    from mergekit.common import ModelReference
-
-    if not isinstance(model, ModelReference):
-        return model
-    parts = [model.model, *([model.lora] if model.lora else [])]
-    return tuple(
-        (os.path.realpath(part.path) if os.path.exists(part.path) else part.path, part.revision)
-        for part in parts
-    )
-
-
 def _name(group: TensorGroup) -> str:
     return group.metadata.name or "of no name"
 
@@ -389,6 +344,8 @@ def _number(bound: Bound, name: str, model: Hashable = None) -> float:
     value = bound[name]
     if isinstance(value, Mapping):
         value = value[model]
+    if value is recipe.REQUIRED:
+        raise ParameterError(f"{name} is missing for {model}: every fine-tuned model needs one.")
     if not isinstance(value, (int, float)):
         raise TypeError(f"{name} is bound to {value!r}, not a number")
     return float(value)

@@ -44,28 +44,23 @@ def block_of(name: str) -> Block | None:
     return None
 
 
-def linears_in(
-    name: str, shape: Sequence[int], floating: bool = True, vocabulary: bool = False
-) -> int:
+def linears_in(name: str, shape: Sequence[int], vocabulary: bool = False) -> int:
     """How many linears a tensor holds: 0 for a dense one, 1, or the number of stacked experts.
 
     Args:
-        name: The tensor's name.
+        name: The name of a floating-point tensor.
         shape: Its shape.
-        floating: Whether its dtype is a floating-point one.
         vocabulary: Whether one of its axes is indexed by tokens.
     """
-    if block_of(name) is None or vocabulary or not floating or 0 in shape:
+    if block_of(name) is None or vocabulary or 0 in shape:
         return 0
     components = [component.lower() for component in name.split(".")]
     return 0 if _is_dense(components) else _linears_by_shape(components, shape)
 
 
-def linears_alone(
-    name: str | None, shape: Sequence[int], floating: bool = True, vocabulary: bool = False
-) -> int:
+def linears_alone(name: str | None, shape: Sequence[int], vocabulary: bool = False) -> int:
     """As `linears_in`, for a tensor that comes without its model: only its own name may say no."""
-    if vocabulary or not floating or 0 in shape or len(shape) == 0:
+    if vocabulary or 0 in shape or len(shape) == 0:
         return 0
     if name is None:
         return 1

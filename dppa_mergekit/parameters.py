@@ -7,6 +7,7 @@ from it, and a test holds the README's tables against it.
 import math
 from dataclasses import dataclass
 from enum import Enum
+from numbers import Real
 from typing import Literal
 
 import pydantic
@@ -63,41 +64,43 @@ class Parameter:
 class Number(Parameter):
     """A finite number in a closed range; None only where None is the default."""
 
-    minimum: float = -FLOAT32_MAX
-    maximum: float = FLOAT32_MAX
+    minimum: float | int = -FLOAT32_MAX
+    maximum: float | int = FLOAT32_MAX
     whole: bool = False
 
     @property
     def allowed(self) -> str:
         """The range in words."""
-        kind = "a whole number" if self.whole else "a finite number"
-        if self.minimum == -FLOAT32_MAX and self.maximum == FLOAT32_MAX:
-            return kind
-        if self.maximum >= FLOAT32_MAX or self.whole:
-            return f"{kind} of at least {self.minimum:g}"
-        return f"a number from {self.minimum:g} to {self.maximum:g}"
+        if self.whole:
+            return f"a whole number from {self.minimum} to {self.maximum}"
+        if self.maximum < FLOAT32_MAX:
+            return f"a number from {self.minimum:g} to {self.maximum:g}"
+        least = "" if self.minimum == -FLOAT32_MAX else f" of at least {self.minimum:g}"
+        return f"a finite float32 number{least}"
 
     def check(self, value: object) -> float | int | None:
         """The number, from a number or, as YAML reads 1e-3, from its text."""
         if value is None and self.default is None:
             return None
-        if value is REQUIRED:
-            raise ParameterError(
-                f"{self.name} is missing: every fine-tuned model needs one, {self.allowed}."
-            )
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        if isinstance(value, bool) or not isinstance(value, (Real, str)):
             raise self._refuse(value)
         try:
-            number = float(value)
+            number = int(value) if self.whole and isinstance(value, int) else float(value)
         except (ValueError, OverflowError):
             raise self._refuse(value) from None
         if not (math.isfinite(number) and self.minimum <= number <= self.maximum):
             raise self._refuse(value)
-        if self.whole:
-            if number != int(number):
-                raise self._refuse(value)
-            return value if isinstance(value, int) else int(number)
-        return number
+        if self.whole and number != int(number):
+            raise self._refuse(value)
+        return int(number) if self.whole else number
+
+
+def checked(parameter: Number, value: object) -> float:
+    """A number of a parameter that has no None. Raises ParameterError where it is not allowed."""
+    number = parameter.check(value)
+    if number is None:
+        raise ParameterError(f"{parameter.name} is None; allowed is {parameter.allowed}.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ AMPLIFY_DENSE = Number(
     minimum=0,
 )
 LAMBDA = Number("lambda", False, "Factor of the whole sum of deltas.", 1.0)
-SEED = Number("seed", False, "Seed of the random partitions.", 0, 0, 2**63 - 1, whole=True)
+SEED = Number("seed", False, "Seed of the random partitions.", 0, 0, 2**32 - 1, whole=True)
 MAX_FLUCTUATION = Number(
     "max_fluctuation",
     False,

@@ -4,15 +4,17 @@ mergekit hands a merge method one output tensor at a time, with the output's nam
 pruning needs the whole model, each tensor as the merge will see it (cast to the recipe's dtype,
 with aliases and tied names resolved and experts packed), and it must know whether `slices:` move
 layers. All of that is in the task that mergekit makes for every tensor while it plans, and that
-task calls the method's `validate_inputs`. So the plan is gathered from those calls: the caller is
-looked up, once a call, in the frame above. Read off release 0.1.5: mergekit/plan.py,
-merge_methods/task_adapter.py, io/tasks.py and scripts/merge_raw_pytorch.py.
+task calls the method's `validate_inputs`. So the plan is gathered from those calls, and found
+again when the task calls the method to merge: the calling task is looked up in the frame above.
+Read off release 0.1.5: mergekit/plan.py, merge_methods/task_adapter.py and
+scripts/merge_raw_pytorch.py.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,19 +25,27 @@ import torch
 from tqdm import tqdm
 
 from dppa_mergekit.allocation import Allocation
-from dppa_mergekit.checkpoints import PLAIN_FLOATS, Checkpoint, Header
+from dppa_mergekit.checkpoints import PLAIN_DTYPES, Checkpoint, Header
 from dppa_mergekit.density import DynamicPruning
-from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
+from dppa_mergekit.errors import CheckpointError, RecipeError
+from dppa_mergekit.inputs import check_dtype, check_tuned
+from dppa_mergekit.loads import checkpoint_of, is_convertible, own_name, possible_names, read
 from dppa_mergekit.names import block_of, linears_in
+from dppa_mergekit.parameters import REQUIRED
 from dppa_mergekit.statistics import Progress, TensorSource
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
-    from mergekit.io.tasks import LoadTensor
     from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
-    from mergekit.scripts.merge_raw_pytorch import SimpleLoadTensor
+
+    from dppa_mergekit.loads import Load
 
 LOG = logging.getLogger(__name__)
+
+_PLANNER = ("mergekit.plan", "normalize_config")
+_RAW_PLANNER = ("mergekit.scripts.merge_raw_pytorch", "plan_flat_merge")
+_TASK = ("mergekit.merge_methods.task_adapter", "validate_configured_inputs")
+_EXECUTION = ("mergekit.merge_methods.task_adapter", "execute")
 
 
 @dataclass(frozen=True)
@@ -46,16 +56,16 @@ class PlannedTensor:
         name: The output's name.
         base: The base model.
         loads: Model -> mergekit's task that reads its tensor; the base is among them.
-        vocabulary: Whether an axis is indexed by tokens.
+        vocabulary: The axis that is indexed by tokens, if one is.
         optional: Whether a model may lack it.
-        aligned: Whether mergekit aligns the vocabulary before the method is called.
+        aligned: Whether mergekit aligns the vocabularies before the method is called.
         shared: The shared parameters.
         per_model: Model -> its parameters.
     """
 
     name: str
     base: ModelReference
-    loads: Mapping[ModelReference, LoadTensor | SimpleLoadTensor]
+    loads: Mapping[ModelReference, Load]
     vocabulary: int | None
     optional: bool
     aligned: bool
@@ -67,6 +77,62 @@ class PlannedTensor:
         """The fine-tuned models."""
         return [model for model in self.loads if model != self.base]
 
+    @classmethod
+    def of(cls, task: ExecuteMergeMethodTask) -> PlannedTensor:
+        """What a task of mergekit's will merge.
+
+        Raises:
+            RecipeError: mergekit would leave out a model.
+        """
+        gather = task.gather_tensors
+        aligned = hasattr(gather, "gather_tensors")
+        if aligned:
+            gather = gather.gather_tensors
+        raw = not hasattr(gather, "weight_info")
+        loads = (
+            dict(gather.tensors.items())
+            if raw
+            else {load.model: load for load in gather.arguments().values()}
+        )
+        for model in task.model_order:
+            if model not in loads:
+                raise RecipeError(
+                    f"slices: {model} is in a later slice and not in the first, so mergekit would "
+                    f"leave it out of {task.output_weight.name}: list it in every slice."
+                )
+        return cls(
+            task.output_weight.name,
+            task.base_model,
+            {model: loads[model] for model in task.model_order},
+            task.output_weight.vocabulary_axis,
+            # Under mergekit-pytorch with --tensor-union a model may lack any tensor.
+            raw or bool(task.output_weight.optional),
+            aligned,
+            dict(task.parameters.items()),
+            {model: dict(values.items()) for model, values in task.input_parameters.items()},
+        )
+
+    def load(self) -> dict[Hashable, torch.Tensor]:
+        """The tensors of all models that have it, as the merge will see them."""
+        tensors: dict[Hashable, torch.Tensor] = {}
+        for model, load in self.loads.items():
+            tensor = read(load, model)
+            if tensor is not None:
+                tensors[model] = tensor
+        # mergekit promotes the inputs to one dtype; only float64 changes what a delta is.
+        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
+            return {
+                model: tensor.double() if tensor.is_floating_point() else tensor
+                for model, tensor in tensors.items()
+            }
+        return tensors
+
+    def comparable(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """A shape as far as it must be the base's: without a vocabulary that mergekit aligns."""
+        if self.aligned and self.vocabulary is not None:
+            return tuple(size for axis, size in enumerate(shape) if axis != self.vocabulary)
+        return tuple(shape)
+
 
 @dataclass
 class Plan:
@@ -76,7 +142,7 @@ class Plan:
         method: The merge method's name.
         planner: What plans it; tells one merge from the next.
         quiet: Whether progress bars are off.
-        output_dtype: What every output is cast to after the merge; None for the base's own.
+        output_dtype: What every output is cast to after the merge; None for the inputs' own.
         tensors: Output name -> what is planned for it.
     """
 
@@ -86,19 +152,25 @@ class Plan:
     output_dtype: torch.dtype | None = None
     tensors: dict[str, PlannedTensor] = field(default_factory=dict)
     _checkpoints: dict[ModelReference, Checkpoint] = field(default_factory=dict)
-    _allocation: Allocation | None = None
+    _searched: set[ModelReference] = field(default_factory=set)
     _without: set[ModelReference] = field(default_factory=set)
+    _allocation: Allocation | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, task: ExecuteMergeMethodTask) -> None:
+    def add(self, planned: PlannedTensor) -> None:
         """Take in what mergekit plans for one tensor, and check the headers of its inputs.
 
         Raises:
-            RecipeError: The recipe's slices move the layer.
+            RecipeError: The recipe's slices move the layer, or a model has no weight for it.
             CheckpointError: A header shows that the inputs cannot be merged.
         """
-        planned = _planned(task)
         self._refuse_moved_layers(planned)
+        for model in planned.models:
+            if planned.per_model[model]["weight"] is REQUIRED:
+                raise RecipeError(
+                    f"{model}: there is no weight for {planned.name}; every fine-tuned model needs "
+                    f"one for every tensor, so filters need a last entry without a filter."
+                )
         self._check_headers(planned)
         self.tensors[planned.name] = planned
 
@@ -132,7 +204,7 @@ class Plan:
 
     def _refuse_moved_layers(self, planned: PlannedTensor) -> None:
         for model, load in planned.loads.items():
-            name = _names(load)[0]
+            name = own_name(load)
             if block_of(name) != block_of(planned.name):
                 raise RecipeError(
                     f"slices: {name} of {model} would become {planned.name}; {self.method} "
@@ -143,32 +215,41 @@ class Plan:
         headers: dict[ModelReference, Header] = {}
         for model, load in planned.loads.items():
             checkpoint = self._checkpoint(model, load)
-            stored = checkpoint.stored_name(_names(load))
+            stored = checkpoint.stored_name(possible_names(load))
             if stored is not None:
                 headers[model] = checkpoint.header(stored)
                 _refuse_quantised(model, stored, headers[model])
+            elif is_convertible(load):
+                self._check_all_headers(model, checkpoint)
             elif planned.optional:
                 self._accept_missing(planned, model)
-            elif not _convertible(load):
+            else:
                 raise CheckpointError(f"{model}: tensor {planned.name} is missing.")
-        if planned.base not in headers:
-            return
-        expected = _comparable(headers[planned.base].shape, planned)
+        base = headers.get(planned.base)
         for model, header in headers.items():
-            if _comparable(header.shape, planned) != expected:
+            if base is not None and planned.comparable(header.shape) != planned.comparable(
+                base.shape
+            ):
                 hint = ""
                 if planned.vocabulary is not None:
                     hint = " With vocabularies that differ, set tokenizer: {source: base} or union."
                 raise CheckpointError(
                     f"{model}: tensor {planned.name} has shape {list(header.shape)}; that of the "
-                    f"base model {planned.base} has {list(headers[planned.base].shape)}.{hint}"
+                    f"base model {planned.base} has {list(base.shape)}.{hint}"
                 )
+
+    def _check_all_headers(self, model: ModelReference, checkpoint: Checkpoint) -> None:
+        """Look at every stored tensor, once: some are packed into others when they are read."""
+        if model not in self._searched:
+            self._searched.add(model)
+            for stored in checkpoint.stored():
+                _refuse_quantised(model, stored, checkpoint.header(stored))
 
     def _accept_missing(self, planned: PlannedTensor, model: ModelReference) -> None:
         others = [
             other
             for other, load in planned.loads.items()
-            if self._checkpoint(other, load).stored_name(_names(load)) is not None
+            if self._checkpoint(other, load).stored_name(possible_names(load)) is not None
         ]
         if model == planned.base and others:
             raise CheckpointError(
@@ -178,76 +259,94 @@ class Plan:
         if others and model not in self._without:
             self._without.add(model)
             LOG.warning(
-                "%s: optional tensor %s is missing; its delta is taken as zero, as is that of "
-                "other optional tensors that it lacks.",
+                "%s: optional tensor %s is missing; the model takes no part in it, nor in other "
+                "optional tensors that it lacks.",
                 model,
                 planned.name,
             )
 
-    def _checkpoint(self, model: ModelReference, load: LoadTensor | SimpleLoadTensor) -> Checkpoint:
+    def _checkpoint(self, model: ModelReference, load: Load) -> Checkpoint:
         if model not in self._checkpoints:
-            self._checkpoints[model] = Checkpoint(str(model), _loader_index(load))
+            self._checkpoints[model] = checkpoint_of(load, model)
         return self._checkpoints[model]
 
     def _source(self, planned: PlannedTensor) -> TensorSource:
-        base = planned.loads[planned.base]
-        stored = self._checkpoint(planned.base, base).stored_name(_names(base))
+        checkpoint = self._checkpoint(planned.base, planned.loads[planned.base])
+        stored = checkpoint.stored_name(possible_names(planned.loads[planned.base]))
         return TensorSource(
             planned.name,
             planned.base,
-            lambda: _load(planned),
+            planned.load,
             lambda shape: linears_in(
                 planned.name, shape, vocabulary=planned.vocabulary is not None
             ),
             planned.aligned,
-            shard="" if stored is None else self._checkpoints[planned.base].shard_of(stored),
+            shard="" if stored is None else checkpoint.shard_of(stored),
         )
+
+
+class _Gathering(threading.local):
+    """Method name -> the plan that this thread is gathering."""
+
+    def __init__(self) -> None:
+        self.plans: dict[str, Plan] = {}
+
+
+_GATHERING = _Gathering()
+_PLANS: dict[int, Plan] = {}
+"""The identity of a task -> its plan, for as long as the task lives."""
+
+
+def observe(frame: FrameType, method: str) -> None:
+    """Learn what can be learnt from a call of `validate_inputs` while mergekit plans.
+
+    Args:
+        frame: Of the caller.
+        method: The merge method's name.
+
+    Raises:
+        RecipeError: The recipe as a whole, or for one tensor, cannot be merged.
+        CheckpointError: A header shows that a tensor cannot be merged.
+    """
+    place, caller = _place(frame), frame.f_locals.get("self")
+    plan = _GATHERING.plans.get(method)
+    if place == _PLANNER and caller is not None and (plan is None or plan.planner is not caller):
+        models = caller.config.referenced_models()
+        check_tuned(method, models, caller.config.base_model)
+        _GATHERING.plans[method] = _new_plan(method, caller, caller.config, caller.options)
+    elif place == _RAW_PLANNER:
+        config = frame.f_locals["config"]
+        _GATHERING.plans[method] = _new_plan(method, config, config, frame.f_locals["options"])
+    elif place == _TASK and plan is not None and caller is not None:
+        plan.add(PlannedTensor.of(caller))
+        _PLANS[id(caller)] = plan
+        weakref.finalize(caller, _PLANS.pop, id(caller), None)
+
+
+def is_planning(frame: FrameType) -> bool:
+    """Whether the caller is mergekit's planner or a task that it makes, or runs."""
+    return _place(frame) in (_PLANNER, _TASK, _EXECUTION)
 
 
 def is_execution(frame: FrameType) -> bool:
-    """Whether the caller runs a task of a plan, and no longer plans."""
-    return _place(frame) == ("mergekit.merge_methods.task_adapter", "execute")
+    """Whether the caller is a task of mergekit's that runs."""
+    return _place(frame) == _EXECUTION
 
 
-def _place(frame: FrameType) -> tuple[object, str]:
-    return frame.f_globals.get("__name__"), frame.f_code.co_name
+def plan_of(frame: FrameType) -> Plan | None:
+    """The plan of the task that calls a method to merge; None if no task calls it.
 
-
-def plan_of_caller(frame: FrameType, method: str, current: Plan | None) -> Plan | None:
-    """The plan after a call of `validate_inputs`: the current one, a new one, or it with one more.
-
-    Args:
-        frame: Of the caller of `validate_inputs`.
-        method: The merge method's name.
-        current: The plan gathered so far.
+    Raises:
+        RecipeError: The task was not seen when it was planned.
     """
-    caller = frame.f_locals.get("self")
-    place = _place(frame)
-    if place == ("mergekit.plan", "normalize_config"):
-        if current is not None and current.planner is caller:
-            return current
-        options, config = getattr(caller, "options", None), getattr(caller, "config", None)
-        return Plan(
-            method,
-            caller,
-            quiet=bool(getattr(options, "quiet", False)),
-            output_dtype=_dtype(getattr(config, "out_dtype", None)),
+    if not is_execution(frame):
+        return None
+    plan = _PLANS.get(id(frame.f_locals.get("self")))
+    if plan is None:
+        raise RecipeError(
+            "dppa-mergekit did not see mergekit plan this merge; it supports mergekit 0.1.5."
         )
-    if place == ("mergekit.scripts.merge_raw_pytorch", "plan_flat_merge"):
-        options, config = frame.f_locals.get("options"), frame.f_locals.get("config")
-        return Plan(
-            method,
-            frame.f_locals.get("config"),
-            quiet=bool(getattr(options, "quiet", False)),
-            output_dtype=_dtype(getattr(config, "out_dtype", None)),
-        )
-    if (
-        place == ("mergekit.merge_methods.task_adapter", "validate_configured_inputs")
-        and current is not None
-        and caller is not None
-    ):
-        current.add(caller)
-    return current
+    return plan
 
 
 @contextmanager
@@ -257,104 +356,22 @@ def progress_bar(total: int) -> Iterator[Progress]:
         yield bar
 
 
-def _planned(task: ExecuteMergeMethodTask) -> PlannedTensor:
-    gather = task.gather_tensors
-    aligned = not hasattr(gather, "weight_info") and hasattr(gather, "gather_tensors")
-    if aligned:
-        gather = gather.gather_tensors
-    optional = bool(task.output_weight.optional)
-    if hasattr(gather, "weight_info"):
-        loads = {load.model: load for load in gather.arguments().values()}
-        ordered = {model: loads[model] for model in task.model_order}
-    else:
-        # mergekit-pytorch: with --tensor-union a model may lack any tensor.
-        optional = True
-        ordered = {model: gather.tensors[model] for model in task.model_order}
-    if task.base_model is None:
-        raise RecipeError("There is no base model.")
-    return PlannedTensor(
-        task.output_weight.name,
-        task.base_model,
-        ordered,
-        task.output_weight.vocabulary_axis,
-        optional,
-        aligned,
-        dict(task.parameters.items()),
-        {model: dict(values.items()) for model, values in task.input_parameters.items()},
-    )
+def _place(frame: FrameType) -> tuple[object, str]:
+    return frame.f_globals.get("__name__"), frame.f_code.co_name
 
 
-def _names(load: LoadTensor | SimpleLoadTensor) -> list[str]:
-    """The names under which a model may store the tensor, its own first."""
-    if hasattr(load, "tensor_name"):
-        return [load.tensor_name]
-    return [load.tensor, *(load.aliases or ()), *(load.tied_names or ())]
-
-
-def _loader_index(load: LoadTensor | SimpleLoadTensor):  # type: ignore[no-untyped-def]
-    if hasattr(load, "tensor_name"):
-        from mergekit.scripts.merge_raw_pytorch import SimpleLoaderCache
-
-        return SimpleLoaderCache().get(load.model).index
-    from mergekit.io.tasks import LoaderCache
-
-    return LoaderCache().get(load.model).index
-
-
-def _convertible(load: LoadTensor | SimpleLoadTensor) -> bool:
-    """Whether transformers knows conversions for the model's type, as for unstacked experts.
-
-    The conversion itself is tried when the tensor is read, still before anything is written.
-    """
-    if hasattr(load, "tensor_name"):
-        return False
-    from mergekit.io.tasks import LoaderCache
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    config = load.model.config(trust_remote_code=LoaderCache().trust_remote_code)
-    return bool(get_checkpoint_conversion_mapping(config.model_type))  # type: ignore[no-untyped-call]
-
-
-def _load(planned: PlannedTensor) -> dict[Hashable, torch.Tensor]:
-    """Read a tensor of every model as the merge will see it, but always on the CPU."""
-    tensors: dict[Hashable, torch.Tensor] = {}
-    for model, load in planned.loads.items():
-        try:
-            tensor = load.model_copy(update={"device": None}).execute()
-        except DppaError:
-            raise
-        except Exception as error:
-            raise CheckpointError(
-                f"{model}: tensor {planned.name} cannot be read ({type(error).__name__}: {error})."
-            ) from error
-        if tensor is not None:
-            tensors[model] = tensor
-    if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
-        return {
-            model: tensor.double() if tensor.is_floating_point() else tensor
-            for model, tensor in tensors.items()
-        }
-    return tensors
-
-
-def _comparable(shape: Sequence[int], planned: PlannedTensor) -> tuple[int, ...]:
-    """The shape as far as it must be the base's: without a vocabulary that mergekit aligns."""
-    if planned.aligned and planned.vocabulary is not None:
-        return tuple(size for axis, size in enumerate(shape) if axis != planned.vocabulary)
-    return tuple(shape)
+def _new_plan(method: str, planner: object, config: object, options: object) -> Plan:
+    dtype, out_dtype = getattr(config, "dtype", None), getattr(config, "out_dtype", None)
+    check_dtype("dtype", dtype)
+    check_dtype("out_dtype", out_dtype)
+    output_dtype = None if out_dtype is None else getattr(torch, out_dtype.removeprefix("torch."))
+    return Plan(method, planner, bool(getattr(options, "quiet", False)), output_dtype)
 
 
 def _refuse_quantised(model: ModelReference, name: str, header: Header) -> None:
     weight = name.endswith("weight") or linears_in(name, header.shape)
-    if weight and header.dtype not in PLAIN_FLOATS:
+    if weight and header.dtype not in PLAIN_DTYPES:
         raise CheckpointError(
-            f"{model}: tensor {name} is quantised ({header.dtype}); allowed are "
-            f"{', '.join(sorted(PLAIN_FLOATS))}: dequantise the model first."
+            f"{model}: tensor {name} is quantised ({header.dtype}); allowed are F64, F32, F16 and "
+            f"BF16: dequantise the model first."
         )
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    if name is None:
-        return None
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    return dtype if isinstance(dtype, torch.dtype) else None

@@ -35,7 +35,17 @@ class Keys(Protocol):
 
     @property
     def bits(self) -> int:
-        """Bits of a key, sign included: 32 or 64. Keys are never negative."""
+        """Bits that a key may have: 32 or 64. Keys are never negative."""
+        ...
+
+    @property
+    def largest(self) -> int:
+        """No key is larger."""
+        ...
+
+    @property
+    def idle(self) -> int | None:
+        """The key of elements that change nothing, kept or not; None where there is none such."""
         ...
 
     def of(self, offset: int, delta: torch.Tensor) -> torch.Tensor:
@@ -63,6 +73,16 @@ class MagnitudeKeys:
         """32, or 64 for a float64 delta."""
         return 64 if self.delta.dtype == torch.float64 else 32
 
+    @property
+    def largest(self) -> int:
+        """All bits but the sign's."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def idle(self) -> int | None:
+        """The key of a delta of zero; of a LoRA's model, whole linears may be."""
+        return 0
+
     def of(self, offset: int, delta: torch.Tensor) -> torch.Tensor:
         """The bit patterns of a chunk of the delta, signs cleared."""
         if delta.dtype == torch.float64:
@@ -77,12 +97,14 @@ class MagnitudeKeys:
 
 @dataclass(frozen=True)
 class HashedKeys:
-    """Keys from a function of the flat index alone, so from no order, chunk, thread or device."""
+    """Keys of 32 bits, int64, from the flat index alone: from no order, chunk, thread or device."""
 
     numel: int
     device: torch.device
     hashed: Callable[[torch.Tensor], torch.Tensor]
-    bits: int = 64
+    bits: int = 32
+    largest: int = MASK32
+    idle: int | None = None
 
     def of(self, offset: int, delta: torch.Tensor) -> torch.Tensor:
         """The keys of the chunk that begins at `offset`, as long as `delta`."""
@@ -133,6 +155,8 @@ def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
 def cut(keys: Keys, counts: Sequence[int], device: torch.device) -> tuple[Cut, ...]:
     """The kept sets of some kept counts; a smaller one lies within a larger one.
 
+    Where a count reaches into elements that change nothing, they are left out of the set.
+
     Args:
         keys: The keys of one linear.
         counts: Kept counts, each from 0 to the number of elements.
@@ -144,7 +168,7 @@ def cut(keys: Keys, counts: Sequence[int], device: torch.device) -> tuple[Cut, .
     cuts = []
     for count in counts:
         if count <= 0:
-            cuts.append(Cut(2 ** (keys.bits - 1) - 1, nothing))
+            cuts.append(Cut(keys.largest, nothing))
         elif count >= keys.numel:
             cuts.append(Cut(-1, nothing))
         else:
@@ -172,7 +196,9 @@ def _thresholds(keys: Keys, counts: list[int]) -> Iterator[tuple[int, tuple[int,
             remaining[count] -= int(at_least[digit]) - equal[count]
             prefix[count] = (prefix[count] << DIGIT) | digit
     for count in counts:
-        if remaining[count] == equal[count]:
+        if prefix[count] == keys.idle:
+            yield count, (prefix[count], 0)
+        elif remaining[count] == equal[count]:
             yield count, (prefix[count] - 1, 0)
         else:
             yield count, (prefix[count], remaining[count])

@@ -18,7 +18,7 @@ import torch
 
 from dppa_mergekit.deltas import Delta
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.parameters import RATES
+from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
 from dppa_mergekit.selection import (
     Cut,
     HashedKeys,
@@ -118,7 +118,7 @@ class PartitionAmplification:
         seed: Seed of the random selection.
 
     Raises:
-        ParameterError: A rate is not one of the partitions', or a factor is negative.
+        ParameterError: A rate is not one of the partitions', or a factor is not allowed.
     """
 
     factors: Mapping[int, float] = field(default_factory=dict)
@@ -131,14 +131,15 @@ class PartitionAmplification:
                 raise ParameterError(
                     f"There is no {rate} partition; allowed are {', '.join(map(str, RATES))}."
                 )
-            if not 0 <= factor < float("inf"):
-                raise ParameterError(
-                    f"amplify_{rate} is {factor!r}; allowed is a finite number of at least 0."
-                )
+            checked(AMPLIFICATIONS[RATES.index(rate)], factor)
+        if self.selection not in ("magnitude", "random"):
+            raise ParameterError(
+                f"selection is {self.selection!r}; allowed is magnitude or random."
+            )
 
     def counts(self, density: float, allocate: Callable[[float], int]) -> dict[int, int]:
         """The kept counts that `sparsify` needs for a linear; see `nested_counts`."""
-        return nested_counts(density, self.factors, allocate)
+        return nested_counts(checked(DENSITY, density), self.factors, allocate)
 
     def scaling(
         self,

@@ -159,12 +159,7 @@ def measure(
         model: {
             key: ModelStatistics(
                 key,
-                tuple(
-                    sorted(
-                        records,
-                        key=lambda each: (natural_order(each.linear.tensor), each.linear.expert),
-                    )
-                ),
+                tuple(_in_order(records)),
                 model not in tally.moved,
             )
             for key, records in found.items()
@@ -238,7 +233,7 @@ def _measure_unit(
 
 
 def _in_order(records: Iterable[LinearStatistics]) -> list[LinearStatistics]:
-    return sorted(records, key=lambda each: each.linear)
+    return sorted(records, key=lambda each: (natural_order(each.linear.tensor), each.linear.expert))
 
 
 def _pairs(

@@ -53,6 +53,7 @@ def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Non
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+AT_LEAST_0 = "allowed is a finite float32 number of at least 0."
 OUT_OF_RANGE = [
     ("math", "density", 1.5, "density is 1.5; allowed is a number from 0 to 1."),
     ("math", "density", -1, "density is -1; allowed is a number from 0 to 1."),
@@ -60,26 +61,41 @@ OUT_OF_RANGE = [
     ("math", "density", [0.2, 1.5], "density is 1.5; allowed is a number from 0 to 1."),
     ("math", "density", "much", "density is 'much'; allowed is a number from 0 to 1."),
     ("math", "density", True, "density is True; allowed is a number from 0 to 1."),
-    ("math", "weight", math.nan, "weight is nan; allowed is a finite number."),
-    ("math", "weight", math.inf, "weight is inf; allowed is a finite number."),
-    ("math", "weight", 1e39, "weight is 1e+39; allowed is a finite number."),
-    ("math", "amplify_90", -0.1, "amplify_90 is -0.1; allowed is a finite number of at least 0."),
-    ("math", "amplify_0", math.inf, "amplify_0 is inf; allowed is a finite number of at least 0."),
-    ("math", "amplify_dense", -1, "amplify_dense is -1; allowed is a finite number of at least 0."),
-    (None, "lambda", math.nan, "lambda is nan; allowed is a finite number."),
-    (None, "lambda", -math.inf, "lambda is -inf; allowed is a finite number."),
+    ("math", "weight", math.nan, "weight is nan; allowed is a finite float32 number."),
+    ("math", "weight", math.inf, "weight is inf; allowed is a finite float32 number."),
+    ("math", "weight", 1e39, "weight is 1e+39; allowed is a finite float32 number."),
+    (
+        "math",
+        "amplify_90",
+        -0.1,
+        f"amplify_90 is -0.1; {AT_LEAST_0}",
+    ),
+    (
+        "math",
+        "amplify_0",
+        math.inf,
+        f"amplify_0 is inf; {AT_LEAST_0}",
+    ),
+    (
+        "math",
+        "amplify_dense",
+        -1,
+        f"amplify_dense is -1; {AT_LEAST_0}",
+    ),
+    (None, "lambda", math.nan, "lambda is nan; allowed is a finite float32 number."),
+    (None, "lambda", -math.inf, "lambda is -inf; allowed is a finite float32 number."),
     (None, "max_fluctuation", -0.1, "max_fluctuation is -0.1; allowed is a number from 0 to 1."),
     (
         None,
         "significance_multiple",
         math.nan,
-        "significance_multiple is nan; allowed is a finite number of at least 0.",
+        "significance_multiple is nan; allowed is a finite float32 number of at least 0.",
     ),
     (
         None,
         "block_significance_multiple",
         -3,
-        "block_significance_multiple is -3; allowed is a finite number of at least 0.",
+        "block_significance_multiple is -3; allowed is a finite float32 number of at least 0.",
     ),
     (None, "significance", "size", "significance is 'size'; allowed is magnitude or count."),
     (None, "normalize", "perhaps", "normalize is 'perhaps'; allowed is true or false."),
@@ -113,13 +129,20 @@ def test_a_seed_that_is_no_whole_number(
 
 def test_a_model_without_weight(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
     content = recipe(pristine, models={"math": {"weight": 1.0}, "law": {"density": 0.2}})
-    assert refused(run_yaml(content), tmp_path).startswith("weight is missing: every fine-tuned")
+    sentence = refused(run_yaml(content), tmp_path)
+    assert sentence.startswith(f"{pristine}/law: there is no weight for model.embed_tokens.weight;")
+
+
+def test_a_weight_for_some_tensors_only(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    some = [{"filter": "mlp", "value": 0.5}]
+    content = recipe(pristine, models={"math": {"weight": some}})
+    assert "filters need a last entry without a filter" in refused(run_yaml(content), tmp_path)
 
 
 def test_no_base_model(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
     content = recipe(pristine)
     del content["base_model"]
-    assert "the recipe has no base_model" in refused(run_yaml(content), tmp_path)
+    assert "base model, and there is none" in refused(run_yaml(content), tmp_path)
 
 
 def test_only_the_base_model(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
@@ -144,7 +167,7 @@ def test_the_base_again_under_another_spelling(
 ) -> None:
     content = recipe(pristine)
     content["models"].append({"model": f"{pristine}/./base", "parameters": {"weight": 0.1}})  # type: ignore[attr-defined]
-    assert "is given twice" in refused(run_yaml(content), tmp_path)
+    assert "or leave it out" in refused(run_yaml(content), tmp_path)
 
 
 def test_the_base_among_the_models_is_fine(
@@ -295,6 +318,56 @@ def test_slices_in_order_are_the_plain_form(
     assert all(torch.equal(sliced[name], tensor) for name, tensor in plain.items())
 
 
+def test_a_slice_without_the_base(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    content = slices(pristine, (0, 3))
+    content["slices"][0]["sources"].pop(0)  # type: ignore[index]
+    sentence = refused(run_yaml(content), tmp_path)
+    assert (
+        f"The base model {pristine}/base is not among the inputs of default.slices[0]" in sentence
+    )
+
+
+def test_a_model_in_later_slices_only(pristine: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    content = slices(pristine, (0, 1), (1, 3))
+    content["slices"][0]["sources"].pop()  # type: ignore[index]
+    sentence = refused(run_yaml(content), tmp_path)
+    assert f"{pristine}/law is in a later slice and not in the first" in sentence
+
+
+def test_a_slice_of_the_base_alone(
+    pristine: Path, merge: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    content = slices(pristine, (0, 1), (1, 2), (2, 3))
+    del content["slices"][1]["sources"][1:]  # type: ignore[index]
+    merged, base = merge(content), tensors_of(pristine / "base")
+    unmoved = [name for name, tensor in base.items() if torch.equal(merged[name], tensor)]
+    assert sorted(unmoved) == sorted(name for name in base if ".layers.1." in name)
+
+
+@pytest.mark.parametrize("parameter", ["dtype", "out_dtype"])
+@pytest.mark.parametrize("value", ["bf16", "int64"])
+def test_a_dtype_that_is_none(
+    pristine: Path, tmp_path: Path, run_yaml: RunYaml, parameter: str, value: str
+) -> None:
+    sentence = refused(run_yaml(recipe(pristine, **{parameter: value})), tmp_path)
+    assert sentence == (
+        f"{parameter} is {value!r}; allowed is bfloat16, float16, float32, float64."
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_experts(tmp_path: Path, run_yaml: RunYaml, dtype: torch.dtype) -> None:
+    family = save_family(tmp_path / "experts", "mixtral")
+
+    def quantise(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            if ".experts." in name:
+                tensors[name] = (tensors[name] * 1000).to(dtype)
+
+    edit(family / "law", quantise)
+    assert "is quantised" in refused(run_yaml(recipe(family, dtype="bfloat16")), tmp_path)
+
+
 def test_quantised_weights(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
     def quantise(tensors: dict[str, torch.Tensor]) -> None:
         tensors[Q] = (tensors[Q] * 1000).to(torch.int8)
@@ -367,7 +440,9 @@ def test_an_overflow_of_the_sum_warns(
     result = run_yaml(recipe(family, models={"math": {"weight": 1.5}}))
     assert result.exit_code == 0
     warnings = [record.getMessage() for record in caplog.records if "too large" in record.message]
-    assert warnings == [f"Tensor {Q}: the sum is too large for float16; infinity is written."]
+    assert warnings == [
+        f"Tensor {Q}: the sum is too large for float16; what does not fit becomes infinity or NaN."
+    ]
 
 
 def test_an_overflow_of_out_dtype_warns(

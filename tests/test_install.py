@@ -223,20 +223,17 @@ def test_a_wheel_built_from_the_source_archive_holds_the_same(wheel: Path, tmp_p
         assert second.read(name) == first.read(name)
 
 
-def imported(environment: Environment, *options: str) -> dict[str, int]:
-    """The modules that a bare start imports, with the microseconds each took in all."""
+def imported(environment: Environment, *options: str) -> set[str]:
+    """The modules that a bare start imports."""
     done = environment.python(*options, "-X", "importtime", "-c", "pass")
     assert done.returncode == 0, done.stderr
-    rows = [line.removeprefix("import time:").split("|") for line in done.stderr.splitlines()[1:]]
-    return {name.strip(): int(total) for _, total, name in rows}
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()[1:]}
 
 
-def test_a_bare_start_imports_the_stub_alone_and_costs_next_to_nothing(
+def test_a_bare_start_imports_the_stub_alone(
     installed: Environment, environment: Environment
 ) -> None:
-    starts = [imported(installed) for _ in range(10)]
-    assert set(starts[0]) - set(imported(environment)) == {"dppa_mergekit_autoload"}
-    assert min(start["dppa_mergekit_autoload"] for start in starts) < 500
+    assert imported(installed) - imported(environment) == {"dppa_mergekit_autoload"}
 
 
 def test_isolated_and_without_site(installed: Environment) -> None:

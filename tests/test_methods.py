@@ -1,6 +1,7 @@
 """The merge methods against the oracle, and at their edges against mergekit's own methods."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -8,7 +9,14 @@ import oracle
 import pytest
 import torch
 from checkpoints import recipe, save_family, tensors_of
+from mergekit.architecture import get_architecture_info
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.graph import Executor
+from mergekit.io.tasks import LoaderCache, ReturnTensor
 from mergekit.merge_methods import merge_state_dicts, merge_tensors
+from mergekit.options import MergeOptions
+from mergekit.plan import MergePlanner
 from mergekit.sparsify import magnitude
 
 Tensors = dict[str, torch.Tensor]
@@ -253,3 +261,64 @@ def test_a_density_that_keeps_nothing(method: str, density: float) -> None:
         [base, tuned], method, base_index=0, parameters={"weight": 1.0, "density": density}
     )
     assert torch.equal(merged, base)
+
+
+def test_a_state_dict_may_be_keyed_as_a_plan_is(family: Path, merge: Merge) -> None:
+    """Left over from a merge of checkpoints, its plan has no part in a merge in memory."""
+    merge(recipe(family, "dppa", MODELS))
+    generator = torch.Generator().manual_seed(11)
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)]
+    models = [
+        {name: torch.randn(40, 50, generator=generator) ** 3 for name in names} for _ in range(2)
+    ]
+    parameters = {"weight": 1.0, "density": 0.2}
+    paths = [ModelReference.parse(str(family / name)) for name in ("base", "math")]
+    keyed = merge_state_dicts(
+        dict(zip(paths, models, strict=True)), "dppa", base=paths[0], parameters=parameters
+    )
+    assert_equal(keyed, merge_state_dicts(models, "dppa", base=0, parameters=parameters))
+
+
+def tasks(content: dict[str, object]) -> list[ReturnTensor]:
+    """What mergekit plans for a recipe: a task for every output tensor."""
+    configuration = MergeConfiguration.model_validate(content)
+    options = MergeOptions()
+    LoaderCache().setup(options)
+    planner = MergePlanner(
+        configuration,
+        get_architecture_info(configuration, options),
+        options,
+        configuration.base_model.config(),
+    )
+    planner._plan()
+    return [task for _, task in planner._tensors]
+
+
+def test_two_merges_may_be_planned_before_the_first_is_run(family: Path, merge: Merge) -> None:
+    one = recipe(family, "dppa", MODELS)
+    other = recipe(
+        family, "dppa", MODELS, dtype="float16", parameters={"significance_multiple": 3.0}
+    )
+    wanted = [merge(content, output=name) for name, content in (("one", one), ("other", other))]
+    planned = [tasks(content) for content in (one, other)]
+    for these, expected_tensors in zip(planned, wanted, strict=True):
+        run = Executor(these).run(quiet=True)
+        assert_equal({task.output_weight.name: value for task, value in run}, expected_tensors)
+
+
+def test_merging_in_threads(family: Path, merge: Merge) -> None:
+    content = recipe(family, "dppa", MODELS)
+    wanted = merge(content)
+    planned = tasks(content)
+    with ThreadPoolExecutor(4) as pool:
+        parts = pool.map(
+            lambda some: list(Executor(some).run(quiet=True)), [planned[i::4] for i in range(4)]
+        )
+    merged = {task.output_weight.name: value for part in parts for task, value in part}
+    assert_equal(merged, wanted)
+
+
+def test_truncated_vocabularies(family: Path, merge: Merge) -> None:
+    plain = merge(recipe(family, "dppa", MODELS))
+    option = "--unsafe-truncate-embeddings"
+    assert_equal(merge(recipe(family, "dppa", MODELS), option, output="truncated"), plain)

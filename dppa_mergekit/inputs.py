@@ -1,0 +1,77 @@
+"""The models of a merge: what can be refused by their names alone."""
+
+import os
+from collections.abc import Hashable, Sequence
+
+from dppa_mergekit.errors import RecipeError
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+"""What a recipe may cast to, with or without "torch." before it."""
+
+
+def check_models(
+    method: str, models: Sequence[Hashable], base: Hashable | None, where: str | None = None
+) -> None:
+    """Refuse inputs without a base model, and a model given twice under whatever spelling.
+
+    Args:
+        method: The merge method's name.
+        models: All inputs, the base among them.
+        base: The base model.
+        where: The slice or tensor that they are the inputs of.
+
+    Raises:
+        RecipeError: See above.
+    """
+    if base is None:
+        raise RecipeError(
+            f"{method} merges deltas from a base model, and there is none: name it, as base_model "
+            f"in a recipe, as base or base_index in Python."
+        )
+    if base not in models:
+        raise RecipeError(
+            f"The base model {base} is not among the inputs of {where or 'the merge'}: list it."
+        )
+    seen: dict[Hashable, Hashable] = {}
+    for model in models:
+        same = seen.setdefault(_identity(model), model)
+        if same is model:
+            continue
+        if base in (same, model) and str(same) != str(model):
+            raise RecipeError(
+                f"The model {model} is given twice, also as {same}, the base model: list it as "
+                f"base_model spells it, or leave it out."
+            )
+        also = f", also as {same}" if str(same) != str(model) else ""
+        raise RecipeError(
+            f"The model {model} is given twice{also}; "
+            f"allowed is once, with the sum of both weights."
+        )
+
+
+def check_tuned(method: str, models: Sequence[Hashable], base: Hashable | None) -> None:
+    """Refuse a merge of nothing but the base model. Raises RecipeError."""
+    if all(model == base for model in models):
+        raise RecipeError(
+            f"{method} needs at least one fine-tuned model beside the base model {base}; "
+            f"there is none."
+        )
+
+
+def check_dtype(parameter: str, name: object) -> None:
+    """Refuse a dtype that a merge cannot be in. Raises RecipeError."""
+    if name is not None and str(name).removeprefix("torch.") not in DTYPES:
+        raise RecipeError(f"{parameter} is {name!r}; allowed is {', '.join(DTYPES)}.")
+
+
+def _identity(model: Hashable) -> Hashable:
+    """What is the same for two spellings of one model: real paths where they exist."""
+    from mergekit.common import ModelReference
+
+    if not isinstance(model, ModelReference):
+        return model
+    parts = [model.model, *([model.lora] if model.lora else [])]
+    return tuple(
+        (os.path.realpath(part.path) if os.path.exists(part.path) else part.path, part.revision)
+        for part in parts
+    )
