@@ -200,6 +200,20 @@ def test_vocabularies_that_differ(family: Path, tmp_path: Path, run_yaml: RunYam
     assert "tokenizer" in sentence
 
 
+def test_vocabularies_that_the_user_has_truncated(
+    family: Path, merge: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    plain = merge(recipe(family))
+
+    def grow(tensors: dict[str, torch.Tensor]) -> None:
+        name = "model.embed_tokens.weight"
+        tensors[name] = torch.cat([tensors[name], torch.zeros(4, 32)])
+
+    edit(family / "math", grow)
+    merged = merge(recipe(family), "--unsafe-truncate-embeddings", output="truncated")
+    assert all(torch.equal(merged[name], tensor) for name, tensor in plain.items())
+
+
 def test_a_missing_tensor(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
     edit(family / "law", lambda tensors: tensors.pop(Q))
     assert refused(run_yaml(recipe(family)), tmp_path) == f"{family}/law: tensor {Q} is missing."

@@ -12,8 +12,8 @@ from checkpoints import recipe, save_family, tensors_of
 from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
-from mergekit.graph import Executor
-from mergekit.io.tasks import LoaderCache, ReturnTensor
+from mergekit.graph import Executor, Task
+from mergekit.io.tasks import LoaderCache
 from mergekit.merge_methods import merge_state_dicts, merge_tensors
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
@@ -279,7 +279,7 @@ def test_a_state_dict_may_be_keyed_as_a_plan_is(family: Path, merge: Merge) -> N
     assert_equal(keyed, merge_state_dicts(models, "dppa", base=0, parameters=parameters))
 
 
-def tasks(content: dict[str, object]) -> list[ReturnTensor]:
+def tasks(content: dict[str, object]) -> list[Task]:
     """What mergekit plans for a recipe: a task for every output tensor."""
     configuration = MergeConfiguration.model_validate(content)
     options = MergeOptions()
