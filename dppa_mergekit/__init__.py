@@ -11,16 +11,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dppa_mergekit.density import DynamicPruning as DynamicPruning
     from dppa_mergekit.errors import DppaError as DppaError
+    from dppa_mergekit.measurement import delta_statistics as delta_statistics
     from dppa_mergekit.sparsification import PartitionAmplification as PartitionAmplification
     from dppa_mergekit.statistics import Multiples as Multiples
-    from dppa_mergekit.statistics import delta_statistics as delta_statistics
 
 _HOMES = {
     "DppaError": "dppa_mergekit.errors",
     "DynamicPruning": "dppa_mergekit.density",
     "Multiples": "dppa_mergekit.statistics",
     "PartitionAmplification": "dppa_mergekit.sparsification",
-    "delta_statistics": "dppa_mergekit.statistics",
+    "delta_statistics": "dppa_mergekit.measurement",
 }
 
 __all__ = ["DppaError", "DynamicPruning", "Multiples", "PartitionAmplification", "delta_statistics"]

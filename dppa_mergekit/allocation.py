@@ -10,14 +10,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from dppa_mergekit.density import DynamicPruning
+from dppa_mergekit.measurement import Progress, TensorSource, measure
 from dppa_mergekit.names import Linear
-from dppa_mergekit.statistics import (
-    ModelStatistics,
-    Multiples,
-    Progress,
-    TensorSource,
-    measure,
-)
+from dppa_mergekit.statistics import ModelStatistics, Multiples
 
 LOG = logging.getLogger(__name__)
 

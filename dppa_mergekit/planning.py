@@ -1,4 +1,4 @@
-"""What mergekit plans: every tensor of a merge, seen before the first one is read.
+"""How mergekit's plan is seen: every tensor of a merge, before the first one is read.
 
 mergekit hands a merge method one output tensor at a time, with the output's name only. Dynamic
 pruning needs the whole model, each tensor as the merge will see it (cast to the recipe's dtype,
@@ -10,279 +10,20 @@ Read off release 0.1.5: mergekit/plan.py, merge_methods/task_adapter.py and
 scripts/merge_raw_pytorch.py.
 """
 
-from __future__ import annotations
-
-import logging
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
-from dppa_mergekit.allocation import Allocation
-from dppa_mergekit.checkpoints import PLAIN_DTYPES, Checkpoint, Header
-from dppa_mergekit.density import DynamicPruning
-from dppa_mergekit.errors import CheckpointError, RecipeError
+from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.inputs import check_dtype, check_tuned
-from dppa_mergekit.loads import checkpoint_of, is_convertible, own_name, possible_names, read
-from dppa_mergekit.names import block_of, linears_in
-from dppa_mergekit.parameters import REQUIRED
-from dppa_mergekit.statistics import Progress, TensorSource
-
-if TYPE_CHECKING:
-    from mergekit.common import ModelReference
-    from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
-
-    from dppa_mergekit.loads import Load
-
-LOG = logging.getLogger(__name__)
+from dppa_mergekit.plan import Plan, PlannedTensor
 
 _PLANNER = ("mergekit.plan", "normalize_config")
 _RAW_PLANNER = ("mergekit.scripts.merge_raw_pytorch", "plan_flat_merge")
 _TASK = ("mergekit.merge_methods.task_adapter", "validate_configured_inputs")
 _EXECUTION = ("mergekit.merge_methods.task_adapter", "execute")
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """One output tensor: where its inputs are, and the parameters that the recipe gives it.
-
-    Attributes:
-        name: The output's name.
-        base: The base model.
-        loads: Model -> mergekit's task that reads its tensor; the base is among them.
-        vocabulary: The axis that is indexed by tokens, if one is.
-        optional: Whether a model may lack it.
-        aligned: Whether mergekit aligns the vocabularies before the method is called.
-        shared: The shared parameters.
-        per_model: Model -> its parameters.
-    """
-
-    name: str
-    base: ModelReference
-    loads: Mapping[ModelReference, Load]
-    vocabulary: int | None
-    optional: bool
-    aligned: bool
-    shared: Mapping[str, object]
-    per_model: Mapping[ModelReference, Mapping[str, object]]
-
-    @property
-    def models(self) -> list[ModelReference]:
-        """The fine-tuned models."""
-        return [model for model in self.loads if model != self.base]
-
-    @classmethod
-    def of(cls, task: ExecuteMergeMethodTask) -> PlannedTensor:
-        """What a task of mergekit's will merge.
-
-        Raises:
-            RecipeError: mergekit would leave out a model.
-        """
-        gather = task.gather_tensors
-        aligned = hasattr(gather, "gather_tensors")
-        if aligned:
-            gather = gather.gather_tensors
-        raw = not hasattr(gather, "weight_info")
-        loads = (
-            dict(gather.tensors.items())
-            if raw
-            else {load.model: load for load in gather.arguments().values()}
-        )
-        for model in task.model_order:
-            if model not in loads:
-                raise RecipeError(
-                    f"slices: {model} is in a later slice and not in the first, so mergekit would "
-                    f"leave it out of {task.output_weight.name}: list it in every slice."
-                )
-        return cls(
-            task.output_weight.name,
-            task.base_model,
-            {model: loads[model] for model in task.model_order},
-            task.output_weight.vocabulary_axis,
-            # Under mergekit-pytorch with --tensor-union a model may lack any tensor.
-            raw or bool(task.output_weight.optional),
-            aligned,
-            dict(task.parameters.items()),
-            {model: dict(values.items()) for model, values in task.input_parameters.items()},
-        )
-
-    def load(self) -> dict[Hashable, torch.Tensor]:
-        """The tensors of all models that have it, as the merge will see them."""
-        tensors: dict[Hashable, torch.Tensor] = {}
-        for model, load in self.loads.items():
-            tensor = read(load, model)
-            if tensor is not None:
-                tensors[model] = tensor
-        # mergekit promotes the inputs to one dtype; only float64 changes what a delta is.
-        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
-            return {
-                model: tensor.double() if tensor.is_floating_point() else tensor
-                for model, tensor in tensors.items()
-            }
-        return tensors
-
-    def comparable(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """A shape as far as it must be the base's: without a vocabulary that mergekit aligns."""
-        if self.aligned and self.vocabulary is not None:
-            return tuple(size for axis, size in enumerate(shape) if axis != self.vocabulary)
-        return tuple(shape)
-
-
-@dataclass
-class Plan:
-    """One merge that mergekit has planned, or is planning.
-
-    Attributes:
-        method: The merge method's name.
-        planner: What plans it; tells one merge from the next.
-        quiet: Whether progress bars are off.
-        output_dtype: What every output is cast to after the merge; None for the inputs' own.
-        tensors: Output name -> what is planned for it.
-    """
-
-    method: str
-    planner: object
-    quiet: bool = False
-    output_dtype: torch.dtype | None = None
-    tensors: dict[str, PlannedTensor] = field(default_factory=dict)
-    _checkpoints: dict[ModelReference, Checkpoint] = field(default_factory=dict)
-    _searched: set[ModelReference] = field(default_factory=set)
-    _without: set[ModelReference] = field(default_factory=set)
-    _allocation: Allocation | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, planned: PlannedTensor) -> None:
-        """Take in what mergekit plans for one tensor, and check the headers of its inputs.
-
-        Raises:
-            RecipeError: The recipe's slices move the layer, or a model has no weight for it.
-            CheckpointError: A header shows that the inputs cannot be merged.
-        """
-        self._refuse_moved_layers(planned)
-        for model in planned.models:
-            if planned.per_model[model]["weight"] is REQUIRED:
-                raise RecipeError(
-                    f"{model}: there is no weight for {planned.name}; every fine-tuned model needs "
-                    f"one for every tensor, so filters need a last entry without a filter."
-                )
-        self._check_headers(planned)
-        self.tensors[planned.name] = planned
-
-    def allocation(self, pruning: Callable[[Mapping[str, object]], DynamicPruning]) -> Allocation:
-        """The allocation of this merge; made once, when all tensors are planned.
-
-        Args:
-            pruning: From a tensor's shared parameters, how its linears are pruned.
-        """
-        with self._lock:
-            if self._allocation is None:
-                self._allocation = self._new_allocation(pruning)
-            return self._allocation
-
-    def _new_allocation(
-        self, pruning: Callable[[Mapping[str, object]], DynamicPruning]
-    ) -> Allocation:
-        densities: dict[Hashable, dict[str, float]] = {}
-        for planned in self.tensors.values():
-            for model in planned.models:
-                density = planned.per_model[model]["density"]
-                assert isinstance(density, float)
-                densities.setdefault(model, {})[planned.name] = density
-        multiples = [pruning(planned.shared).multiples for planned in self.tensors.values()]
-        return Allocation(
-            [self._source(planned) for planned in self.tensors.values()],
-            densities,
-            [each for each in multiples if each is not None],
-            None if self.quiet else progress_bar,
-        )
-
-    def _refuse_moved_layers(self, planned: PlannedTensor) -> None:
-        for model, load in planned.loads.items():
-            name = own_name(load)
-            if block_of(name) != block_of(planned.name):
-                raise RecipeError(
-                    f"slices: {name} of {model} would become {planned.name}; {self.method} "
-                    f"allocates its density over whole models, so every layer must stay in place."
-                )
-
-    def _check_headers(self, planned: PlannedTensor) -> None:
-        headers: dict[ModelReference, Header] = {}
-        for model, load in planned.loads.items():
-            checkpoint = self._checkpoint(model, load)
-            stored = checkpoint.stored_name(possible_names(load))
-            if stored is not None:
-                headers[model] = checkpoint.header(stored)
-                _refuse_quantised(model, stored, headers[model])
-            elif is_convertible(load):
-                self._check_all_headers(model, checkpoint)
-            elif planned.optional:
-                self._accept_missing(planned, model)
-            else:
-                raise CheckpointError(f"{model}: tensor {planned.name} is missing.")
-        base = headers.get(planned.base)
-        for model, header in headers.items():
-            if base is not None and planned.comparable(header.shape) != planned.comparable(
-                base.shape
-            ):
-                hint = ""
-                if planned.vocabulary is not None:
-                    hint = " With vocabularies that differ, set tokenizer: {source: base} or union."
-                raise CheckpointError(
-                    f"{model}: tensor {planned.name} has shape {list(header.shape)}; that of the "
-                    f"base model {planned.base} has {list(base.shape)}.{hint}"
-                )
-
-    def _check_all_headers(self, model: ModelReference, checkpoint: Checkpoint) -> None:
-        """Look at every stored tensor, once: some are packed into others when they are read."""
-        if model not in self._searched:
-            self._searched.add(model)
-            for stored in checkpoint.stored():
-                _refuse_quantised(model, stored, checkpoint.header(stored))
-
-    def _accept_missing(self, planned: PlannedTensor, model: ModelReference) -> None:
-        others = [
-            other
-            for other, load in planned.loads.items()
-            if self._checkpoint(other, load).stored_name(possible_names(load)) is not None
-        ]
-        if model == planned.base and others:
-            raise CheckpointError(
-                f"{model}: tensor {planned.name} is missing, but {others[0]} has it; "
-                f"without the base's there is no delta."
-            )
-        if others and model not in self._without:
-            self._without.add(model)
-            LOG.warning(
-                "%s: optional tensor %s is missing; the model takes no part in it, nor in other "
-                "optional tensors that it lacks.",
-                model,
-                planned.name,
-            )
-
-    def _checkpoint(self, model: ModelReference, load: Load) -> Checkpoint:
-        if model not in self._checkpoints:
-            self._checkpoints[model] = checkpoint_of(load, model)
-        return self._checkpoints[model]
-
-    def _source(self, planned: PlannedTensor) -> TensorSource:
-        checkpoint = self._checkpoint(planned.base, planned.loads[planned.base])
-        stored = checkpoint.stored_name(possible_names(planned.loads[planned.base]))
-        return TensorSource(
-            planned.name,
-            planned.base,
-            planned.load,
-            lambda shape: linears_in(
-                planned.name, shape, vocabulary=planned.vocabulary is not None
-            ),
-            planned.aligned,
-            shard="" if stored is None else checkpoint.shard_of(stored),
-        )
 
 
 class _Gathering(threading.local):
@@ -349,13 +90,6 @@ def plan_of(frame: FrameType) -> Plan | None:
     return plan
 
 
-@contextmanager
-def progress_bar(total: int) -> Iterator[Progress]:
-    """A progress bar on stderr over the tensors of the statistics pass."""
-    with tqdm(total=total, desc="Delta statistics", unit="tensor") as bar:
-        yield bar
-
-
 def _place(frame: FrameType) -> tuple[object, str]:
     return frame.f_globals.get("__name__"), frame.f_code.co_name
 
@@ -366,12 +100,3 @@ def _new_plan(method: str, planner: object, config: object, options: object) -> 
     check_dtype("out_dtype", out_dtype)
     output_dtype = None if out_dtype is None else getattr(torch, out_dtype.removeprefix("torch."))
     return Plan(method, planner, bool(getattr(options, "quiet", False)), output_dtype)
-
-
-def _refuse_quantised(model: ModelReference, name: str, header: Header) -> None:
-    weight = name.endswith("weight") or linears_in(name, header.shape)
-    if weight and header.dtype not in PLAIN_DTYPES:
-        raise CheckpointError(
-            f"{model}: tensor {name} is quantised ({header.dtype}); allowed are F64, F32, F16 and "
-            f"BF16: dequantise the model first."
-        )
