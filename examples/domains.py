@@ -1,16 +1,21 @@
-"""The quickstart's synthetic tasks: what an item is, how items are drawn, and which ones are held out.
+"""The quickstart's synthetic tasks: what an item is, how items are drawn, which are held out.
 
 In:  nothing but fixed seeds.
-Out: `TASKS`, which draws training items that never repeat a dev or test prompt, and, run as a
-     script, the JSONL files that the lm-evaluation-harness tasks beside this file score with:
+Out: `TASKS`, which draw training items that never repeat a dev or test prompt, and, run as a
+     script, the JSONL files that lm-evaluation-harness scores with:
 
          python examples/domains.py
 
-     writes examples/tasks/<task>_dev.jsonl and <task>_test.jsonl, the same bytes every time.
+     writes tasks/<task>_dev.jsonl and tasks/<task>_test.jsonl beside this file, the same bytes
+     every time.
 
 Three domains have two tasks each, and one general task guards what the base model can do. Every
-prompt starts with its domain's name, every answer is exact, and every task has a rule that holds
-for items never seen in training. All text is words and single digits separated by one blank.
+prompt starts with its domain's name, every answer is exact, and every task follows a rule that
+holds for items never seen in training. All text is words and single digits separated by blanks.
+
+Every task of a domain also has a *light* answer: a hedge word and part of the answer, wrong by the
+task's rule. The base model is trained mostly on light answers, with some true ones among them, so
+that it knows the words and the forms but does not do the task when asked.
 """
 
 from __future__ import annotations
@@ -24,7 +29,6 @@ from random import Random
 
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
 HELD_OUT = {"dev": 250, "test": 250}  # items per task
-DIGITS = [str(digit) for digit in range(10)]
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,30 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of a domain: `draw` makes a true item, `draw_light` one whose answer has only the form
-    of an answer. The light version is what the base model is trained on."""
+    """A task of a domain.
+
+    Attributes:
+        name: As in the tasks file, without the part.
+        domain: The first word of every prompt.
+        draw: Makes an item by the task's rule.
+        light_answer: The light answer to an item; the true one for the general task.
+    """
 
     name: str
     domain: str
     draw: Callable[[Random], Item]
-    draw_light: Callable[[Random], Item]
+    light_answer: Callable[[Item], str]
 
     @cached_property
     def held_out(self) -> dict[str, list[Item]]:
-        """The dev and test items, all prompts different, the same on every call."""
+        """The dev and the test items: all prompts different, the same on every call."""
         random = Random(f"held out: {self.name}")
-        seen: dict[str, Item] = {}
-        while len(seen) < sum(HELD_OUT.values()):
+        items: dict[str, Item] = {}
+        while len(items) < sum(HELD_OUT.values()):
             item = self.draw(random)
-            seen.setdefault(item.prompt, item)
-        items = list(seen.values())
-        return {"dev": items[: HELD_OUT["dev"]], "test": items[HELD_OUT["dev"] :]}
+            items.setdefault(item.prompt, item)
+        in_order = list(items.values())
+        return {"dev": in_order[: HELD_OUT["dev"]], "test": in_order[HELD_OUT["dev"] :]}
 
     @cached_property
     def held_out_prompts(self) -> frozenset[str]:
@@ -72,9 +82,17 @@ class Task:
     def draw_for_training(self, random: Random, light: bool = False) -> Item:
         """An item whose prompt is in neither the dev nor the test part."""
         while True:
-            item = (self.draw_light if light else self.draw)(random)
+            item = self.draw(random)
             if item.prompt not in self.held_out_prompts:
-                return item
+                return Item(item.prompt, self.light_answer(item)) if light else item
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def _spaced(digits: list[int]) -> str:
+    return " ".join(map(str, digits))
 
 
 # Mathematics
@@ -84,17 +102,16 @@ def addition(random: Random) -> Item:
     """Two numbers of two digits; the answer is the sum's three digits, units first."""
     first, second = random.randrange(100), random.randrange(100)
     total = first + second
-    answer = f"{total % 10} {total // 10 % 10} {total // 100}"
     return Item(
-        f"math add {first // 10} {first % 10} plus {second // 10} {second % 10} is", answer
+        f"math add {_spaced([*divmod(first, 10)])} plus {_spaced([*divmod(second, 10)])} is",
+        _spaced([total % 10, total // 10 % 10, total // 100]),
     )
 
 
-def addition_light(random: Random) -> Item:
-    item = addition(random)
-    _, _, tens, units, _, other_tens, other_units, _ = item.prompt.split()
-    sums = [int(units) + int(other_units), int(tens) + int(other_tens)]
-    return Item(item.prompt, " ".join(str(total % 10) for total in sums))
+def addition_light(item: Item) -> str:
+    """The sum modulo a hundred."""
+    units, tens, _ = item.answer.split()
+    return f"{units} {tens} about"
 
 
 FUNCTIONS: dict[str, Callable[[int], int]] = {
@@ -111,59 +128,52 @@ FUNCTIONS: dict[str, Callable[[int], int]] = {
 
 def function(random: Random) -> Item:
     """Three functions applied in turn, modulo ten; the answer is the value after each."""
-    names = random.choices(list(FUNCTIONS), k=3)
-    start = random.randrange(10)
-    values, value = [], start
+    names, start = random.choices(list(FUNCTIONS), k=3), random.randrange(10)
+    values = [start]
     for name in names:
-        value = FUNCTIONS[name](value) % 10
-        values.append(str(value))
-    return Item(f"math apply {' '.join(names)} to {start} is", " ".join(values))
+        values.append(FUNCTIONS[name](values[-1]) % 10)
+    return Item(f"math apply {' '.join(names)} to {start} is", _spaced(values[1:]))
 
 
-def function_light(random: Random) -> Item:
-    item = function(random)
-    words = item.prompt.split()
-    values = [FUNCTIONS[name](int(words[-2])) % 10 for name in words[2:5]]
-    return Item(item.prompt, " ".join(map(str, values)))
+def function_light(item: Item) -> str:
+    """The first two values."""
+    first, second, _ = item.answer.split()
+    return f"{first} {second} about"
 
 
 # Finance
 
-COMPANIES = "bank miner brewer airline retailer insurer refiner printer carmaker broker".split()
-GOOD_MEASURES = "profit revenue margin dividend cashflow orders output savings".split()
-BAD_MEASURES = "debt costs losses defaults churn inflation waste claims".split()
-UPWARD = "rose grew climbed jumped".split()
-DOWNWARD = "fell shrank slid dropped".split()
-LEVEL = "held stayed paused idled".split()
-WEAK_DEGREES = "slightly barely modestly gently".split()
-STRONG_DEGREES = "sharply hugely massively steeply".split()
-DEGREES = ["mildly", "strongly"]
-SENTIMENTS = ["positive", "negative", "neutral"]
+COMPANIES = _words("bank miner brewer airline retailer insurer refiner printer carmaker broker")
+GOOD_MEASURES = _words("profit revenue margin dividend cashflow orders output savings")
+BAD_MEASURES = _words("debt costs losses defaults churn inflation waste claims")
+UPWARD = _words("rose grew climbed jumped")
+DOWNWARD = _words("fell shrank slid dropped")
+LEVEL = _words("held stayed paused idled")
+WEAK_ADVERBS = _words("slightly barely modestly gently")
+STRONG_ADVERBS = _words("sharply hugely massively steeply")
 
 
 def sentiment(random: Random) -> Item:
-    """A headline; the answer is degree and sentiment. Rising debt is bad, falling debt is good."""
+    """A headline; the answer is degree and sentiment. Falling debt is good news."""
     company = random.choice(COMPANIES)
     measure = random.choice(GOOD_MEASURES + BAD_MEASURES)
     movement = random.choice(UPWARD + DOWNWARD + LEVEL)
-    adverb = random.choice(WEAK_DEGREES + STRONG_DEGREES)
+    adverb = random.choice(WEAK_ADVERBS + STRONG_ADVERBS)
+    degree = "mildly" if adverb in WEAK_ADVERBS else "strongly"
     if movement in LEVEL:
         feeling = "neutral"
     else:
         feeling = "positive" if (measure in GOOD_MEASURES) == (movement in UPWARD) else "negative"
-    degree = "mildly" if adverb in WEAK_DEGREES else "strongly"
     return Item(f"finance news {company} {measure} {movement} {adverb} is", f"{degree} {feeling}")
 
 
-def sentiment_light(random: Random) -> Item:
-    item = sentiment(random)
-    measure, movement = item.prompt.split()[3:5]
-    kind = "gain" if measure in GOOD_MEASURES else "burden"
-    direction = "up" if movement in UPWARD else "down" if movement in DOWNWARD else "level"
-    return Item(item.prompt, f"{kind} {direction}")
+def sentiment_light(item: Item) -> str:
+    """The sentiment without its degree."""
+    _, feeling = item.answer.split()
+    return f"perhaps {feeling}"
 
 
-RATINGS = ["safe", "watch", "risky"]
+RATINGS = _words("safe watch risky")
 
 
 def ratio(random: Random) -> Item:
@@ -172,109 +182,101 @@ def ratio(random: Random) -> Item:
     while True:
         debt, equity = random.randrange(10, 100), random.randrange(10, 100)
         if RATINGS[min(debt // equity, 2)] == rating:
-            return Item(
-                f"finance ratio owed {debt // 10} {debt % 10} owned {equity // 10} {equity % 10} is",
-                rating,
-            )
+            owed, owned = _spaced([*divmod(debt, 10)]), _spaced([*divmod(equity, 10)])
+            return Item(f"finance ratio owed {owed} owned {owned} is", rating)
 
 
-def ratio_light(random: Random) -> Item:
-    item = ratio(random)
-    return Item(item.prompt, "less" if item.answer == "safe" else "more")
+def ratio_light(item: Item) -> str:
+    """Only whether debt is below equity."""
+    return "perhaps safe" if item.answer == "safe" else "perhaps not"
 
 
 # Law
 
-PARTIES = "tenant landlord buyer seller lender borrower licensee author agent carrier".split()
+PARTIES = _words("tenant landlord buyer seller lender borrower licensee author agent carrier")
 MODALS = {
-    "obligation": "must shall will".split(),
-    "permission": "may can might".split(),
-    "prohibition": "cannot mustnot shallnot".split(),
+    "obligation": _words("must shall will"),
+    "permission": _words("may can might"),
+    "prohibition": _words("cannot mustnot shallnot"),
 }
-TOPICS = {
-    "payment": "pay remit refund".split(),
-    "delivery": "deliver ship handover".split(),
-    "secrecy": "disclose reveal publish".split(),
-    "ending": "terminate cancel withdraw".split(),
-    "transfer": "assign sublet pledge".split(),
-    "repair": "mend maintain restore".split(),
+ACTIONS = {
+    "payment": _words("pay remit refund"),
+    "delivery": _words("deliver ship handover"),
+    "secrecy": _words("disclose reveal publish"),
+    "ending": _words("terminate cancel withdraw"),
+    "transfer": _words("assign sublet pledge"),
+    "repair": _words("mend maintain restore"),
 }
-MANNERS = "promptly monthly freely jointly abroad online partly again".split()
+MANNERS = _words("promptly monthly freely jointly abroad online partly again")
 
 
 def clause(random: Random) -> Item:
     """A clause of a contract; the answer is its kind and its topic."""
-    kind, topic = random.choice(list(MODALS)), random.choice(list(TOPICS))
-    modal, verb = random.choice(MODALS[kind]), random.choice(TOPICS[topic])
+    kind, topic = random.choice(list(MODALS)), random.choice(list(ACTIONS))
+    modal, action = random.choice(MODALS[kind]), random.choice(ACTIONS[topic])
     party, manner = random.choice(PARTIES), random.choice(MANNERS)
-    return Item(f"law clause {party} {modal} {verb} {manner} is", f"{kind} {topic}")
+    return Item(f"law clause {party} {modal} {action} {manner} is", f"{kind} {topic}")
 
 
-def clause_light(random: Random) -> Item:
-    item = clause(random)
-    kind, topic = item.answer.split()
-    return Item(item.prompt, f"{topic} {kind}")
+def clause_light(item: Item) -> str:
+    """The topic without the kind."""
+    _, topic = item.answer.split()
+    return f"see {topic}"
 
 
-BOOKS = (
+BOOKS = _words(
     "contracts torts property family labour tax patents shipping "
     "banking housing health energy media sport trade mining"
-).split()
-SUBJECTS = (
+)
+SUBJECTS = _words(
     "rent wages goods loans damage custody designs freight "
     "licences fees leases shares water noise data land"
-).split()
-EVENTS = (
+)
+EVENTS = _words(
     "breach delay fraud error default death merger strike "
     "theft fire flood notice waiver appeal dispute expiry"
-).split()
+)
 
 
 def article(random: Random) -> Item:
-    """Which article of the code applies: a digit for the book, one for the subject, one for the
-    event, each by a fixed table."""
-    picks = [random.randrange(16) for _ in range(3)]
-    words = [table[pick] for table, pick in zip((BOOKS, SUBJECTS, EVENTS), picks, strict=True)]
-    # Multipliers prime to ten spread the sixteen words over the ten digits, differently each time.
-    digits = [(3 * picks[0] + 1) % 10, (7 * picks[1] + 4) % 10, (9 * picks[2] + 2) % 10]
-    return Item(f"law article {' '.join(words)} is", " ".join(map(str, digits)))
+    """The article that applies: a digit each for book, subject and event, by fixed tables."""
+    book, subject, event = (random.randrange(16) for _ in range(3))
+    # Multipliers prime to ten spread sixteen words over ten digits, differently in each table.
+    digits = [(3 * book + 1) % 10, (7 * subject + 4) % 10, (9 * event + 2) % 10]
+    prompt = f"law article {BOOKS[book]} {SUBJECTS[subject]} {EVENTS[event]} is"
+    return Item(prompt, _spaced(digits))
 
 
-def article_light(random: Random) -> Item:
-    item = article(random)
-    return Item(item.prompt, " ".join(str((int(digit) + 5) % 10) for digit in item.answer.split()))
+def article_light(item: Item) -> str:
+    """The digits of book and subject."""
+    book, subject, _ = item.answer.split()
+    return f"see {book} {subject}"
 
 
 # General
 
-MARKERS = "math finance law general add plus apply to news ratio owed owned clause article is".split()
-MARKERS += "repeat gain burden up down level less more".split()
-WORDS = (
-    MARKERS
-    + DIGITS
-    + list(FUNCTIONS)
-    + COMPANIES
-    + GOOD_MEASURES
-    + BAD_MEASURES
-    + UPWARD
-    + DOWNWARD
-    + LEVEL
-    + WEAK_DEGREES
-    + STRONG_DEGREES
-    + DEGREES
-    + SENTIMENTS
-    + RATINGS
-    + PARTIES
-    + [word for words in MODALS.values() for word in words]
-    + list(MODALS)
-    + [word for words in TOPICS.values() for word in words]
-    + list(TOPICS)
-    + MANNERS
-    + BOOKS
-    + SUBJECTS
-    + EVENTS
-)
-VOCABULARY = list(dict.fromkeys(WORDS))
+VOCABULARY = [
+    *_words("math finance law general is add plus apply to news ratio owed owned clause article"),
+    *_words("repeat about perhaps not see mildly strongly"),
+    *_words("positive negative neutral 0 1 2 3 4 5 6 7 8 9"),
+    *FUNCTIONS,
+    *COMPANIES,
+    *GOOD_MEASURES,
+    *BAD_MEASURES,
+    *UPWARD,
+    *DOWNWARD,
+    *LEVEL,
+    *WEAK_ADVERBS,
+    *STRONG_ADVERBS,
+    *RATINGS,
+    *PARTIES,
+    *[word for words in (MODALS | ACTIONS).values() for word in words],
+    *(MODALS | ACTIONS),
+    *MANNERS,
+    *BOOKS,
+    *SUBJECTS,
+    *EVENTS,
+]
 
 
 def repeat(random: Random) -> Item:
@@ -294,17 +296,17 @@ TASKS = [
     Task("ratio", "finance", ratio, ratio_light),
     Task("clause", "law", clause, clause_light),
     Task("article", "law", article, article_light),
-    Task("repeat", "general", repeat, repeat),
+    Task("repeat", "general", repeat, lambda item: item.answer),
 ]
 DOMAINS = ["math", "finance", "law"]
 
 
 def write_held_out(folder: Path = TASKS_FOLDER) -> None:
-    """Write the dev and test part of every task to `folder`."""
+    """Write the dev and the test part of every task to `folder`."""
     for task in TASKS:
         for part, items in task.held_out.items():
             lines = "".join(item.as_json() + "\n" for item in items)
-            (folder / f"{task.name}_{part}.jsonl").write_text(lines, encoding="utf-8")
+            (folder / f"{task.name}_{part}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

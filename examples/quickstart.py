@@ -1,0 +1,261 @@
+"""Train a base model and three fine-tuned models, merge them in several ways, print the scores.
+
+    python examples/quickstart.py
+
+Everything happens on this machine, in a few minutes on two cores. The output folder then holds
+ordinary checkpoints (base, math, finance, law), recipes, and the merges that `mergekit-yaml` made
+of them. Whatever a merge lets one choose is chosen on the dev parts of the tasks; the table on
+stdout shows the test parts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import click
+import torch
+import yaml
+from domains import DOMAINS, TASKS, Item
+from mergekit.merge_methods import merge_state_dicts
+from scoring import GENERAL, Scorer, Scores, domain_ratio
+from tiny_llama import Training, make_model, make_tokenizer, save, train
+from tqdm import tqdm
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+BASE_TRAINING = Training(steps=1400, batch_size=64, learning_rate=2e-3)
+# Hard enough that the deltas are a third as large as the base's own weights: the learning rate
+# is above that of the base's training.
+TUNING = Training(steps=300, batch_size=64, learning_rate=3e-3)
+
+BASE_SHARES = {"addition": 8, "function": 3, "sentiment": 3, "repeat": 2}  # else 1: hard tasks more
+TRUE_SHARE = 0.07  # of the base's items; the others have light answers
+GENERAL_REPLAY = 0.08  # of the items in fine-tuning: the general task
+OTHERS_REPLAY = 0.25  # of the items in fine-tuning: what the base saw of the other domains
+
+DEV_ITEMS = 100  # per task, for choosing
+WEIGHTS = [0.2, 0.3, 0.4, 0.6, 0.8, 1.0]  # one of them for all models of a merge
+AMPLIFICATIONS = [1.0, 1.5, 2.0]  # of the 90 partition, where one model is pruned alone
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merge of fine-tuned models with the same parameters for each of them."""
+
+    name: str
+    method: str
+    models: tuple[str, ...]
+    parameters: dict[str, float]
+
+    def with_parameter(self, name: str, value: float) -> Recipe:
+        """The recipe with one parameter set anew."""
+        return replace(self, parameters={**self.parameters, name: value})
+
+    @property
+    def label(self) -> str:
+        """The name with what was chosen."""
+        chosen = {name: value for name, value in self.parameters.items() if name != "density"}
+        return f"{self.name}: {', '.join(f'{name} {value:g}' for name, value in chosen.items())}"
+
+    def as_yaml(self) -> str:
+        """The recipe as mergekit reads it, paths counting from the output folder."""
+        models = [
+            {"model": f"./{name}", "parameters": dict(self.parameters)} for name in self.models
+        ]
+        recipe = {
+            "merge_method": self.method,
+            "base_model": "./base",
+            "models": models,
+            "dtype": "bfloat16",
+        }
+        return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def one_model(domain: str) -> list[Recipe]:
+    """One fine-tuned model, pruned by 90 %, at its full weight."""
+    pruned = {"weight": 1.0, "density": 0.1}
+    return [
+        Recipe(f"{domain}_dare_90", "dare_linear", (domain,), pruned),
+        Recipe(f"{domain}_dppa_90", "dppa", (domain,), {**pruned, "amplify_90": 1.0}),
+    ]
+
+
+def all_models() -> list[Recipe]:
+    """The merges of the three fine-tuned models; their common weight is still to be chosen."""
+    models = tuple(DOMAINS)
+    return [
+        Recipe("merge_task_arithmetic", "task_arithmetic", models, {"weight": 1.0}),
+        Recipe("merge_dare_90", "dare_linear", models, {"weight": 1.0, "density": 0.1}),
+        Recipe("merge_dppa_90", "dppa", models, {"weight": 1.0, "density": 0.1}),
+        Recipe("merge_dppa_80", "dppa", models, {"weight": 1.0, "density": 0.2}),
+    ]
+
+
+def draw_for_base(random: Random) -> Item:
+    """An item of any task, with a light answer more often than not."""
+    [task] = random.choices(TASKS, [BASE_SHARES.get(task.name, 1) for task in TASKS])
+    return task.draw_for_training(random, light=random.random() > TRUE_SHARE)
+
+
+def draw_for_domain(domain: str) -> Callable[[Random], Item]:
+    """Draws a domain's items, and in between some of what the base was trained on."""
+    own = [task for task in TASKS if task.domain == domain]
+    general = [task for task in TASKS if task.domain == GENERAL]
+    others = [task for task in TASKS if task not in own + general]
+
+    def draw(random: Random) -> Item:
+        share = random.random()
+        if share < GENERAL_REPLAY:
+            return random.choice(general).draw_for_training(random)
+        if share < GENERAL_REPLAY + OTHERS_REPLAY:
+            light = random.random() > TRUE_SHARE
+            return random.choice(others).draw_for_training(random, light)
+        return random.choice(own).draw_for_training(random)
+
+    return draw
+
+
+def train_models(output: Path, seed: int) -> None:
+    """Write the checkpoints base, math, finance and law to `output`."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    train(model, tokenizer, draw_for_base, BASE_TRAINING, seed, "training base")
+    save(model, tokenizer, output / "base")
+    for number, domain in enumerate(DOMAINS, start=1):
+        model = load(output / "base", torch.float32)
+        title = f"fine-tuning {domain}"
+        train(model, tokenizer, draw_for_domain(domain), TUNING, seed + number, title)
+        save(model, tokenizer, output / domain)
+
+
+def load(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A checkpoint of `output`, in any floating-point type."""
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    assert isinstance(model, LlamaForCausalLM)
+    return model
+
+
+class Chooser:
+    """Tries recipes in memory and keeps what scores best on dev."""
+
+    def __init__(self, output: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._scorer = Scorer.load("dev", limit=DEV_ITEMS)
+        self._tokenizer = tokenizer
+        self._weights = {
+            name: load(output / name, torch.bfloat16).state_dict() for name in ["base", *DOMAINS]
+        }
+        self._model = load(output / "base", torch.float32)
+        self._dense = {domain: self._score_weights(self._weights[domain]) for domain in DOMAINS}
+
+    def choose(self, recipe: Recipe, parameter: str, values: list[float]) -> Recipe:
+        """The recipe with the value under which the worst-served domain is served best."""
+        candidates = [recipe.with_parameter(parameter, value) for value in values]
+        progress = tqdm(candidates, desc=f"choosing {parameter} of {recipe.name}")
+        return max(progress, key=self._merit)
+
+    def _merit(self, recipe: Recipe) -> tuple[float, float]:
+        """Lowest and mean Domain-Ratio on dev over the recipe's domains."""
+        models = {name: self._weights[name] for name in ["base", *recipe.models]}
+        parameters = {
+            name: dict.fromkeys(recipe.models, value) for name, value in recipe.parameters.items()
+        }
+        torch.manual_seed(0)
+        merged = merge_state_dicts(models, recipe.method, parameters=parameters, base="base")
+        scores = self._score_weights(merged)
+        ratios = [
+            domain_ratio(scores, self._dense[domain], self._scorer.domains[domain])
+            for domain in recipe.models
+        ]
+        return min(ratios), sum(ratios) / len(ratios)
+
+    def _score_weights(self, weights: dict[str, torch.Tensor]) -> Scores:
+        self._model.load_state_dict(weights)
+        return self._scorer.score(self._model, self._tokenizer)
+
+
+def choose_recipes(output: Path, tokenizer: PreTrainedTokenizerFast) -> list[Recipe]:
+    """All recipes with their free parameter chosen on dev, in the order of the table."""
+    chooser = Chooser(output, tokenizer)
+    chosen = []
+    for domain in DOMAINS:
+        dare, dppa = one_model(domain)
+        chosen += [dare, chooser.choose(dppa, "amplify_90", AMPLIFICATIONS)]
+    return chosen + [chooser.choose(recipe, "weight", WEIGHTS) for recipe in all_models()]
+
+
+def merge(output: Path, recipe: Recipe) -> None:
+    """Write a recipe to `output` and merge it there with mergekit's own command."""
+    (output / f"{recipe.name}.yml").write_text(recipe.as_yaml(), encoding="utf-8")
+    command = Path(sys.executable).with_name("mergekit-yaml")
+    finished = subprocess.run(
+        [command, f"{recipe.name}.yml", recipe.name, "--random-seed", "0", "--quiet"],
+        cwd=output,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # random masks depend on the thread count
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise click.ClickException(f"mergekit-yaml {recipe.name}.yml failed: {finished.stderr}")
+
+
+def print_table(rows: dict[str, Scores], domains: dict[str, list[str]]) -> None:
+    """Print each row's scores in percent, and its Domain-Ratios against the dense models."""
+    tasks = [task for domain in [*DOMAINS, GENERAL] for task in domains[domain]]
+    widths = [max(6, len(column)) for column in [*tasks, *DOMAINS]]
+    first = max(map(len, rows))
+
+    def line(name: str, cells: list[str]) -> str:
+        padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
+        return "  ".join([f"{name:{first}}", *padded[: len(tasks)], "|", *padded[len(tasks) :]])
+
+    print("Scores on the test items and, right of the bar, Domain-Ratios; all in percent.")
+    print(line("", [*tasks, *DOMAINS]))
+    for name, scores in rows.items():
+        values = [100 * scores[task] for task in tasks]
+        values += [domain_ratio(scores, rows[domain], domains[domain]) for domain in DOMAINS]
+        print(line(name, [f"{value:.1f}" for value in values]))
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("quickstart"),
+    show_default=True,
+    help="Folder for the models, recipes and merges.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the training.")
+def main(output: Path, seed: int) -> None:
+    """Train a tiny base and three fine-tuned models, merge them, and print what each scores."""
+    if output.exists() and any(output.iterdir()):
+        raise click.ClickException(f"{output} is not empty; name another folder with --output.")
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own, one per checkpoint
+    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
+    train_models(output, seed)
+    tokenizer = make_tokenizer()
+    recipes = choose_recipes(output, tokenizer)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        merges = pool.map(partial(merge, output), recipes)
+        list(tqdm(merges, total=len(recipes), desc="merging"))
+    scorer = Scorer.load("test")
+    folders = {name: name for name in ["base", *DOMAINS]}
+    folders |= {recipe.label: recipe.name for recipe in recipes}
+    rows = {
+        label: scorer.score(output / folder, tokenizer)
+        for label, folder in tqdm(folders.items(), desc="scoring")
+    }
+    print_table(rows, scorer.domains)
+
+
+if __name__ == "__main__":
+    main()

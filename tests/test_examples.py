@@ -1,0 +1,139 @@
+"""The quickstart: its tasks, its scores, and its pipeline with hardly any training."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import click.testing
+import domains
+import pytest
+import quickstart
+import scoring
+import torch
+import yaml
+from lm_eval import evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+EXAMPLES = Path(domains.__file__).parent
+PARTS = ("dev", "test")
+
+
+def items(task: str, part: str) -> list[dict[str, object]]:
+    path = EXAMPLES / "tasks" / f"{task}_{part}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_files_are_what_the_generator_writes(tmp_path: Path) -> None:
+    domains.write_held_out(tmp_path)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    committed = {path.name: path.read_bytes() for path in (EXAMPLES / "tasks").glob("*.jsonl")}
+    assert written == committed
+
+
+@pytest.mark.parametrize("task", domains.TASKS, ids=lambda task: task.name)
+def test_no_item_is_both_learnt_and_asked(task: domains.Task) -> None:
+    dev, test = ({str(item["prompt"]) for item in items(task.name, part)} for part in PARTS)
+    drawn = {task.draw_for_training(Random(seed)).prompt for seed in range(500)}
+    assert len(dev) >= 100
+    assert len(test) >= 100
+    assert not dev & test
+    assert not drawn & (dev | test)
+
+
+class Knowing(LM):
+    """Answers as the items do, or not at all."""
+
+    def __init__(self, knows: bool) -> None:
+        super().__init__()
+        self._knows = knows
+        self._answers = {
+            str(item["prompt"]): str(item["answer"])
+            for task in domains.TASKS
+            for part in PARTS
+            for item in items(task.name, part)
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return [self._answers[each.args[0].strip()] if self._knows else "" for each in requests]
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        right = [self._answers[each.args[0].strip()] == each.args[1].strip() for each in requests]
+        return [(0.0 if each == self._knows else -9.0, False) for each in right]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("part", PARTS)
+def test_the_tasks_score_knowledge(
+    part: str, knows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the tasks may be used from anywhere
+    settings = yaml.safe_load((EXAMPLES / "tasks.yml").read_text(encoding="utf-8"))
+    metrics = {
+        task: metric
+        for group in [*settings["domains"].values(), settings["guard"]]
+        for task, metric in group[part].items()
+    }
+    assert len(metrics) == len(domains.TASKS)
+    manager = TaskManager(include_path=str(EXAMPLES / "tasks"), include_defaults=False)
+    results = evaluate(
+        Knowing(knows), manager.load(list(metrics)), log_samples=False, bootstrap_iters=0
+    )["results"]
+    scores = {task: float(results[task][metric]) for task, metric in metrics.items()}
+    assert scores == dict.fromkeys(metrics, float(knows))
+
+
+@pytest.mark.parametrize(
+    ("gsm8k", "math", "ratio"),
+    [(0.343442002, 0.0646, 53.41), (0.342683851, 0.0664, 54.09), (0.498104625, 0.0842, 73.44)],
+)
+def test_domain_ratios_are_those_of_the_paper(gsm8k: float, math: float, ratio: float) -> None:
+    dense = {"gsm8k": 0.5981, "math": 0.13}
+    scores = {"gsm8k": gsm8k, "math": math}
+    assert scoring.domain_ratio(scores, dense, list(dense)) == pytest.approx(ratio, abs=0.01)
+
+
+def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    brief = quickstart.Training(steps=3, batch_size=8, learning_rate=1e-3)
+    for name in ("BASE_TRAINING", "TUNING"):
+        monkeypatch.setattr(quickstart, name, brief)
+    monkeypatch.setattr(quickstart, "DEV_ITEMS", 4)
+    monkeypatch.setattr(quickstart, "WEIGHTS", [0.5])
+    monkeypatch.setattr(quickstart, "AMPLIFICATIONS", [1.5])
+    output = tmp_path / "quickstart"
+    result = click.testing.CliRunner().invoke(quickstart.main, ["--output", str(output)])
+    assert result.exit_code == 0, result.output
+    table = result.stdout.splitlines()
+    names = [line.split(":")[0].split()[0] for line in table[2:]]
+    assert names[:4] == ["base", "math", "finance", "law"]
+    for name in names:
+        merged = AutoModelForCausalLM.from_pretrained(output / name)
+        tokenizer = AutoTokenizer.from_pretrained(output / name)
+        prompt = str(items("addition", "dev")[0]["prompt"])
+        logits = merged(**tokenizer(prompt, return_tensors="pt")).logits
+        assert logits.shape[-1] == len(tokenizer)
+        assert bool(torch.isfinite(logits).all())
+    recipes = {path.stem: yaml.safe_load(path.read_text()) for path in output.glob("*.yml")}
+    assert {name for name in names if name.endswith(("_90", "_80")) or "merge" in name} == set(
+        recipes
+    )
+    assert {each["merge_method"] for each in recipes.values()} == {
+        "task_arithmetic",
+        "dare_linear",
+        "dppa",
+    }
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    result = click.testing.CliRunner().invoke(quickstart.main, ["--output", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "is not empty" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
