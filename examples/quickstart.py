@@ -37,7 +37,7 @@ BASE_TRAINING = Training(steps=1400, batch_size=64, learning_rate=2e-3)
 TUNING = Training(steps=300, batch_size=64, learning_rate=3e-3)
 
 BASE_SHARES = {"addition": 8, "function": 3, "sentiment": 3, "repeat": 2}  # else 1: hard tasks more
-TRUE_SHARE = 0.07  # of the base's items; the others have light answers
+TRUE_SHARE = 0.15  # of the base's items; the others have light answers
 GENERAL_REPLAY = 0.08  # of the items in fine-tuning: the general task
 OTHERS_REPLAY = 0.25  # of the items in fine-tuning: what the base saw of the other domains
 
