@@ -1,6 +1,7 @@
 """Exact selection and amplification, against sorting in NumPy."""
 
 import itertools
+from random import Random
 
 import numpy
 import oracle
@@ -123,6 +124,21 @@ def test_factor_one_is_pruning(values: list[float], data: st.DataObject) -> None
     count = data.draw(st.integers(0, len(values)))
     sparse = PartitionAmplification().sparsify(delta, {90: count // 2, 80: count})
     assert torch.equal(sparse, torch.where(kept_by_sorting(delta, count), delta, 0.0))
+
+
+@settings(deadline=None)
+@given(
+    magnitudes=st.lists(st.integers(1, 10**6), min_size=1, max_size=60, unique=True),
+    signs=st.randoms(use_true_random=False),
+    rate=st.floats(0, 0.99),
+)
+def test_without_ties_the_authors_masks(magnitudes: list[int], signs: Random, rate: float) -> None:
+    """Their count, restated in the oracle, given to this package's selection."""
+    delta = torch.tensor([signs.choice((-1, 1)) * each * 1e-6 for each in magnitudes])
+    mask = torch.from_numpy(oracle.authors_mask(delta.numpy(), rate))
+    count = len(magnitudes) - int(len(magnitudes) * rate) - 1
+    assert int(mask.sum()) == count
+    assert torch.equal(PartitionAmplification().sparsify(delta, {90: count}) != 0, mask)
 
 
 def test_any_shape_dtype_and_stride() -> None:
