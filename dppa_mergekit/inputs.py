@@ -34,9 +34,11 @@ def check_models(
         )
     seen: dict[Hashable, Hashable] = {}
     for model in models:
-        same = seen.setdefault(_identity(model), model)
-        if same is model:
+        identity = _identity(model)
+        if identity not in seen:
+            seen[identity] = model
             continue
+        same = seen[identity]
         if base in (same, model) and str(same) != str(model):
             raise RecipeError(
                 f"The model {model} is given twice, also as {same}, the base model: list it as "

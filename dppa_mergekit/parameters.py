@@ -4,7 +4,6 @@ The merge methods build mergekit's parameter specifications from this table, the
 from it, and a test holds the README's tables against it.
 """
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Real
@@ -88,7 +87,8 @@ class Number(Parameter):
             number = int(value) if self.whole and isinstance(value, int) else float(value)
         except (ValueError, OverflowError):
             raise self._refuse(value) from None
-        if not (math.isfinite(number) and self.minimum <= number <= self.maximum):
+        # NaN and infinity are in no range either.
+        if not self.minimum <= number <= self.maximum:
             raise self._refuse(value)
         if self.whole and number != int(number):
             raise self._refuse(value)

@@ -126,14 +126,12 @@ class Plan:
 
     Attributes:
         method: The merge method's name.
-        planner: What plans it; tells one merge from the next.
         quiet: Whether progress bars are off.
         output_dtype: What every output is cast to after the merge; None for the inputs' own.
         tensors: Output name -> what is planned for it.
     """
 
     method: str
-    planner: object
     quiet: bool = False
     output_dtype: torch.dtype | None = None
     tensors: dict[str, PlannedTensor] = field(default_factory=dict)
@@ -225,11 +223,13 @@ class Plan:
                 )
 
     def _check_all_headers(self, model: ModelReference, checkpoint: Checkpoint) -> None:
-        """Look at every stored tensor, once: some are packed into others when they are read."""
+        """Look at all stored linears, once: some are packed into others when they are read."""
         if model not in self._searched:
             self._searched.add(model)
             for stored in checkpoint.stored():
-                _refuse_quantised(model, stored, checkpoint.header(stored))
+                header = checkpoint.header(stored)
+                if linears_in(stored, header.shape):
+                    _refuse_quantised(model, stored, header)
 
     def _accept_missing(self, planned: PlannedTensor, model: ModelReference) -> None:
         others = [

@@ -27,10 +27,13 @@ _EXECUTION = ("mergekit.merge_methods.task_adapter", "execute")
 
 
 class _Gathering(threading.local):
-    """Method name -> the plan that this thread is gathering."""
+    """Method name -> the plan that this thread is gathering, and what plans it.
+
+    The planner is held weakly: it holds its tasks, and those keep their entries in _PLANS alive.
+    """
 
     def __init__(self) -> None:
-        self.plans: dict[str, Plan] = {}
+        self.plans: dict[str, tuple[weakref.ref[object], Plan]] = {}
 
 
 _GATHERING = _Gathering()
@@ -50,14 +53,16 @@ def observe(frame: FrameType, method: str) -> None:
         CheckpointError: A header shows that a tensor cannot be merged.
     """
     place, caller = _place(frame), frame.f_locals.get("self")
-    plan = _GATHERING.plans.get(method)
-    if place == _PLANNER and caller is not None and (plan is None or plan.planner is not caller):
+    planner, plan = _GATHERING.plans.get(method, (None, None))
+    if place == _PLANNER and caller is not None and (planner is None or planner() is not caller):
         models = caller.config.referenced_models()
         check_tuned(method, models, caller.config.base_model)
-        _GATHERING.plans[method] = _new_plan(method, caller, caller.config, caller.options)
+        plan = _new_plan(method, caller.config, caller.options)
+        _GATHERING.plans[method] = weakref.ref(caller), plan
     elif place == _RAW_PLANNER:
         config = frame.f_locals["config"]
-        _GATHERING.plans[method] = _new_plan(method, config, config, frame.f_locals["options"])
+        plan = _new_plan(method, config, frame.f_locals["options"])
+        _GATHERING.plans[method] = weakref.ref(config), plan
     elif place == _TASK and plan is not None and caller is not None:
         plan.add(PlannedTensor.of(caller))
         _PLANS[id(caller)] = plan
@@ -85,7 +90,8 @@ def plan_of(frame: FrameType) -> Plan | None:
     plan = _PLANS.get(id(frame.f_locals.get("self")))
     if plan is None:
         raise RecipeError(
-            "dppa-mergekit did not see mergekit plan this merge; it supports mergekit 0.1.5."
+            "dppa-mergekit did not see mergekit plan this task: it is a copy, or mergekit is not "
+            "of a release that is supported (0.1.5)."
         )
     return plan
 
@@ -94,9 +100,9 @@ def _place(frame: FrameType) -> tuple[object, str]:
     return frame.f_globals.get("__name__"), frame.f_code.co_name
 
 
-def _new_plan(method: str, planner: object, config: object, options: object) -> Plan:
+def _new_plan(method: str, config: object, options: object) -> Plan:
     dtype, out_dtype = getattr(config, "dtype", None), getattr(config, "out_dtype", None)
     check_dtype("dtype", dtype)
     check_dtype("out_dtype", out_dtype)
     output_dtype = None if out_dtype is None else getattr(torch, out_dtype.removeprefix("torch."))
-    return Plan(method, planner, bool(getattr(options, "quiet", False)), output_dtype)
+    return Plan(method, bool(getattr(options, "quiet", False)), output_dtype)

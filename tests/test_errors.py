@@ -119,7 +119,7 @@ def test_a_value_that_is_not_allowed(
     assert refused(run_yaml(content), tmp_path) == sentence
 
 
-@pytest.mark.parametrize("value", [1.5, -1, "one"])
+@pytest.mark.parametrize("value", [1.5, -1, "one", 10**400])
 def test_a_seed_that_is_no_whole_number(
     pristine: Path, tmp_path: Path, run_yaml: RunYaml, value: object
 ) -> None:
@@ -380,6 +380,13 @@ def test_quantised_experts(tmp_path: Path, run_yaml: RunYaml, dtype: torch.dtype
 
     edit(family / "law", quantise)
     assert "is quantised" in refused(run_yaml(recipe(family, dtype="bfloat16")), tmp_path)
+
+
+def test_quantised_tensors_that_nothing_uses(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = save_family(tmp_path / "experts", "mixtral")
+    unused = torch.ones(4, 4, dtype=torch.int8)
+    edit(family / "law", lambda tensors: tensors.update({"unused.scale.weight": unused}))
+    assert run_yaml(recipe(family)).exit_code == 0
 
 
 def test_quantised_weights(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:

@@ -1,5 +1,6 @@
 """The merge methods against the oracle, and at their edges against mergekit's own methods."""
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from mergekit.merge_methods import merge_state_dicts, merge_tensors
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from mergekit.sparsify import magnitude
+
+from dppa_mergekit import planning
 
 Tensors = dict[str, torch.Tensor]
 Merge = Callable[..., Tensors]
@@ -304,6 +307,18 @@ def test_two_merges_may_be_planned_before_the_first_is_run(family: Path, merge: 
     for these, expected_tensors in zip(planned, wanted, strict=True):
         run = Executor(these).run(quiet=True)
         assert_equal({task.output_weight.name: value for task, value in run}, expected_tensors)
+
+
+def test_a_plan_dies_with_its_tasks(family: Path) -> None:
+    MergePlanner._model_arch.cache_clear()
+    gc.collect()
+    before = len(planning._PLANS)
+    planned = tasks(recipe(family, "dppa", MODELS))
+    assert len(planning._PLANS) == before + len(planned)
+    del planned
+    MergePlanner._model_arch.cache_clear()  # mergekit's own cache holds planners
+    gc.collect()
+    assert len(planning._PLANS) <= before
 
 
 def test_merging_in_threads(family: Path, merge: Merge) -> None:
