@@ -187,9 +187,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
 
     def merge_group(self, group: TensorGroup, /, **parameters: object) -> torch.Tensor:
         """Merge one tensor that comes without its model, at its plain density."""
-        (merged,) = self._execute(
-            (group,), [parameters], BatchOptions(), input_dtypes=[None], out_dtype=None
-        )
+        merged: torch.Tensor = self((group,), parameters=parameters)[0]
         return merged
 
     def _allocation_in_memory(

@@ -24,6 +24,7 @@ _PLANNER = ("mergekit.plan", "normalize_config")
 _RAW_PLANNER = ("mergekit.scripts.merge_raw_pytorch", "plan_flat_merge")
 _TASK = ("mergekit.merge_methods.task_adapter", "validate_configured_inputs")
 _EXECUTION = ("mergekit.merge_methods.task_adapter", "execute")
+_CALL = ("mergekit.merge_methods.base", "__call__")
 
 
 class _Gathering(threading.local):
@@ -80,12 +81,12 @@ def is_execution(frame: FrameType) -> bool:
 
 
 def plan_of(frame: FrameType) -> Plan | None:
-    """The plan of the task that calls a method to merge; None if no task calls it.
+    """The plan of the task that calls a method to merge; None if it is called from Python.
 
     Raises:
-        RecipeError: The task was not seen when it was planned.
+        RecipeError: The task was not seen when it was planned, or the caller is neither.
     """
-    if not is_execution(frame):
+    if _place(frame) == _CALL:
         return None
     plan = _PLANS.get(id(frame.f_locals.get("self")))
     if plan is None:

@@ -15,12 +15,12 @@ from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
 from mergekit.graph import Executor, Task
 from mergekit.io.tasks import LoaderCache
-from mergekit.merge_methods import merge_state_dicts, merge_tensors
+from mergekit.merge_methods import TensorGroup, get, merge_state_dicts, merge_tensors
 from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from mergekit.sparsify import magnitude
 
-from dppa_mergekit import planning
+from dppa_mergekit import DppaError, planning
 
 Tensors = dict[str, torch.Tensor]
 Merge = Callable[..., Tensors]
@@ -307,6 +307,21 @@ def test_two_merges_may_be_planned_before_the_first_is_run(family: Path, merge: 
     for these, expected_tensors in zip(planned, wanted, strict=True):
         run = Executor(these).run(quiet=True)
         assert_equal({task.output_weight.name: value for task, value in run}, expected_tensors)
+
+
+def test_a_task_that_was_not_planned_is_refused(family: Path) -> None:
+    """As it would be if a later mergekit called the method from elsewhere."""
+    task = tasks(recipe(family, "dppa", MODELS))[0]
+    with pytest.raises(DppaError, match="did not see mergekit plan"):
+        list(Executor([task.model_copy()]).run(quiet=True))
+
+
+def test_one_group_by_itself() -> None:
+    base, tuned = torch.zeros(20, 30), torch.randn(20, 30, generator=torch.Generator())
+    group = TensorGroup.from_tensors([base, tuned], base_index=0)
+    method = get("dppa")
+    merged = method.merge_group(group, weight={1: 1.0}, density={1: 0.1})
+    assert int((merged != 0).sum()) == 60
 
 
 def test_a_plan_dies_with_its_tasks(family: Path) -> None:
