@@ -9,7 +9,7 @@ the number of threads nor the order in which tensors arrive.
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy
@@ -244,16 +244,12 @@ def _second_visit(
                 mass, count = tails[pair.linear * own]
                 block_mass, block_count = tails[pair.of_block * means[model]]
                 tally.records[model][pair].append(
-                    LinearStatistics(
-                        record.linear,
-                        record.block,
-                        record.numel,
-                        record.nonzero,
-                        record.magnitude,
-                        mass,
-                        count,
-                        block_mass,
-                        block_count,
+                    replace(
+                        record,
+                        mass=mass,
+                        count=count,
+                        block_mass=block_mass,
+                        block_count=block_count,
                     )
                 )
 
