@@ -357,7 +357,7 @@ def _seed(bound: Bound) -> int:
 def register_methods() -> None:
     """Make the methods available by name in mergekit; safe to call again.
 
-    A name that mergekit already has stays mergekit's, with a warning.
+    A name that is taken stays with who has it, with a warning.
     """
     with _REGISTRATION:
         taken = {method.spec.name: method for method in mergekit_methods.registered_methods()}
@@ -367,7 +367,7 @@ def register_methods() -> None:
                 mergekit_methods.register(DeltaPruningMerge(variant))
             elif type(holder).__module__ != __name__:
                 LOG.warning(
-                    "mergekit has a merge method %s of its own; dppa-mergekit leaves it as it is.",
+                    "A merge method %s is registered already; dppa-mergekit leaves it as it is.",
                     variant.name,
                 )
 

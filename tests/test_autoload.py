@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import recipe, save_family, write_recipe
 
 METHODS = ["dare_dpa", "dp", "dppa", "dppa_ties", "owl"]
 STUB = Path(__file__).parents[1] / "dppa_mergekit" / "autoload"
@@ -225,10 +226,18 @@ answer(before=before)
     assert answer.said == []
 
 
-def test_a_plugin_that_fails_warns_once_and_leaves_mergekit_working(tmp_path: Path) -> None:
-    broken = package(
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder whose dppa_mergekit cannot be imported."""
+    return package(
         tmp_path, {"dppa_mergekit/__init__.py": "", "dppa_mergekit/methods.py": "import absent_one"}
     )
+
+
+FAILURE = "dppa-mergekit cannot load: ModuleNotFoundError: No module named 'absent_one'"
+
+
+def test_a_plugin_that_fails_warns_once_and_leaves_mergekit_working(broken: Path) -> None:
     # The interpreter's own warning filter, not the one of the prelude: what a user sees.
     script = """
 import importlib, warnings
@@ -237,20 +246,33 @@ with warnings.catch_warnings():
     pass  # from here on Python shows again what it has shown before
 importlib.reload(methods)
 print(methods.get("task_arithmetic").spec.name)
+print(len({method.spec.name for method in methods.registered_methods()}))
 try:
-    methods.get("dppa")
+    methods.get("dppa")([], parameters={})
 except Exception as error:
-    print(repr(error))
+    print(error)
 """
     done = python("-c", script, path=[broken])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "task_arithmetic",
-        "RuntimeError('Unimplemented merge method dppa')",
-    ]
-    assert done.stderr.count("dppa-mergekit cannot load") == 1
-    assert "ModuleNotFoundError: No module named 'absent_one'" in done.stderr
+    theirs, count, said = done.stdout.splitlines()
+    assert theirs == "task_arithmetic"
+    assert int(count) > len(METHODS)
+    assert said == f"Merge method dppa: {FAILURE}"
+    assert done.stderr.count(FAILURE) == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_of_a_plugin_that_fails_ends_in_one_sentence(
+    method: str, broken: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(save_family(tmp_path / "family"), method))
+    out = tmp_path / "out"
+    done = python("-m", "mergekit.scripts.run_yaml", str(path), str(out), path=[broken])
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"Error: Merge method {method}: {FAILURE}"
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
 
 
 FAKES = {

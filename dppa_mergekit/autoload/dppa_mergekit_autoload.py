@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 AWAITED = "mergekit.merge_methods"
+METHODS = ("dppa", "dppa_ties", "dp", "owl", "dare_dpa")
 _warned = False
 
 
@@ -57,8 +58,29 @@ def _register_after(spec: "ModuleSpec") -> None:
     loader.exec_module = exec_module  # type: ignore[method-assign]
 
 
+class UnavailableMethod:
+    """Stands where a merge method of a plugin that cannot load would, and says why it does not."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        from types import SimpleNamespace
+
+        self.spec = SimpleNamespace(name=name, pretty_name=name, reference_url=None)
+        self.reason = reason
+
+    def validate_inputs(self, *inputs: object, **options: object) -> None:
+        """Refuse. mergekit asks this first, and its commands print a click error as one line."""
+        import click
+
+        raise click.ClickException(f"Merge method {self.spec.name}: {self.reason}")
+
+    __call__ = validate_inputs
+
+
 def register() -> None:
-    """Import the plugin and register its methods; a failure is one warning, never an error."""
+    """Import the plugin and register its methods.
+
+    A failure is one warning and never an error; it becomes one where a recipe names a method.
+    """
     global _warned
     try:
         methods = sys.modules.get("dppa_mergekit.methods")
@@ -68,17 +90,24 @@ def register() -> None:
         elif hasattr(methods, "register_methods"):
             methods.register_methods()
     except Exception as error:
+        reason = f"dppa-mergekit cannot load: {type(error).__name__}: {error}"
+        _register_unavailable(reason)
         if _warned:
             return
         import warnings
 
         _warned = True
-        warnings.warn(
-            f"dppa-mergekit cannot load, its merge methods are not available: "
-            f"{type(error).__name__}: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warnings.warn(reason, RuntimeWarning, stacklevel=2)
+
+
+def _register_unavailable(reason: str) -> None:
+    mergekit = sys.modules[AWAITED]
+    if not hasattr(mergekit, "register") or not hasattr(mergekit, "registered_methods"):
+        return  # not the mergekit that this plugin is for
+    taken = {method.spec.name for method in mergekit.registered_methods()}
+    for name in METHODS:
+        if name not in taken:
+            mergekit.register(UnavailableMethod(name, reason))
 
 
 def install() -> None:
