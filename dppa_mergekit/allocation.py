@@ -6,9 +6,11 @@ under a lock.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
+from dppa_mergekit.cache import Place, Statistics
 from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.measurement import Progress, TensorSource, measure
 from dppa_mergekit.names import Linear
@@ -25,6 +27,7 @@ class Allocation:
         densities: Model -> tensor name -> the density that the recipe gives it.
         multiples: What significance is needed at; none for uniform allocation alone.
         progress: Opens a progress bar over a number of tensors.
+        cached: Model -> where its statistics may be, from an earlier merge, or are kept.
     """
 
     def __init__(
@@ -33,13 +36,15 @@ class Allocation:
         densities: Mapping[Hashable, Mapping[str, float]],
         multiples: Iterable[Multiples],
         progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
+        cached: Mapping[Hashable, Place] | None = None,
     ) -> None:
         self._sources = sources
         self._densities = densities
         self._multiples = tuple(multiples)
         self._progress = progress
+        self._cached = cached or {}
         self._lock = threading.Lock()
-        self._statistics: dict[Hashable, dict[Multiples | None, ModelStatistics]] | None = None
+        self._statistics: dict[Hashable, Statistics] | None = None
         self._kept: dict[tuple[Hashable, DynamicPruning, float], dict[Linear, int]] = {}
 
     def prepare(self) -> None:
@@ -50,11 +55,24 @@ class Allocation:
         """
         with self._lock:
             if self._statistics is None:
-                self._statistics = measure(
-                    self._sources, list(self._densities), self._multiples, self._progress
-                )
+                begun = time.perf_counter()
+                self._statistics = self._taken()
+                LOG.info("Delta statistics: %.2f s.", time.perf_counter() - begun)
                 for model, taken in self._statistics.items():
                     self._warn(model, taken[None])
+
+    def _taken(self) -> dict[Hashable, Statistics]:
+        """The statistics of every model: from an earlier merge, or measured and kept."""
+        found = {model: place.read() for model, place in self._cached.items()}
+        known = {model: statistics for model, statistics in found.items() if statistics}
+        missing = [model for model in self._densities if model not in known]
+        measured = (
+            measure(self._sources, missing, self._multiples, self._progress) if missing else {}
+        )
+        for model, statistics in measured.items():
+            if model in self._cached:
+                self._cached[model].write(statistics)
+        return {model: known.get(model) or measured[model] for model in self._densities}
 
     def kept(self, model: Hashable, pruning: DynamicPruning, density: float) -> dict[Linear, int]:
         """The kept count of every linear of a model at one density."""

@@ -4,10 +4,11 @@ The one place that looks into checkpoint files beside mergekit's loaders. A head
 models of six shards takes a millisecond.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import safetensors
 import torch
@@ -96,6 +97,44 @@ class Checkpoint:
                 f"{self.model}: {shard} does not hold tensor {stored}, which the index puts there."
             )
         return headers[stored]
+
+    def fingerprint(self) -> list[object]:
+        """Plain data that differs between two checkpoints: of names, times, headers and samples.
+
+        Modification times alone would not do: unpacking and copying may set them all alike.
+        """
+        folder = Path(self.index.base_path)
+        files = sorted({*self.index.tensor_paths.values(), "config.json"})
+        return [
+            sorted(self.index.tensor_paths.items()),
+            [_file_fingerprint(folder / name) for name in files if (folder / name).exists()],
+        ]
+
+
+PROBES = 16
+"""Pages of a file's content that its fingerprint reads, beside the header."""
+
+PAGE = 4096
+
+
+def _file_fingerprint(path: Path) -> list[object]:
+    """Name, size, time, a hash of header and probes; of a hub's cache, also revision and blob."""
+    digest = hashlib.sha256()
+    status = path.stat()
+    with path.open("rb") as file:
+        digest.update(_header_bytes(file, path.suffix.lower() == ".safetensors"))
+        for probe in range(PROBES):
+            file.seek(status.st_size * probe // PROBES)
+            digest.update(file.read(PAGE))
+    hub = [path.parent.name, path.resolve().name] if path.parent.parent.name == "snapshots" else []
+    return [path.name, status.st_size, status.st_mtime_ns, digest.hexdigest(), *hub]
+
+
+def _header_bytes(file: BinaryIO, is_safetensors: bool) -> bytes:
+    if not is_safetensors:
+        return file.read(PAGE)
+    size = file.read(8)
+    return size + file.read(int.from_bytes(size, "little"))
 
 
 def _read_headers(path: Path, model: str) -> dict[str, Header]:

@@ -9,21 +9,21 @@ density 1 and factor 1 the operations and their order are those of mergekit's `t
 and `ties`, so that on float32 checkpoints the results are equal bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dppa_mergekit.deltas import Delta
-from dppa_mergekit.sparsification import Scaling
+from dppa_mergekit.deltas import Buffer, chunks, delta_chunks
+from dppa_mergekit.sparsification import Part, Pruned, PrunedChunks, Scratch
+from dppa_mergekit.threads import share
 
 
 @dataclass(frozen=True)
 class Contribution:
     """What one model adds to one linear, or to one dense tensor."""
 
-    delta: Delta
-    scaling: Scaling
+    pruned: Pruned
     weight: float
 
 
@@ -59,53 +59,80 @@ class Combination:
         Returns:
             Whether a sum was larger than the limit.
         """
-        dtype = contributions[0].delta.dtype
-        weights = torch.tensor(
-            [each.weight for each in contributions], dtype=dtype, device=base.device
-        )
-        combine = _consensus(self.normalize) if self.consensus else _weighted_sum(self.normalize)
-        overflow = False
-        for parts in zip(*(each.delta.chunks() for each in contributions), strict=True):
-            offset = parts[0][0]
-            for each, (_, values) in zip(contributions, parts, strict=True):
-                each.scaling.apply_(offset, values).mul_(each.weight)
-            mixed = combine([values for _, values in parts], weights)
-            if self.lambda_ != 1:
-                mixed.mul_(self.lambda_)
-            stop = offset + mixed.numel()
-            mixed.add_(base[offset:stop])
-            low, high = torch.aminmax(mixed)
-            overflow = overflow or not (-limit <= float(low) and float(high) <= limit)
-            merged[offset:stop] = mixed
-        return overflow
+        deltas = [each.pruned.pruning.delta for each in contributions]
+        dtype, device = deltas[0].dtype, deltas[0].device
+        weights = torch.tensor([each.weight for each in contributions], dtype=dtype).tolist()
+
+        def work(places: Iterator[tuple[int, tuple[int, int]]]) -> bool:
+            readers, origin = delta_chunks(deltas)
+            scratch = Scratch(dtype, device)
+            pruned = [
+                PrunedChunks(each.pruned, reader, scratch)
+                for each, reader in zip(contributions, readers, strict=True)
+            ]
+            combine = (_consensus if self.consensus else _weighted_sum)(weights, self.normalize)
+            buffer = Buffer(dtype, device)
+            overflow = False
+            for position, (start, stop) in places:
+                total = buffer.of(stop - start).zero_()
+                combine(
+                    total,
+                    (
+                        Part(part.index, part.values.mul_(weight))
+                        for part, weight in zip(
+                            (each.read(position, start, stop) for each in pruned),
+                            weights,
+                            strict=True,
+                        )
+                    ),
+                )
+                if self.lambda_ != 1:
+                    total.mul_(self.lambda_)
+                total.add_(base[start:stop] if origin is None else origin.read(start, stop))
+                low, high = torch.aminmax(total)
+                overflow = overflow or not (-limit <= float(low) and float(high) <= limit)
+                merged[start:stop] = total
+            return overflow
+
+        return any(share(work, list(enumerate(chunks(base.numel(), device))), device))
 
 
-Combine = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
+Combine = Callable[[torch.Tensor, Iterator[Part]], None]
+"""Writes the combination of weighted parts, each overwritten by the next, to a chunk of zeros."""
 
 
-def _weighted_sum(normalize: bool) -> Combine:
-    def combine(weighted: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        total = weighted[0]
-        for values in weighted[1:]:
-            total.add_(values)
+def _weighted_sum(weights: Sequence[float], normalize: bool) -> Combine:
+    def combine(total: torch.Tensor, weighted: Iterator[Part]) -> None:
+        for part in weighted:
+            part.add_to(total)
         if normalize:
-            divisor = weights.sum()
-            if divisor.abs() >= 1e-8:
+            divisor = float(torch.tensor(weights, dtype=total.dtype).sum())
+            if abs(divisor) >= 1e-8:
                 total.div_(divisor)
-        return total
 
     return combine
 
 
-def _consensus(normalize: bool) -> Combine:
-    def combine(weighted: list[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        stacked = torch.stack(weighted)
-        majority = torch.where(stacked.sum(dim=0) >= 0, 1.0, -1.0)
-        agrees = stacked.sign() == majority
-        total = (stacked * agrees).sum(dim=0)
+def _consensus(weights: Sequence[float], normalize: bool) -> Combine:
+    def combine(total: torch.Tensor, weighted: Iterator[Part]) -> None:
+        parts = []
+        for part in weighted:
+            part.add_to(total)
+            parts.append(Part(part.index, part.values.clone()))
+        # The sign of the sum, and plus where the sum is zero, negative zero included.
+        sign = torch.ones_like(total).copysign_(total.add_(0.0))
+        total.zero_()
+        taking = torch.zeros_like(total)
+        for part, weight in zip(parts, weights, strict=True):
+            here = sign if part.index is None else sign.index_select(0, part.index)
+            # What agrees is positive once it is multiplied by the majority's sign.
+            agreeing = part.values.mul_(here).clamp_(min=0)
+            Part(part.index, agreeing).add_to(total)
+            if normalize:
+                Part(part.index, agreeing.sign_().mul_(weight)).add_to(taking)
+        total.mul_(sign)
         if normalize:
-            divisor = (weights[:, None] * agrees).sum(dim=0)
-            total.div_(divisor.masked_fill_(divisor == 0, 1))
-        return total
+            # Where none takes part, the sum is zero already.
+            total.div_(taking.add_(torch.eq(taking, 0, out=sign)))
 
     return combine

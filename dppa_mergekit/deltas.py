@@ -5,13 +5,24 @@ whole-tensor delta with its mean and tail took 68 ms, with one reused buffer 17 
 here, nor in what merges, makes a float32 copy of a whole 16-bit tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+
+def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
+    """(start, stop) of every chunk of a tensor: of a length that suits the device.
+
+    On a CPU a few buffers of a chunk must fit the second-level cache; elsewhere a chunk must
+    outweigh the start of a kernel.
+    """
+    length = CHUNK if device.type == "cpu" else 64 * CHUNK
+    return [(start, min(start + length, numel)) for start in range(0, numel, length)]
+
+
 CHUNK = 1 << 18
-"""Elements per chunk: 1 MiB of float32, which stays in the second-level cache."""
+"""Elements per chunk on a CPU: a MiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +49,105 @@ class Delta:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the chunks."""
+        """The dtype of the values."""
         tensors = (self.tuned,) if self.base is None else (self.tuned, self.base)
         wide = any(tensor.dtype == torch.float64 for tensor in tensors)
         return torch.float64 if wide else torch.float32
 
     @property
     def device(self) -> torch.device:
-        """Where the chunks live."""
+        """Where the values live."""
         return self.tuned.device
 
-    def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield (offset, values); the values are overwritten by the next chunk."""
-        length = min(CHUNK, self.numel)
-        buffer = torch.empty(length, dtype=self.dtype, device=self.device)
-        subtrahend = torch.empty_like(buffer) if self.base is not None else buffer
-        for start in range(0, self.numel, CHUNK):
-            stop = min(start + CHUNK, self.numel)
-            values = buffer[: stop - start]
-            values.copy_(self.tuned[start:stop])
-            if self.base is not None:
-                values.sub_(subtrahend[: stop - start].copy_(self.base[start:stop]))
-            yield start, values
+    def chunks(self) -> list[tuple[int, int]]:
+        """(start, stop) of every chunk."""
+        return chunks(self.numel, self.device)
+
+    def sample(self, stride: int) -> torch.Tensor:
+        """A new tensor of the values in every `stride`-th run; of all values at stride 1.
+
+        A run is what one cache line of 16-bit values holds at least: reading it costs as much as
+        reading one value.
+        """
+        values = _runs(self.tuned, stride).to(self.dtype, copy=True)
+        return values if self.base is None else values.sub_(_runs(self.base, stride).to(self.dtype))
+
+
+RUN = 8
+"""Elements per run of a sample."""
+
+
+def _runs(tensor: torch.Tensor, stride: int) -> torch.Tensor:
+    if stride == 1:
+        return tensor
+    return tensor[: tensor.numel() // RUN * RUN].view(-1, RUN)[::stride].flatten()
+
+
+class Buffer:
+    """Memory for one chunk, made at first use and used again; one for each thread."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._held = torch.empty(0, dtype=dtype, device=device)
+
+    def of(self, length: int) -> torch.Tensor:
+        """(length,) of what the buffer held before, or of nothing in particular."""
+        if self._held.numel() < length:
+            self._held = self._held.new_empty(length)
+        return self._held if self._held.numel() == length else self._held[:length]
+
+
+class TensorChunks:
+    """A flat tensor in the dtype of a delta, a chunk at a time; for one thread."""
+
+    def __init__(self, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+        self._tensor = tensor
+        self._cast = None if tensor.dtype == dtype else Buffer(dtype, tensor.device)
+        self._place = (0, 0)
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """The values in [start, stop): borrowed, until another chunk is read."""
+        part = self._tensor[start:stop]
+        if self._cast is None:
+            return part
+        values = self._cast.of(stop - start)
+        if self._place != (start, stop):
+            values.copy_(part)
+            self._place = (start, stop)
+        return values
+
+
+class DeltaChunks:
+    """A delta, a chunk at a time; for one thread."""
+
+    def __init__(
+        self, delta: Delta, buffer: Buffer | None = None, base: TensorChunks | None = None
+    ) -> None:
+        """Read a delta.
+
+        Args:
+            delta: What is read.
+            buffer: Memory that the deltas of several models share: all of their chunks would not
+                fit the cache.
+            base: Reads the delta's base, where the deltas of several models share it.
+        """
+        self._tuned = delta.tuned
+        self._buffer = buffer or Buffer(delta.dtype, delta.device)
+        self._base = base
+        if base is None and delta.base is not None:
+            self._base = TensorChunks(delta.base, delta.dtype)
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """The values in [start, stop), to be changed at will, until another chunk is read."""
+        values = self._buffer.of(stop - start).copy_(self._tuned[start:stop])
+        return values if self._base is None else values.sub_(self._base.read(start, stop))
+
+
+def delta_chunks(deltas: Sequence[Delta]) -> tuple[list[DeltaChunks], TensorChunks | None]:
+    """Readers of several models' deltas from one base, for one thread, and that of the base.
+
+    A chunk of one is overwritten by that of the next.
+    """
+    first = deltas[0]
+    buffer = Buffer(first.dtype, first.device)
+    base = None if first.base is None else TensorChunks(first.base, first.dtype)
+    return [DeltaChunks(delta, buffer, base) for delta in deltas], base

@@ -37,6 +37,11 @@ def possible_names(load: Load) -> list[str]:
     return [own_name(load), *(load.aliases or ()), *(load.tied_names or ())]
 
 
+def reading(load: Load) -> list[object]:
+    """Plain data that says what is read of a checkpoint, and what it is cast to."""
+    return [possible_names(load), load.dtype]
+
+
 def checkpoint_of(load: Load, model: object) -> Checkpoint:
     """The files that it is read from; mergekit holds their index already."""
     if _is_raw(load):

@@ -1,27 +1,39 @@
 """Measurement of a whole model's deltas: its statistics, and what must be refused.
 
-Tensors come in one set at a time (the base's and every fine-tuned model's), block by block. Every
-tensor is visited once: magnitudes are summed, zeros counted, NaN and infinity refused. The linears
-of a block are visited a second time, when the block's mean is known, for the tails above both
-means. Sums run over rows of fixed length and are kept in float64, so that they depend on neither
-the number of threads nor the order in which tensors arrive.
+Tensors come in one set at a time (the base's and every fine-tuned model's), block by block, on the
+CPU. Every tensor is visited once: magnitudes are summed, zeros counted, NaN and infinity refused,
+and of linears the largest magnitudes gathered. When the mean of the block is known, its tails are
+read off what was gathered. A linear of which too little was gathered is visited again: too much
+would have had to be held, or a guess at a mean was wrong. Sums run in float64 over
+rows and chunks of fixed length, so that they depend on neither the number of threads, nor the
+order in which tensors arrive, nor on which of both ways a tail was found.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy
 import torch
+from numpy.typing import NDArray
 
-from dppa_mergekit.deltas import CHUNK, Delta
+from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, delta_chunks
 from dppa_mergekit.errors import CheckpointError
 from dppa_mergekit.names import Block, Linear, block_of, linears_in, natural_order
 from dppa_mergekit.statistics import LinearStatistics, ModelStatistics, Multiples
+from dppa_mergekit.threads import in_order, share
 
 ROW = 256
-"""Elements per partial sum. CHUNK is a multiple of it."""
+"""Elements per partial sum. A chunk is a multiple of it."""
+
+SAMPLE = 1 << 10
+"""Elements from which the mean of a linear is guessed before its visit."""
+
+Magnitudes: TypeAlias = NDArray[numpy.float32] | NDArray[numpy.float64]
+Tail: TypeAlias = tuple[float, int]
+"""The sum and the number of the magnitudes above a bound."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +65,32 @@ class Progress(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _ChunkSums:
+    """What a visit finds in one chunk of one delta."""
+
+    magnitude: float
+    nonzero: int
+    above: Magnitudes
+
+
 Found = dict[Hashable, dict[Multiples | None, list[LinearStatistics]]]
 
 
 @dataclass
 class _Tally:
-    """What the visits have gathered: per model the records, and which models moved at all."""
+    """What the visits have gathered.
 
-    records: Found = field(default_factory=dict)
+    Attributes:
+        records: Of every model.
+        moved: The models whose delta is not zero everywhere.
+        relative: Model, and the name of a linear without its block -> the mean magnitude of the
+            block over that of the linear, in the last block that was measured.
+    """
+
+    records: Found
     moved: set[Hashable] = field(default_factory=set)
+    relative: dict[tuple[Hashable, Linear], float] = field(default_factory=dict)
 
 
 def measure(
@@ -136,35 +165,95 @@ def delta_statistics(
     return measure(sources, ["tuned"], [chosen])["tuned"][chosen]
 
 
+@dataclass(frozen=True)
+class _Gathered:
+    """The largest magnitudes of one linear's delta.
+
+    Attributes:
+        floor: All magnitudes above it are held; none if it is infinite.
+        chunks: Chunk by chunk, in flat order.
+    """
+
+    floor: float
+    chunks: Sequence[Magnitudes]
+
+    def tail(self, bound: float) -> Tail:
+        """The sum and the number of the magnitudes above a bound that is not below the floor."""
+        return _total(_tail(chunk, bound) for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class _Visited:
+    """A linear after the first visit: what is known, without tails, and what was gathered."""
+
+    record: LinearStatistics
+    gathered: _Gathered
+
+
 def _measure_unit(
     unit: Sequence[TensorSource],
     multiples: Sequence[Multiples],
     tally: _Tally,
     bar: Progress | None,
 ) -> None:
-    """Both visits to the tensors of one block, or the one visit to a tensor outside blocks."""
+    """Measure the tensors of one block, or one tensor outside blocks."""
     ordered = sorted(unit, key=lambda source: natural_order(source.shard))
-    first: dict[Hashable, list[LinearStatistics]] = {model: [] for model in tally.records}
-    holding = []
+    visited: dict[Hashable, dict[Linear, _Visited]] = {model: {} for model in tally.records}
     for source in ordered:
-        held = _first_visit(source, first, tally.moved)
-        if held:
-            holding.append(source)
+        _visit(source, visited, multiples, tally)
         if bar is not None:
             bar.update(1)
-    for model, records in first.items():
+    bounds: dict[Hashable, dict[Linear, dict[Multiples, tuple[float, float]]]] = {}
+    tails: dict[Hashable, dict[Linear, dict[float, Tail]]] = {}
+    for model, linears in visited.items():
+        records = _in_order(each.record for each in linears.values())
         tally.records[model][None].extend(records)
-    if not multiples or not holding:
-        return
-    means = {
-        model: sum(each.magnitude for each in _in_order(records))
-        / max(1, sum(each.numel for each in records))
-        for model, records in first.items()
-    }
-    known = {model: {each.linear: each for each in records} for model, records in first.items()}
+        numel = sum(each.numel for each in records)
+        mean = sum(each.magnitude for each in records) / max(1, numel)
+        bounds[model] = {
+            each.linear: {
+                pair: (pair.linear * (each.magnitude / max(1, each.numel)), pair.of_block * mean)
+                for pair in multiples
+            }
+            for each in records
+        }
+        for record in records:
+            if record.magnitude > 0:
+                relative = mean * record.numel / record.magnitude
+                tally.relative[model, _without_block(record.linear)] = relative
+        tails[model] = {
+            linear: {bound: linears[linear].gathered.tail(bound) for bound in wanted}
+            for linear, wanted in _distinct(bounds[model]).items()
+            if wanted and linears[linear].gathered.floor <= wanted[0]
+        }
     # Backwards: the shard that the first visit ended in is still open.
-    for source in reversed(holding):
-        _second_visit(source, known, means, multiples, tally)
+    for source in reversed(ordered):
+        _visit_again(source, bounds, tails)
+    for model, linears in visited.items():
+        for linear, each in linears.items():
+            for pair, (own, of_block) in bounds[model][linear].items():
+                (mass, count), (block_mass, block_count) = (
+                    tails[model][linear][bound] for bound in (own, of_block)
+                )
+                tally.records[model][pair].append(
+                    replace(
+                        each.record,
+                        mass=mass,
+                        count=count,
+                        block_mass=block_mass,
+                        block_count=block_count,
+                    )
+                )
+
+
+def _distinct(
+    bounds: Mapping[Linear, Mapping[Multiples, tuple[float, float]]],
+) -> dict[Linear, list[float]]:
+    """Linear -> the bounds at which its tail is wanted, ascending."""
+    return {
+        linear: sorted({bound for pair in of_linear.values() for bound in pair})
+        for linear, of_linear in bounds.items()
+    }
 
 
 def _in_order(records: Iterable[LinearStatistics]) -> list[LinearStatistics]:
@@ -173,85 +262,188 @@ def _in_order(records: Iterable[LinearStatistics]) -> list[LinearStatistics]:
 
 def _pairs(
     source: TensorSource, models: Iterable[Hashable]
-) -> Iterable[tuple[Hashable, torch.Tensor, torch.Tensor]]:
-    """Yield (model, base tensor, tuned tensor) for every model that has the tensor."""
+) -> tuple[torch.Tensor | None, dict[Hashable, torch.Tensor]]:
+    """The base's tensor and, of every model that has it, the tuned one; on the CPU."""
     tensors = source.load()
     base = tensors.get(source.base)
     if base is None or not base.is_floating_point():
-        return
-    for model in models:
-        tuned = tensors.get(model)
-        if tuned is None:
-            continue
-        if tuned.shape != base.shape and not source.aligned:
+        return None, {}
+    tuned = {model: tensors[model].cpu() for model in models if model in tensors}
+    for model, tensor in tuned.items():
+        if tensor.shape != base.shape and not source.aligned:
             raise CheckpointError(
-                f"{model}: tensor {source.name} has shape {list(tuned.shape)}; "
+                f"{model}: tensor {source.name} has shape {list(tensor.shape)}; "
                 f"the base model's has {list(base.shape)}."
             )
-        yield model, base, tuned
+    return base.cpu(), tuned
 
 
-def _first_visit(
+def _visit(
     source: TensorSource,
-    first: dict[Hashable, list[LinearStatistics]],
-    moved: set[Hashable],
-) -> int:
-    """Sum the magnitudes and count the non-zero deltas; returns how many linears it holds."""
-    held = 0
-    for model, base, tuned in _pairs(source, first):
-        if tuned.shape != base.shape:
-            # The recipe's tokenizer aligns the two later.
-            _refuse_non_finite(source.name, {source.base: base, model: tuned}, always=False)
-            moved.add(model)
-            continue
-        held = source.linears(base.shape)
-        for expert, delta in enumerate(linear_deltas(base, tuned, held)):
-            magnitude, nonzero = 0.0, 0
-            for _, values in delta.chunks():
-                nonzero += int(torch.count_nonzero(values))
-                magnitude += _row_sum(values.abs_())
-            if not numpy.isfinite(magnitude):
-                _refuse_non_finite(source.name, {source.base: base, model: tuned}, always=True)
-            if nonzero:
-                moved.add(model)
-            if held:
-                linear = Linear(source.name, expert)
-                first[model].append(
-                    LinearStatistics(linear, block_of(source.name), delta.numel, nonzero, magnitude)
-                )
-    return held
-
-
-def _second_visit(
-    source: TensorSource,
-    known: Mapping[Hashable, Mapping[Linear, LinearStatistics]],
-    means: Mapping[Hashable, float],
+    visited: dict[Hashable, dict[Linear, _Visited]],
     multiples: Sequence[Multiples],
     tally: _Tally,
 ) -> None:
-    """Measure the tails of the linears of one tensor at every pair of multiples."""
-    for model, base, tuned in _pairs(source, known):
-        held = source.linears(base.shape)
-        for expert, delta in enumerate(linear_deltas(base, tuned, held)):
-            record = known[model][Linear(source.name, expert)]
-            own = record.magnitude / record.numel
-            bounds = sorted(
-                {pair.linear * own for pair in multiples}
-                | {pair.of_block * means[model] for pair in multiples}
-            )
-            tails = dict(zip(bounds, _tails(delta, bounds), strict=True))
-            for pair in multiples:
-                mass, count = tails[pair.linear * own]
-                block_mass, block_count = tails[pair.of_block * means[model]]
-                tally.records[model][pair].append(
-                    replace(
-                        record,
-                        mass=mass,
-                        count=count,
-                        block_mass=block_mass,
-                        block_count=block_count,
-                    )
+    """Sum the magnitudes, count the non-zero deltas, and gather the largest of a linear."""
+    base, tuned = _pairs(source, visited)
+    if base is None:
+        return
+    for model, tensor in list(tuned.items()):
+        if tensor.shape != base.shape:
+            # The recipe's tokenizer aligns the two later.
+            _refuse_non_finite(source.name, {source.base: base, model: tensor}, always=False)
+            tally.moved.add(model)
+            del tuned[model]
+    held = source.linears(base.shape)
+    experts = {model: linear_deltas(base, tensor, held) for model, tensor in tuned.items()}
+    for expert in range(max(1, held)):
+        deltas = {model: each[expert] for model, each in experts.items()}
+        linear = Linear(source.name, expert)
+        floors = [
+            _floor(delta, multiples, tally.relative.get((model, _without_block(linear)), 0.5))
+            if held
+            else math.inf
+            for model, delta in deltas.items()
+        ]
+        for (model, delta), found in zip(
+            deltas.items(), _summed(list(deltas.values()), floors), strict=True
+        ):
+            magnitude, nonzero, gathered = found
+            if not math.isfinite(magnitude):
+                _refuse_non_finite(
+                    source.name, {source.base: base, model: tuned[model]}, always=True
                 )
+            if nonzero:
+                tally.moved.add(model)
+            if held:
+                block = block_of(source.name)
+                visited[model][linear] = _Visited(
+                    LinearStatistics(linear, block, delta.numel, nonzero, magnitude), gathered
+                )
+
+
+def _without_block(linear: Linear) -> Linear:
+    block = block_of(linear.tensor)
+    if block is None:
+        return linear
+    return replace(linear, tensor=linear.tensor.replace(f".{block.number}.", ".", 1))
+
+
+def _floor(delta: Delta, multiples: Sequence[Multiples], relative: float) -> float:
+    """Above what magnitude a visit gathers, so that the tails are all but sure to be among it.
+
+    Args:
+        delta: Of a linear; its mean magnitude is guessed by a sample.
+        multiples: What the tails are measured at.
+        relative: A guess at the mean magnitude of its block over its own.
+
+    Returns:
+        Infinity where an eighth of the magnitudes or more would have to be held.
+    """
+    if not multiples or delta.numel == 0:
+        return math.inf
+    sample = delta.sample(max(1, delta.numel // SAMPLE)).abs_().numpy()
+    smallest = min(min(pair.linear, pair.of_block * relative) for pair in multiples)
+    floor = smallest * float(sample.mean()) * 0.75
+    return floor if numpy.count_nonzero(sample > floor) * 8 < len(sample) else math.inf
+
+
+def _summed(deltas: Sequence[Delta], floors: Sequence[float]) -> list[tuple[float, int, _Gathered]]:
+    """Per delta of one base: the sum of magnitudes, the non-zero ones, and those above its floor.
+
+    Args:
+        deltas: Of the same linear, or dense tensor, of several models.
+        floors: (deltas,) in any of their dtypes; infinite to gather none.
+    """
+    if not deltas:
+        return []
+    lowest = [
+        _largest_at_most(floor, each.dtype) for each, floor in zip(deltas, floors, strict=True)
+    ]
+
+    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_ChunkSums]]]:
+        readers, _ = delta_chunks(deltas)
+        mask = Buffer(torch.bool, deltas[0].device)
+        found = []
+        for start, stop in places:
+            sums = []
+            for reader, floor in zip(readers, lowest, strict=True):
+                magnitudes = reader.read(start, stop).abs_()
+                values, chosen = magnitudes.numpy(), mask.of(stop - start).numpy()
+                numpy.equal(values, 0, out=chosen)
+                zeros = int(numpy.count_nonzero(chosen))
+                above = values[:0].copy()
+                if floor < math.inf:
+                    numpy.greater(values, floor, out=chosen)
+                    above = values[numpy.flatnonzero(chosen)]
+                sums.append(_ChunkSums(_row_sum(magnitudes), stop - start - zeros, above))
+            found.append((start, sums))
+        return found
+
+    ordered = in_order(share(work, deltas[0].chunks(), deltas[0].device))
+    return [
+        (
+            sum(sums[i].magnitude for sums in ordered),
+            sum(sums[i].nonzero for sums in ordered),
+            _Gathered(floor, [sums[i].above for sums in ordered]),
+        )
+        for i, floor in enumerate(floors)
+    ]
+
+
+def _visit_again(
+    source: TensorSource,
+    bounds: Mapping[Hashable, Mapping[Linear, Mapping[Multiples, tuple[float, float]]]],
+    tails: dict[Hashable, dict[Linear, dict[float, Tail]]],
+) -> None:
+    """Measure the tails that could not be read off what was gathered."""
+    wanted = {
+        model: {
+            linear: of_linear
+            for linear, of_linear in _distinct(linears).items()
+            if linear.tensor == source.name and of_linear and linear not in tails[model]
+        }
+        for model, linears in bounds.items()
+    }
+    wanted = {model: linears for model, linears in wanted.items() if linears}
+    if not wanted:
+        return
+    base, tuned = _pairs(source, wanted)
+    assert base is not None
+    for model, linears in wanted.items():
+        deltas = linear_deltas(base, tuned[model], source.linears(base.shape))
+        for linear, of_linear in linears.items():
+            found = _tails(deltas[linear.expert], of_linear)
+            tails[model][linear] = dict(zip(of_linear, found, strict=True))
+
+
+def _tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
+    """Per bound, the sum and the number of the magnitudes above it."""
+
+    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[Tail]]]:
+        reader = DeltaChunks(delta)
+        found = []
+        for start, stop in places:
+            magnitudes = reader.read(start, stop).abs_().numpy()
+            found.append((start, [_tail(magnitudes, bound) for bound in bounds]))
+        return found
+
+    ordered = in_order(share(work, delta.chunks(), delta.device))
+    return [_total(tails[i] for tails in ordered) for i in range(len(bounds))]
+
+
+def _tail(magnitudes: Magnitudes, bound: float) -> Tail:
+    """The sum, in float64, and the number of the magnitudes of one chunk above a bound."""
+    limit = _largest_at_most(bound, torch.from_numpy(magnitudes).dtype)
+    above = magnitudes[magnitudes > limit]
+    return float(above.sum(dtype=numpy.float64)), len(above)
+
+
+def _total(tails: Iterable[Tail]) -> Tail:
+    mass, count = 0.0, 0
+    for chunk_mass, chunk_count in tails:
+        mass, count = mass + chunk_mass, count + chunk_count
+    return mass, count
 
 
 def linear_deltas(base: torch.Tensor, tuned: torch.Tensor, held: int) -> list[Delta]:
@@ -279,22 +471,6 @@ def _row_sum(values: torch.Tensor) -> float:
     if whole < values.numel():
         total += float(values[whole:].sum(dtype=torch.float64))
     return total
-
-
-def _tails(delta: Delta, bounds: Sequence[float]) -> list[tuple[float, int]]:
-    """Per bound, the sum and the number of the magnitudes above it."""
-    below = [_largest_at_most(bound, delta.dtype) for bound in bounds]
-    masses, counts = [0.0] * len(bounds), [0] * len(bounds)
-    length = min(CHUNK, delta.numel)
-    above = torch.empty(length, dtype=delta.dtype, device=delta.device)
-    for _, values in delta.chunks():
-        magnitudes = values.abs_()
-        for position, bound in enumerate(below):
-            tail = above[: magnitudes.numel()]
-            torch.gt(magnitudes, bound, out=tail)
-            counts[position] += int(torch.count_nonzero(tail))
-            masses[position] += _row_sum(tail.mul_(magnitudes))
-    return list(zip(masses, counts, strict=True))
 
 
 def _largest_at_most(bound: float, dtype: torch.dtype) -> float:

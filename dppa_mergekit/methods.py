@@ -35,7 +35,7 @@ from dppa_mergekit.inputs import check_models, check_tuned
 from dppa_mergekit.measurement import TensorSource, linear_deltas
 from dppa_mergekit.names import Linear, linears_alone, linears_in
 from dppa_mergekit.planning import is_execution, is_planning, observe, plan_of
-from dppa_mergekit.sparsification import PartitionAmplification, whole
+from dppa_mergekit.sparsification import PartitionAmplification, Pruning, prune
 
 LOG = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         allocation = (
             self._allocation_in_memory(groups, parameters, input_dtypes)
             if planned is None
-            else planned.allocation(self._pruning)
+            else planned.allocation(self._allocated_by)
         )
         allocation.prepare()
         return tuple(
@@ -204,7 +204,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
                 name = _name(group)
                 densities.setdefault(entry.id, {})[name] = _number(bound, "density", entry.id)
             sources.append(_source_in_memory(group, dtype, alone=len(groups) == 1))
-        multiples = [self._pruning(bound).multiples for bound in parameters]
+        multiples = [self._allocated_by(bound).multiples for bound in parameters]
         return Allocation(sources, densities, [each for each in multiples if each is not None])
 
     def _merge(
@@ -239,11 +239,15 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         overflow = False
         for expert in range(max(1, held)):
             part = slice(expert * size, (expert + 1) * size)
-            contributions = [
-                self._contribution(
+            prunings = [
+                self._pruning(
                     model, each[expert], Linear(name, expert), bound, allocation, held > 0
                 )
                 for model, each in deltas.items()
+            ]
+            contributions = [
+                Contribution(pruned, _number(bound, "weight", model))
+                for model, pruned in zip(deltas, prune(prunings), strict=True)
             ]
             overflow |= combination.merge(flat[part], contributions, merged[part], limit)
         if overflow:
@@ -255,7 +259,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             )
         return merged.reshape(base.shape)
 
-    def _contribution(
+    def _pruning(
         self,
         model: Hashable,
         delta: Delta,
@@ -263,14 +267,13 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         bound: Bound,
         allocation: Allocation,
         pruned: bool,
-    ) -> Contribution:
-        """What a model adds to one linear, or to one dense tensor."""
-        weight = _number(bound, "weight", model)
+    ) -> Pruning:
+        """How a model's delta of one linear, or of one dense tensor, is pruned and amplified."""
         if not pruned:
             dense = _number(bound, "amplify_dense", model) if self.variant.amplified else 1.0
-            return Contribution(delta, whole(dense), weight)
+            return Pruning.none(delta, dense)
         density = _number(bound, "density", model)
-        pruning = self._pruning(bound)
+        by = self._allocated_by(bound)
         sparsification = PartitionAmplification(
             {rate: _number(bound, f"amplify_{rate}", model) for rate in recipe.RATES}
             if self.variant.amplified
@@ -279,12 +282,12 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             _seed(bound),
         )
         counts = sparsification.counts(
-            density, lambda share: allocation.kept(model, pruning, share)[linear]
+            density, lambda share: allocation.kept(model, by, share)[linear]
         )
         key = (str(model), linear.tensor, str(linear.expert))
-        return Contribution(delta, sparsification.scaling(delta, counts, key, density), weight)
+        return sparsification.pruning(delta, counts, key, density)
 
-    def _pruning(self, bound: Bound) -> DynamicPruning:
+    def _allocated_by(self, bound: Bound) -> DynamicPruning:
         if not self.variant.levels:
             return DynamicPruning(max_fluctuation=0.0, levels=())
         block_multiple = bound["block_significance_multiple"]

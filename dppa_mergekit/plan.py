@@ -17,13 +17,22 @@ import torch
 from tqdm import tqdm
 
 from dppa_mergekit.allocation import Allocation
+from dppa_mergekit.cache import Place, folder, place_of
 from dppa_mergekit.checkpoints import PLAIN_DTYPES, Checkpoint, Header
 from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.errors import CheckpointError, RecipeError
-from dppa_mergekit.loads import checkpoint_of, is_convertible, own_name, possible_names, read
+from dppa_mergekit.loads import (
+    checkpoint_of,
+    is_convertible,
+    own_name,
+    possible_names,
+    read,
+    reading,
+)
 from dppa_mergekit.measurement import Progress, TensorSource
 from dppa_mergekit.names import block_of, linears_in
 from dppa_mergekit.parameters import REQUIRED
+from dppa_mergekit.statistics import Multiples
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -178,13 +187,42 @@ class Plan:
                 density = planned.per_model[model]["density"]
                 assert isinstance(density, float)
                 densities.setdefault(model, {})[planned.name] = density
-        multiples = [pruning(planned.shared).multiples for planned in self.tensors.values()]
+        pairs = [pruning(planned.shared).multiples for planned in self.tensors.values()]
+        multiples = [each for each in dict.fromkeys(pairs) if each is not None]
         return Allocation(
             [self._source(planned) for planned in self.tensors.values()],
             densities,
-            [each for each in multiples if each is not None],
+            multiples,
             None if self.quiet else progress_bar,
+            self._cached(list(densities), multiples),
         )
+
+    def _cached(
+        self, models: Sequence[Hashable], multiples: Sequence[Multiples]
+    ) -> dict[Hashable, Place]:
+        """Where the statistics of the models may be found, or kept for the next merge."""
+        if folder() is None:
+            return {}
+        files = {model: checkpoint.fingerprint() for model, checkpoint in self._checkpoints.items()}
+        found = {}
+        for model in models:
+            tensors = [
+                [
+                    planned.name,
+                    planned.vocabulary,
+                    planned.aligned,
+                    reading(planned.loads[planned.base]),
+                    reading(planned.loads[model]),
+                ]
+                for planned in self.tensors.values()
+                if model in planned.loads
+            ]
+            bases = dict.fromkeys(planned.base for planned in self.tensors.values())
+            depends = [[files[base] for base in bases], files[model], tensors]
+            place = place_of(str(model), depends, multiples)
+            if place is not None:
+                found[model] = place
+        return found
 
     def _refuse_moved_layers(self, planned: PlannedTensor) -> None:
         for model, load in planned.loads.items():

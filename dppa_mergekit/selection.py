@@ -6,36 +6,55 @@ the key of a random selection is a hash of the element's index. Equal keys are k
 the 32-bit finaliser of MurmurHash3 of their flat index, smallest first: bf16 checkpoints have many
 equal deltas, and keeping the first of them would favour early rows.
 
-The threshold of each count is found by radix selection: a tally of the upper 16 bits, then of the
-next 16 among those that share the threshold's upper bits. Sorting would take fifty times as long.
+A sample of the keys brackets the threshold of each count. One pass then gathers what lies above
+the lowest bracket: the candidates, with their deltas. The thresholds are found exactly among those
+within the brackets, and whoever applies them needs the candidates alone. A bracket that proves
+wrong is drawn again from more keys, at last from all. Linears of several models are passed
+together, so that they share the reading of the base.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy
 import torch
 from numpy.typing import NDArray
 
-from dppa_mergekit.deltas import CHUNK, Delta
+from dppa_mergekit.deltas import Buffer, Delta, delta_chunks
+from dppa_mergekit.threads import in_order, share
 
-DIGIT = 16
 MASK32 = 0xFFFFFFFF
-Tally = NDArray[numpy.int64]
+SMALL = 1 << 14
+"""Of no more keys than this, all are sorted."""
+
+Integers: TypeAlias = NDArray[numpy.int32] | NDArray[numpy.int64]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The elements of one chunk that may be kept.
+
+    Attributes:
+        start: Where the chunk begins.
+        index: (candidates,) int64, ascending, counted from the chunk's start.
+        values: (candidates,) their deltas.
+        keys: (candidates,) their keys.
+    """
+
+    start: int
+    index: torch.Tensor
+    values: torch.Tensor
+    keys: torch.Tensor
 
 
 class Keys(Protocol):
-    """Keys of the elements of one linear, in flat order."""
+    """Keys of the elements of one linear, in flat order; never negative."""
 
     @property
     def numel(self) -> int:
         """The number of elements."""
-        ...
-
-    @property
-    def bits(self) -> int:
-        """Bits that a key may have: 32 or 64. Keys are never negative."""
         ...
 
     @property
@@ -44,24 +63,33 @@ class Keys(Protocol):
         ...
 
     @property
-    def idle(self) -> int | None:
-        """The key of elements that change nothing, kept or not; None where there is none such."""
+    def idle(self) -> int:
+        """The key of elements that change nothing, kept or not; -1 where there is none such."""
         ...
 
-    def of(self, offset: int, delta: torch.Tensor) -> torch.Tensor:
-        """The keys of the chunk of the delta that begins at `offset`."""
+    def sample(self, stride: int) -> torch.Tensor:
+        """The keys of every `stride`-th run of a few elements; all keys at stride 1."""
         ...
 
-    def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield (offset, keys); the keys are overwritten by the next chunk."""
+    def chunk(self, start: int, delta: torch.Tensor, buffer: Buffer) -> torch.Tensor:
+        """The keys of the chunk of the delta that begins at `start`; may be in the buffer."""
+        ...
+
+    def of(self, values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """The keys of some elements, given their deltas and flat indices."""
+        ...
+
+    def keep(self, candidates: Candidates, above: int, out: torch.Tensor) -> None:
+        """Write the candidates' deltas, with zeros where the key is not above `above`."""
         ...
 
 
 @dataclass(frozen=True)
 class MagnitudeKeys:
-    """Order by |delta|."""
+    """Order by |delta|; a delta of zero changes nothing, and of a LoRA whole linears are zero."""
 
     delta: Delta
+    idle: int = 0
 
     @property
     def numel(self) -> int:
@@ -69,30 +97,33 @@ class MagnitudeKeys:
         return self.delta.numel
 
     @property
-    def bits(self) -> int:
-        """32, or 64 for a float64 delta."""
-        return 64 if self.delta.dtype == torch.float64 else 32
-
-    @property
     def largest(self) -> int:
-        """All bits but the sign's."""
-        return int(2 ** (self.bits - 1) - 1)
+        """The bit pattern of infinity."""
+        return int(torch.tensor(math.inf, dtype=self.delta.dtype).view(self._integers))
+
+    def sample(self, stride: int) -> torch.Tensor:
+        """The keys of every `stride`-th run of a few elements; all keys at stride 1."""
+        return self.delta.sample(stride).abs_().view(self._integers)
+
+    def chunk(self, start: int, delta: torch.Tensor, buffer: Buffer) -> torch.Tensor:
+        """The keys of the chunk of the delta that begins at `start`, in the buffer."""
+        return torch.abs(delta, out=buffer.of(delta.numel())).view(self._integers)
+
+    def of(self, values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """The keys of some elements, given their deltas; their flat indices do not matter."""
+        return values.abs().view(self._integers)
+
+    def keep(self, candidates: Candidates, above: int, out: torch.Tensor) -> None:
+        """Write the candidates' deltas, with zeros where the magnitude is not above."""
+        threshold = -1.0
+        if above >= 0:
+            pattern = torch.tensor(above, dtype=self._integers)
+            threshold = float(pattern.view(candidates.values.dtype))
+        torch.hardshrink(candidates.values, threshold, out=out)
 
     @property
-    def idle(self) -> int | None:
-        """The key of a delta of zero; of a LoRA's model, whole linears may be."""
-        return 0
-
-    def of(self, offset: int, delta: torch.Tensor) -> torch.Tensor:
-        """The bit patterns of a chunk of the delta, signs cleared."""
-        if delta.dtype == torch.float64:
-            return delta.view(torch.int64) & 0x7FFFFFFFFFFFFFFF
-        return delta.view(torch.int32) & 0x7FFFFFFF
-
-    def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The keys of every chunk of the delta."""
-        for offset, values in self.delta.chunks():
-            yield offset, self.of(offset, values)
+    def _integers(self) -> torch.dtype:
+        return torch.int64 if self.delta.dtype == torch.float64 else torch.int32
 
 
 @dataclass(frozen=True)
@@ -102,44 +133,52 @@ class HashedKeys:
     numel: int
     device: torch.device
     hashed: Callable[[torch.Tensor], torch.Tensor]
-    bits: int = 32
     largest: int = MASK32
-    idle: int | None = None
+    idle: int = -1
 
-    def of(self, offset: int, delta: torch.Tensor) -> torch.Tensor:
-        """The keys of the chunk that begins at `offset`, as long as `delta`."""
-        return self.hashed(
-            torch.arange(offset, offset + delta.numel(), dtype=torch.int64, device=self.device)
-        )
+    def sample(self, stride: int) -> torch.Tensor:
+        """The keys of every `stride`-th element; all keys at stride 1."""
+        return self.hashed(torch.arange(0, self.numel, stride, device=self.device))
 
-    def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The keys of every chunk."""
-        for start in range(0, self.numel, CHUNK):
-            stop = min(start + CHUNK, self.numel)
-            index = torch.arange(start, stop, dtype=torch.int64, device=self.device)
-            yield start, self.hashed(index)
+    def chunk(self, start: int, delta: torch.Tensor, buffer: Buffer) -> torch.Tensor:
+        """The keys of the chunk that begins at `start`; neither delta nor buffer matters."""
+        return self.hashed(torch.arange(start, start + delta.numel(), device=self.device))
+
+    def of(self, values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """The keys of some elements, given their flat indices; their deltas do not matter."""
+        return self.hashed(place)
+
+    def keep(self, candidates: Candidates, above: int, out: torch.Tensor) -> None:
+        """Write the candidates' deltas, with zeros where the key is not above `above`."""
+        torch.gt(candidates.keys, above, out=out)
+        out.mul_(candidates.values)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The kept set of one count: every key above `above`, and the elements at `ties`.
+    """The kept set of one count: every key above `above`, and the candidates at `ties`.
 
     Attributes:
         above: Elements with a larger key are kept.
-        ties: Flat indices, ascending, of the kept elements whose key equals `above`.
+        ties: (chunks,) the positions, among each chunk's candidates, of the kept ones whose key
+            equals `above`; empty if there are none.
     """
 
     above: int
-    ties: torch.Tensor
+    ties: Sequence[torch.Tensor] = ()
 
-    def ties_within(self, start: int, stop: int) -> torch.Tensor:
-        """Those ties that lie in the chunk [start, stop), counted from its start."""
-        if self.ties.numel() == 0:
-            return self.ties
-        bounds = torch.searchsorted(
-            self.ties, torch.tensor([start, stop], device=self.ties.device)
-        ).tolist()
-        return self.ties[bounds[0] : bounds[1]] - start
+
+@dataclass(frozen=True)
+class Selection:
+    """The kept sets of one linear.
+
+    Attributes:
+        cuts: One for each count asked for; of two, that of the smaller count lies within.
+        candidates: (chunks,) all that any of them keeps, and a few more.
+    """
+
+    cuts: tuple[Cut, ...]
+    candidates: Sequence[Candidates]
 
 
 def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
@@ -152,90 +191,211 @@ def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
     return h ^ (h >> 16)
 
 
-def cut(keys: Keys, counts: Sequence[int], device: torch.device) -> tuple[Cut, ...]:
-    """The kept sets of some kept counts; a smaller one lies within a larger one.
+@dataclass(frozen=True)
+class Request:
+    """Kept counts of one linear, each from 0 to the number of its elements."""
+
+    delta: Delta
+    keys: Keys
+    counts: Sequence[int]
+
+
+def select(requests: Sequence[Request]) -> list[Selection]:
+    """The kept sets of every request.
 
     Where a count reaches into elements that change nothing, they are left out of the set.
 
     Args:
-        keys: The keys of one linear.
-        counts: Kept counts, each from 0 to the number of elements.
-        device: Where the ties are put.
+        requests: For linears of equal size on one device and of one base, as of several models.
     """
-    nothing = torch.empty(0, dtype=torch.int64, device=device)
-    thresholds = dict(_thresholds(keys, sorted({k for k in counts if 0 < k < keys.numel})))
-    tied = _tied_indices(keys, sorted({key for key, wanted in thresholds.values() if wanted}))
-    cuts = []
-    for count in counts:
-        if count <= 0:
-            cuts.append(Cut(keys.largest, nothing))
-        elif count >= keys.numel:
-            cuts.append(Cut(-1, nothing))
-        else:
-            key, wanted = thresholds[count]
-            ties = _first_by_hash(tied[key], wanted) if wanted else nothing
-            cuts.append(Cut(key, ties))
-    return tuple(cuts)
+    searches = [_Search(request) for request in requests]
+    while pending := [search for search in searches if not search.done]:
+        device = pending[0].delta.device
+        share(_draw_all, pending, device)
+        _gather(pending)
+        counts = [(search, count) for search in pending for count in search.counts]
+        share(_settle_all, counts, device)
+    return [
+        search.selection(request.counts) for search, request in zip(searches, requests, strict=True)
+    ]
 
 
-def _thresholds(keys: Keys, counts: list[int]) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Yield (count, (key, wanted)): kept are all above `key`, and `wanted` of those equal to it."""
-    if not counts:
-        return
-    prefix = dict.fromkeys(counts, 0)
-    remaining = {count: count for count in counts}
-    equal: dict[int, int] = {}
-    for shift in range(keys.bits - DIGIT, -1, -DIGIT):
-        tallies = _tally(keys, shift, sorted(set(prefix.values())))
-        for count in counts:
-            tally = tallies[prefix[count]]
-            at_least = tally[::-1].cumsum()[::-1]
-            # The largest digit from which on there are at least as many elements as remain.
-            digit = int(numpy.count_nonzero(at_least >= remaining[count])) - 1
-            equal[count] = int(tally[digit])
-            remaining[count] -= int(at_least[digit]) - equal[count]
-            prefix[count] = (prefix[count] << DIGIT) | digit
-    for count in counts:
-        if prefix[count] == keys.idle:
-            yield count, (prefix[count], 0)
-        elif remaining[count] == equal[count]:
-            yield count, (prefix[count] - 1, 0)
-        else:
-            yield count, (prefix[count], remaining[count])
+@dataclass(frozen=True)
+class _Bracket:
+    """Keys between which, both included, a threshold is all but sure to lie; and a guess at it."""
+
+    low: int
+    guess: int
+    high: int
 
 
-def _tally(keys: Keys, shift: int, prefixes: list[int]) -> dict[int, Tally]:
-    """Per prefix of the bits above, how often each 16-bit digit at `shift` occurs.
+class _Search:
+    """The search for the kept sets of one linear.
 
-    Tallies are NumPy's: starting threads for 65536 numbers costs more than counting them.
+    Attributes:
+        delta: The linear's delta.
+        keys: Its keys.
+        counts: The kept counts that are neither none nor all, ascending.
+        found: Kept count -> its set.
+        brackets: Kept count -> where its threshold is looked for.
+        candidates: What lies in the lowest bracket or above it, chunk by chunk.
     """
-    size = 1 << DIGIT
-    first = shift == keys.bits - DIGIT
-    tallies = {prefix: numpy.zeros(size, dtype=numpy.int64) for prefix in prefixes}
-    for _, chunk in keys.chunks():
-        for prefix, tally in tallies.items():
-            alike = chunk if first else chunk[(chunk >> (shift + DIGIT)) == prefix]
-            if alike.numel():
-                digits = (alike >> shift) & (size - 1)
-                tally += torch.bincount(digits, minlength=size).cpu().numpy()
-    return tallies
+
+    def __init__(self, request: Request) -> None:
+        self.delta, self.keys = request.delta, request.keys
+        self.counts = sorted(set(request.counts) - {0, self.keys.numel})
+        self._whole = self.keys.numel in request.counts
+        self.found: dict[int, Cut] = {}
+        self.brackets: dict[int, _Bracket] = {}
+        self.candidates: list[Candidates] = []
+        # The sample grows as the square of the cube root: a larger one narrows the brackets by
+        # less than it costs to draw.
+        self._stride = 1 if self.keys.numel <= SMALL else round(self.keys.numel ** (1 / 3))
+        self._drawn = False
+
+    @property
+    def done(self) -> bool:
+        """Whether every kept set is found, and its candidates are gathered."""
+        return self._drawn and all(count in self.found for count in self.counts)
+
+    @property
+    def lowest(self) -> int:
+        """No smaller key is a candidate's."""
+        lows = [bracket.low for bracket in self.brackets.values()]
+        lowest = 0 if self._whole else min(lows, default=self.keys.largest)
+        return max(lowest, self.keys.idle + 1)
+
+    def draw(self) -> None:
+        """Bracket the thresholds by a sample, larger than the last."""
+        self.found = {0: Cut(self.keys.largest), self.keys.numel: Cut(-1)}
+        if self._drawn:
+            self._stride = max(1, self._stride // 8)
+        self._drawn = True
+        sample = self.keys.sample(self._stride).cpu().numpy()
+        size = len(sample)
+        ranks = {
+            count: _ranks(size, count / self.keys.numel, self._stride == 1) for count in self.counts
+        }
+        inside = {rank for triple in ranks.values() for rank in triple if 0 <= rank < size}
+        ordered = numpy.partition(sample, sorted(inside)) if inside else sample
+        self.brackets = {
+            count: _Bracket(
+                int(ordered[low]) if low >= 0 else 0,
+                int(ordered[middle]),
+                int(ordered[high]) if high < size else int(numpy.iinfo(sample.dtype).max),
+            )
+            for count, (low, middle, high) in ranks.items()
+        }
+
+    def settle(self, count: int) -> None:
+        """Find the kept set of a count, if its threshold lies in its bracket."""
+        bracket = self.brackets[count]
+        keys = [each.keys.cpu().numpy() for each in self.candidates]
+
+        def above(bound: int) -> int:
+            return sum(int(numpy.count_nonzero(each > bound)) for each in keys)
+
+        # Where many keys are equal, the guess is often right.
+        threshold, larger = bracket.guess, above(bracket.guess)
+        if not larger < count <= above(bracket.guess - 1):
+            low, rest = max(bracket.low, self.keys.idle + 1), count - above(bracket.high)
+            held = numpy.concatenate(
+                [each[numpy.flatnonzero((each >= low) & (each <= bracket.high))] for each in keys]
+            )
+            if rest > len(held) and bracket.low <= self.keys.idle:
+                # All that remain are idle.
+                self.found[count] = Cut(self.keys.idle)
+            if not 0 < rest <= len(held):
+                return
+            threshold = int(numpy.partition(held, len(held) - rest)[len(held) - rest])
+            larger = above(threshold)
+        self.found[count] = self._cut(threshold, count - larger, keys)
+
+    def _cut(self, threshold: int, wanted: int, keys: Sequence[Integers]) -> Cut:
+        """The set of all keys above the threshold, and `wanted` of those that equal it."""
+        ties = [numpy.flatnonzero(each == threshold) for each in keys]
+        if wanted == sum(map(len, ties)):
+            return Cut(threshold - 1)
+        places = [
+            each.index[torch.from_numpy(tied).to(each.index.device)].cpu() + each.start
+            for each, tied in zip(self.candidates, ties, strict=True)
+        ]
+        # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
+        hashes = murmur_finaliser(torch.cat(places)).numpy()
+        kept = hashes <= numpy.partition(hashes, wanted - 1)[wanted - 1]
+        parts = numpy.split(kept, numpy.cumsum([len(tied) for tied in ties])[:-1])
+        device = self.delta.device
+        return Cut(
+            threshold,
+            [
+                torch.from_numpy(tied[part]).to(device)
+                for tied, part in zip(ties, parts, strict=True)
+            ],
+        )
+
+    def selection(self, counts: Sequence[int]) -> Selection:
+        """What was searched for."""
+        return Selection(tuple(self.found[count] for count in counts), self.candidates)
 
 
-def _tied_indices(keys: Keys, thresholds: list[int]) -> dict[int, torch.Tensor]:
-    """Per threshold, the flat indices of the elements that have exactly that key, ascending."""
-    if not thresholds:
-        return {}
-    found: dict[int, list[torch.Tensor]] = {key: [] for key in thresholds}
-    for offset, chunk in keys.chunks():
-        for key, parts in found.items():
-            parts.append((chunk == key).nonzero().flatten() + offset)
-    return {key: torch.cat(parts) for key, parts in found.items()}
+def _draw_all(searches: Iterator[_Search]) -> None:
+    for search in searches:
+        search.draw()
 
 
-def _first_by_hash(indices: torch.Tensor, wanted: int) -> torch.Tensor:
-    """The `wanted` of the indices that come first in the order of their hash, ascending."""
-    # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
-    hashes = murmur_finaliser(indices)
-    keys = HashedKeys(len(indices), indices.device, lambda position: MASK32 - hashes[position])
-    ((_, (above, _)),) = _thresholds(keys, [wanted])
-    return indices[MASK32 - hashes > above]
+def _settle_all(places: Iterator[tuple[_Search, int]]) -> None:
+    for search, count in places:
+        search.settle(count)
+
+
+def _ranks(size: int, share_kept: float, complete: bool) -> tuple[int, int, int]:
+    """Ranks in a sample: below the threshold, at it, above it; all but surely.
+
+    Args:
+        size: Of the sample, which is ascending from rank 0.
+        share_kept: Of all keys, the share from the threshold on.
+        complete: Whether the sample is of all keys; then the rank is known.
+    """
+    rank = share_kept * size
+    middle = min(size - round(rank), size - 1)
+    if complete:
+        return middle, middle, middle
+    # Of a random sample, the rank of the threshold deviates by the root; runs are less random.
+    margin = 6 * math.sqrt(rank * (1 - share_kept)) + 2
+    return size - math.ceil(rank + margin), middle, size - math.floor(rank - margin)
+
+
+def _gather(searches: Sequence[_Search]) -> None:
+    """Find the candidates of every search, in one pass."""
+    first = searches[0].delta
+
+    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[Candidates]]]:
+        deltas, _ = delta_chunks([search.delta for search in searches])
+        buffer, mask = Buffer(first.dtype, first.device), Buffer(torch.bool, first.device)
+        found = []
+        for start, stop in places:
+            candidates = []
+            for search, delta in zip(searches, deltas, strict=True):
+                values = delta.read(start, stop)
+                keys = search.keys.chunk(start, values, buffer)
+                index = _places(keys, search.lowest, mask.of(stop - start))
+                held = values.index_select(0, index)
+                candidates.append(
+                    Candidates(start, index, held, search.keys.of(held, index + start))
+                )
+            found.append((start, candidates))
+        return found
+
+    ordered = in_order(share(work, first.chunks(), first.device))
+    for position, search in enumerate(searches):
+        search.candidates = [found[position] for found in ordered]
+
+
+def _places(keys: torch.Tensor, lowest: int, mask: torch.Tensor) -> torch.Tensor:
+    """Where a key is not below `lowest`, ascending."""
+    if keys.device.type != "cpu":
+        return torch.ge(keys, lowest, out=mask).nonzero().flatten()
+    # On a CPU NumPy compares and finds places several times as fast as torch.
+    return torch.from_numpy(
+        numpy.flatnonzero(numpy.greater_equal(keys.numpy(), lowest, out=mask.numpy()))
+    )

@@ -10,23 +10,27 @@ for a tensor or for a chunk of it, calls it.
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
-from dppa_mergekit.deltas import Delta
+from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
 from dppa_mergekit.selection import (
+    Candidates,
     Cut,
     HashedKeys,
     Keys,
     MagnitudeKeys,
-    cut,
+    Request,
+    Selection,
     murmur_finaliser,
+    select,
 )
+from dppa_mergekit.threads import share
 
 
 def partition_densities(density: float) -> dict[int, float]:
@@ -67,42 +71,141 @@ def nested_counts(
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """What one linear's delta is multiplied by: nested kept sets, each with its factor.
+class Pruning:
+    """What is to be pruned of a delta, and how what is left is amplified.
 
     Attributes:
-        cuts: Kept sets, the smallest and most significant first.
-        factors: (cuts,) what the elements are multiplied by that are in this set and in no
-            smaller one.
-        keys: Gives the keys that the cuts compare; None where one cut keeps everything.
+        delta: Of one linear, or of one dense tensor.
+        counts: Nested kept counts, the smallest first.
+        factors: (counts,) what the elements are multiplied by that are kept at this count and at
+            no smaller one.
+        keys: What elements are kept by; None where all are, at the last factor.
         divisor: What the delta is divided by first (DARE: the density).
     """
 
-    cuts: tuple[Cut, ...]
+    delta: Delta
+    counts: tuple[int, ...]
     factors: tuple[float, ...]
     keys: Keys | None
     divisor: float = 1.0
 
-    def apply_(self, offset: int, delta: torch.Tensor) -> torch.Tensor:
-        """Prune and amplify, in place, the chunk of the delta that begins at `offset`."""
-        if self.divisor != 1.0:
-            delta.div_(self.divisor)
-        if self.keys is None:
-            return delta if self.factors[-1] == 1.0 else delta.mul_(self.factors[-1])
-        keys = self.keys.of(offset, delta)
-        scale = torch.zeros_like(delta)
-        # From the largest set inwards, so that a smaller set's factor overwrites a larger one's.
-        for kept, factor in zip(reversed(self.cuts), reversed(self.factors), strict=True):
-            scale.masked_fill_(keys > kept.above, factor)
-            ties = kept.ties_within(offset, offset + delta.numel())
-            if ties.numel():
-                scale[ties] = factor
-        return delta.mul_(scale)
+    @classmethod
+    def none(cls, delta: Delta, factor: float, divisor: float = 1.0) -> "Pruning":
+        """Of a delta that is not pruned: one factor for all of it."""
+        return cls(delta, (), (factor,), None, divisor)
 
 
-def whole(factor: float) -> Scaling:
-    """The scaling of a tensor that is not pruned: one factor for its whole delta."""
-    return Scaling((), (factor,), None)
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned delta: the pruning, and what it keeps; nothing where it keeps all."""
+
+    pruning: Pruning
+    selection: Selection | None
+
+
+def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
+    """Find what every pruning keeps; together, since the deltas of several models share work.
+
+    Args:
+        prunings: Of deltas of one size, device and base, as of one linear in several models.
+    """
+    selections = iter(
+        select(
+            [
+                Request(each.delta, each.keys, each.counts)
+                for each in prunings
+                if each.keys is not None
+            ]
+        )
+    )
+    return [Pruned(each, None if each.keys is None else next(selections)) for each in prunings]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A pruned, amplified delta in one chunk.
+
+    Attributes:
+        index: (values,) int64, the places of the values in the chunk; None if they are all of it.
+        values: To be changed at will, until the next chunk is read.
+    """
+
+    index: torch.Tensor | None
+    values: torch.Tensor
+
+    def add_to(self, total: torch.Tensor) -> None:
+        """Add to a chunk, in place."""
+        if self.index is None:
+            total.add_(self.values)
+        else:
+            total.scatter_add_(0, self.index, self.values)
+
+
+class Scratch:
+    """Memory for the parts of several models, one after the other; for one thread."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.total, self.divided, *self.kept = (Buffer(dtype, device) for _ in range(4))
+
+
+class PrunedChunks:
+    """A pruned, amplified delta, a chunk at a time; for one thread."""
+
+    def __init__(self, pruned: Pruned, delta: DeltaChunks, scratch: Scratch) -> None:
+        self._pruned = pruned
+        self._delta = delta
+        self._scratch = scratch
+
+    def read(self, position: int, start: int, stop: int) -> Part:
+        """The chunk at a position, which is [start, stop)."""
+        pruning, selection = self._pruned.pruning, self._pruned.selection
+        if selection is None or pruning.keys is None:
+            values = self._delta.read(start, stop)
+            if pruning.divisor != 1.0:
+                values.div_(pruning.divisor)
+            return Part(None, _scaled(values, pruning.factors[-1]))
+        candidates = selection.candidates[position]
+        if pruning.divisor != 1.0:
+            divided = self._scratch.divided.of(candidates.values.numel())
+            torch.div(candidates.values, pruning.divisor, out=divided)
+            candidates = replace(candidates, values=divided)
+        return Part(
+            candidates.index,
+            self._amplified(pruning.keys, candidates, selection.cuts, position, pruning.factors),
+        )
+
+    def _amplified(
+        self,
+        keys: Keys,
+        candidates: Candidates,
+        cuts: Sequence[Cut],
+        position: int,
+        factors: Sequence[float],
+    ) -> torch.Tensor:
+        """The candidates' deltas, each multiplied by the factor of its partition, or by zero."""
+        length = candidates.values.numel()
+        total = self._scratch.total.of(length)
+        # A partition is the difference of two nested kept sets. No element is in two of them, so
+        # differences and sums are exact, and each element is multiplied by its factor alone.
+        smaller: torch.Tensor | None = None
+        for turn, (kept, factor) in enumerate(zip(cuts, factors, strict=True)):
+            within = self._scratch.kept[turn % 2].of(length)
+            keys.keep(candidates, kept.above, out=within)
+            if kept.ties:
+                ties = kept.ties[position]
+                within.index_copy_(0, ties, candidates.values.index_select(0, ties))
+            if len(cuts) == 1:
+                return _scaled(within, factor)
+            if smaller is None:
+                torch.mul(within, factor, out=total)
+            else:
+                total.add_(torch.sub(within, smaller, out=smaller), alpha=factor)
+            smaller = within
+        return total
+
+
+def _scaled(values: torch.Tensor, factor: float) -> torch.Tensor:
+    return values if factor == 1.0 else values.mul_(factor)
 
 
 @dataclass(frozen=True)
@@ -141,14 +244,14 @@ class PartitionAmplification:
         """The kept counts that `sparsify` needs for a linear; see `nested_counts`."""
         return nested_counts(checked(DENSITY, density), self.factors, allocate)
 
-    def scaling(
+    def pruning(
         self,
         delta: Delta,
         kept_counts: Mapping[int, int],
         key: Sequence[str] = (),
         density: float | None = None,
-    ) -> Scaling:
-        """The scaling of one linear, to be applied chunk by chunk.
+    ) -> Pruning:
+        """What is to be pruned of one linear, and how it is amplified.
 
         Args:
             delta: The linear's delta.
@@ -170,11 +273,11 @@ class PartitionAmplification:
         if self.selection == "random" and counts[-1] > 0:
             divisor = counts[-1] / delta.numel if density is None else density
         if counts[0] == delta.numel:
-            return Scaling((), factors[:1], None, divisor)
+            return Pruning.none(delta, factors[0], divisor)
         keys: Keys = MagnitudeKeys(delta)
         if self.selection == "random":
             keys = random_keys(delta, self.seed, key)
-        return Scaling(cut(keys, counts, delta.device), factors, keys, divisor)
+        return Pruning(delta, tuple(counts), factors, keys, divisor)
 
     def sparsify(
         self, delta: torch.Tensor, kept_counts: Mapping[int, int], key: Sequence[str] = ()
@@ -190,10 +293,15 @@ class PartitionAmplification:
             A new tensor of the shape, in float32 (float64 for a float64 delta).
         """
         flat = Delta(delta.detach().reshape(-1))
-        scaling = self.scaling(flat, kept_counts, key)
-        result = torch.empty(flat.numel, dtype=flat.dtype, device=flat.device)
-        for offset, values in flat.chunks():
-            result[offset : offset + values.numel()] = scaling.apply_(offset, values)
+        (pruned,) = prune([self.pruning(flat, kept_counts, key)])
+        result = torch.zeros(flat.numel, dtype=flat.dtype, device=flat.device)
+
+        def work(places: Iterator[tuple[int, tuple[int, int]]]) -> None:
+            chunks = PrunedChunks(pruned, DeltaChunks(flat), Scratch(flat.dtype, flat.device))
+            for position, (start, stop) in places:
+                chunks.read(position, start, stop).add_to(result[start:stop])
+
+        share(work, list(enumerate(flat.chunks())), flat.device)
         return result.reshape(delta.shape)
 
 

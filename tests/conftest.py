@@ -30,6 +30,12 @@ def _fresh_loaders() -> Iterator[None]:
     LoaderCache.loaders.clear()
 
 
+@pytest.fixture(autouse=True)
+def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test measures its own models, and leaves the user's cache alone."""
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", "off")
+
+
 @pytest.fixture
 def run_yaml(tmp_path: Path) -> Callable[..., Result]:
     """mergekit's own command, in this process: run_yaml(recipe, *options) writes tmp_path/out."""

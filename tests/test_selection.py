@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from dppa_mergekit import DppaError, PartitionAmplification
 from dppa_mergekit.deltas import CHUNK, Delta
-from dppa_mergekit.selection import HashedKeys, MagnitudeKeys, cut, murmur_finaliser
+from dppa_mergekit.selection import (
+    SMALL,
+    HashedKeys,
+    Keys,
+    MagnitudeKeys,
+    Request,
+    Selection,
+    murmur_finaliser,
+    select,
+)
 from dppa_mergekit.sparsification import nested_counts, partition_densities
 
 few_values = st.lists(st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 3e-5, -7.25]), min_size=1)
@@ -32,13 +41,20 @@ def kept_by_sorting(delta: torch.Tensor, count: int) -> torch.Tensor:
 def kept(delta: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
     """The kept sets of a delta as masks; of zeros, it does not matter which are in."""
     keys = MagnitudeKeys(Delta(delta))
-    all_keys = torch.cat([chunk.clone() for _, chunk in keys.chunks()])
-    masks = []
-    for each in cut(keys, counts, delta.device):
-        mask = all_keys > each.above
-        mask[each.ties] = True
-        masks.append(mask)
-    return masks
+    (selection,) = select([Request(Delta(delta), keys, counts)])
+    return [chosen(keys, selection, position) for position in range(len(counts))]
+
+
+def chosen(keys: Keys, selection: Selection, position: int) -> torch.Tensor:
+    """One of the kept sets as a mask."""
+    cut = selection.cuts[position]
+    mask = torch.zeros(keys.numel, dtype=torch.bool)
+    for chunk, candidates in enumerate(selection.candidates):
+        within = candidates.keys > cut.above
+        if cut.ties:
+            within[cut.ties[chunk]] = True
+        mask[candidates.start + candidates.index[within]] = True
+    return mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -68,6 +84,42 @@ def test_chunks_do_not_show(length: int) -> None:
         assert torch.equal(mask, kept_by_sorting(delta, count))
 
 
+LONG = SMALL + 5000
+STRIDE = round(LONG ** (1 / 3))
+POSITION = torch.arange(LONG)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        # Every element that the first sample sees is small, or large, or zero.
+        torch.where(POSITION % STRIDE == 0, 1e-6, 1 + POSITION / LONG),
+        torch.where(POSITION % STRIDE == 0, 1 + POSITION / LONG, 1e-6),
+        torch.where(POSITION % STRIDE == 0, 0.0, 1 + POSITION / LONG),
+        torch.where(POSITION % (STRIDE * 8) < STRIDE, 1e-6 * POSITION, 1 + POSITION / LONG),
+        POSITION.float(),
+        -POSITION.flip(0).float(),
+        torch.full((LONG,), 0.25),
+        torch.where(POSITION < 100, 1.0 + POSITION, 0.0),
+        torch.where(POSITION < LONG // 2, 1.0, 2.0),
+        torch.zeros(LONG),
+    ],
+)
+def test_a_sample_that_misleads_changes_nothing(delta: torch.Tensor) -> None:
+    counts = [0, 1, 2, 60, LONG // 10, LONG // 2, LONG // 2 + 1, LONG - 1, LONG]
+    for count, mask in zip(counts, kept(delta, counts), strict=True):
+        assert torch.equal(mask & (delta != 0), kept_by_sorting(delta, count) & (delta != 0))
+
+
+@pytest.mark.parametrize("count", [1, 500, 2000, 12000, LONG - 1])
+def test_random_keys_are_cut_as_sorting_does(count: int) -> None:
+    keys = HashedKeys(LONG, torch.device("cpu"), lambda index: murmur_finaliser(index ^ 77) >> 8)
+    order = numpy.lexsort((murmur_finaliser(POSITION).numpy(), -keys.sample(1).numpy()))
+    (selection,) = select([Request(Delta(torch.ones(LONG)), keys, [count])])
+    mask = chosen(keys, selection, 0)
+    assert sorted(order[:count]) == mask.nonzero().flatten().tolist()
+
+
 def test_ties_favour_no_rows() -> None:
     rows, columns = 300, 1000
     (mask,) = kept(torch.full((rows * columns,), 0.25), [rows * columns // 10])
@@ -79,9 +131,8 @@ def test_ties_favour_no_rows() -> None:
 def test_zeros_are_not_told_apart() -> None:
     delta = torch.zeros(5000)
     delta[::50] = 1.0
-    (chosen,) = cut(MagnitudeKeys(Delta(delta)), [2000], delta.device)
-    assert chosen.above == 0
-    assert chosen.ties.numel() == 0
+    (mask,) = kept(delta, [2000])
+    assert int(mask.sum()) == 100
 
 
 def test_murmur_finaliser() -> None:
@@ -94,9 +145,10 @@ def test_murmur_finaliser() -> None:
 
 def test_equal_hashed_keys_are_told_apart_too() -> None:
     keys = HashedKeys(1000, torch.device("cpu"), lambda index: index // 500)
-    (half,) = cut(keys, [700], torch.device("cpu"))
-    assert half.above == 0
-    assert len(half.ties) == 200
+    (selection,) = select([Request(Delta(torch.ones(1000)), keys, [700])])
+    mask = chosen(keys, selection, 0)
+    assert int(mask.sum()) == 700
+    assert bool(mask[500:].all())
 
 
 @settings(deadline=None)
