@@ -21,8 +21,8 @@ def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
     return [(start, min(start + length, numel)) for start in range(0, numel, length)]
 
 
-CHUNK = 1 << 18
-"""Elements per chunk on a CPU: a MiB of float32."""
+CHUNK = 1 << 19
+"""Elements per chunk on a CPU: two MiB of float32."""
 
 
 @dataclass(frozen=True)

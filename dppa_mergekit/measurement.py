@@ -4,8 +4,8 @@ Tensors come in one set at a time (the base's and every fine-tuned model's), blo
 CPU. Every tensor is visited once: magnitudes are summed, zeros counted, NaN and infinity refused,
 and of linears the largest magnitudes gathered. When the mean of the block is known, its tails are
 read off what was gathered. A linear of which too little was gathered is visited again: too much
-would have had to be held, or a guess at a mean was wrong. Sums run in float64 over
-rows and chunks of fixed length, so that they depend on neither the number of threads, nor the
+would have had to be held, or a guess at a mean was wrong. Sums are kept in float64, over
+chunks of fixed length, so that they depend on neither the number of threads, nor the
 order in which tensors arrive, nor on which of both ways a tail was found.
 """
 
@@ -25,10 +25,10 @@ from dppa_mergekit.names import Block, Linear, block_of, linears_in, natural_ord
 from dppa_mergekit.statistics import LinearStatistics, ModelStatistics, Multiples
 from dppa_mergekit.threads import in_order, share
 
-ROW = 256
-"""Elements per partial sum. A chunk is a multiple of it."""
+ROWS = 8
+"""Parts of a chunk that are added up before the sum is taken."""
 
-SAMPLE = 1 << 10
+SAMPLE = 1 << 12
 """Elements from which the mean of a linear is guessed before its visit."""
 
 Magnitudes: TypeAlias = NDArray[numpy.float32] | NDArray[numpy.float64]
@@ -344,7 +344,7 @@ def _floor(delta: Delta, multiples: Sequence[Multiples], relative: float) -> flo
         return math.inf
     sample = delta.sample(max(1, delta.numel // SAMPLE)).abs_().numpy()
     smallest = min(min(pair.linear, pair.of_block * relative) for pair in multiples)
-    floor = smallest * float(sample.mean()) * 0.75
+    floor = smallest * float(sample.mean()) * 0.85
     return floor if numpy.count_nonzero(sample > floor) * 8 < len(sample) else math.inf
 
 
@@ -376,7 +376,7 @@ def _summed(deltas: Sequence[Delta], floors: Sequence[float]) -> list[tuple[floa
                 if floor < math.inf:
                     numpy.greater(values, floor, out=chosen)
                     above = values[numpy.flatnonzero(chosen)]
-                sums.append(_ChunkSums(_row_sum(magnitudes), stop - start - zeros, above))
+                sums.append(_ChunkSums(_sum(magnitudes), stop - start - zeros, above))
             found.append((start, sums))
         return found
 
@@ -435,7 +435,7 @@ def _tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
 def _tail(magnitudes: Magnitudes, bound: float) -> Tail:
     """The sum, in float64, and the number of the magnitudes of one chunk above a bound."""
     limit = _largest_at_most(bound, torch.from_numpy(magnitudes).dtype)
-    above = magnitudes[magnitudes > limit]
+    above = magnitudes[numpy.flatnonzero(magnitudes > limit)]
     return float(above.sum(dtype=numpy.float64)), len(above)
 
 
@@ -459,18 +459,17 @@ def linear_deltas(base: torch.Tensor, tuned: torch.Tensor, held: int) -> list[De
     return [Delta.between(base[expert], tuned[expert]) for expert in range(held)]
 
 
-def _row_sum(values: torch.Tensor) -> float:
-    """The sum of non-negative values in float64, the same for any number of threads.
+def _sum(magnitudes: torch.Tensor) -> float:
+    """The sum of a chunk in float64, the same for any number of threads.
 
-    A plain sum is split by threads. Of a matrix, every row is summed by one of them.
+    A plain sum is split by threads. Here ROWS parts are added up element by element first, which
+    is in float32 for float32, and rounds the sum of a million elements by 1e-10 of it at most.
     """
-    whole = values.numel() // ROW * ROW
-    total = 0.0
-    if whole:
-        total += float(values[:whole].view(-1, ROW).sum(1, dtype=torch.float64).sum())
-    if whole < values.numel():
-        total += float(values[whole:].sum(dtype=torch.float64))
-    return total
+    length = magnitudes.numel() // ROWS * ROWS
+    rows = magnitudes[:length].view(ROWS, -1).sum(0).numpy()
+    return float(rows.sum(dtype=numpy.float64)) + float(
+        magnitudes[length:].numpy().sum(dtype=numpy.float64)
+    )
 
 
 def _largest_at_most(bound: float, dtype: torch.dtype) -> float:

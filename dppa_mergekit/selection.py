@@ -222,11 +222,25 @@ def select(requests: Sequence[Request]) -> list[Selection]:
 
 @dataclass(frozen=True)
 class _Bracket:
-    """Keys between which, both included, a threshold is all but sure to lie; and a guess at it."""
+    """Keys between which, both included, a threshold is all but sure to lie."""
 
     low: int
-    guess: int
     high: int
+
+
+@dataclass(frozen=True)
+class _Within:
+    """What lies in a bracket, of one chunk.
+
+    Attributes:
+        above: How many keys are larger than the bracket's.
+        position: (held,) where the bracket's stand among the candidates.
+        keys: (held,) what they are.
+    """
+
+    above: int
+    position: NDArray[numpy.int64]
+    keys: Integers
 
 
 class _Search:
@@ -239,6 +253,7 @@ class _Search:
         found: Kept count -> its set.
         brackets: Kept count -> where its threshold is looked for.
         candidates: What lies in the lowest bracket or above it, chunk by chunk.
+        within: Chunk by chunk, kept count -> what lies in its bracket.
     """
 
     def __init__(self, request: Request) -> None:
@@ -248,6 +263,7 @@ class _Search:
         self.found: dict[int, Cut] = {}
         self.brackets: dict[int, _Bracket] = {}
         self.candidates: list[Candidates] = []
+        self.within: list[dict[int, _Within]] = []
         # The sample grows as the square of the cube root: a larger one narrows the brackets by
         # less than it costs to draw.
         self._stride = 1 if self.keys.numel <= SMALL else round(self.keys.numel ** (1 / 3))
@@ -276,59 +292,58 @@ class _Search:
         ranks = {
             count: _ranks(size, count / self.keys.numel, self._stride == 1) for count in self.counts
         }
-        inside = {rank for triple in ranks.values() for rank in triple if 0 <= rank < size}
+        inside = {rank for pair in ranks.values() for rank in pair if 0 <= rank < size}
         ordered = numpy.partition(sample, sorted(inside)) if inside else sample
         self.brackets = {
             count: _Bracket(
                 int(ordered[low]) if low >= 0 else 0,
-                int(ordered[middle]),
                 int(ordered[high]) if high < size else int(numpy.iinfo(sample.dtype).max),
             )
-            for count, (low, middle, high) in ranks.items()
+            for count, (low, high) in ranks.items()
         }
+
+    def look(self, keys: torch.Tensor) -> dict[int, _Within]:
+        """What lies in each bracket, among the keys of one chunk's candidates."""
+        values = keys.cpu().numpy()
+        found = {}
+        for count, bracket in self.brackets.items():
+            above = values > bracket.high
+            inside = (values >= max(bracket.low, self.keys.idle + 1)) ^ above
+            position = numpy.flatnonzero(inside)
+            found[count] = _Within(int(numpy.count_nonzero(above)), position, values[position])
+        return found
 
     def settle(self, count: int) -> None:
         """Find the kept set of a count, if its threshold lies in its bracket."""
-        bracket = self.brackets[count]
-        keys = [each.keys.cpu().numpy() for each in self.candidates]
+        within = [each[count] for each in self.within]
+        keys = numpy.concatenate([each.keys for each in within])
+        rest = count - sum(each.above for each in within)
+        if rest > len(keys) and self.brackets[count].low <= self.keys.idle:
+            # All that remain are idle.
+            self.found[count] = Cut(self.keys.idle)
+        elif 0 < rest <= len(keys):
+            threshold = _from_top(keys, rest)
+            wanted = rest - int(numpy.count_nonzero(keys > threshold))
+            self.found[count] = self._cut(threshold, wanted, within)
 
-        def above(bound: int) -> int:
-            return sum(int(numpy.count_nonzero(each > bound)) for each in keys)
-
-        # Where many keys are equal, the guess is often right.
-        threshold, larger = bracket.guess, above(bracket.guess)
-        if not larger < count <= above(bracket.guess - 1):
-            low, rest = max(bracket.low, self.keys.idle + 1), count - above(bracket.high)
-            held = numpy.concatenate(
-                [each[numpy.flatnonzero((each >= low) & (each <= bracket.high))] for each in keys]
-            )
-            if rest > len(held) and bracket.low <= self.keys.idle:
-                # All that remain are idle.
-                self.found[count] = Cut(self.keys.idle)
-            if not 0 < rest <= len(held):
-                return
-            threshold = int(numpy.partition(held, len(held) - rest)[len(held) - rest])
-            larger = above(threshold)
-        self.found[count] = self._cut(threshold, count - larger, keys)
-
-    def _cut(self, threshold: int, wanted: int, keys: Sequence[Integers]) -> Cut:
+    def _cut(self, threshold: int, wanted: int, within: Sequence[_Within]) -> Cut:
         """The set of all keys above the threshold, and `wanted` of those that equal it."""
-        ties = [numpy.flatnonzero(each == threshold) for each in keys]
+        ties = [each.position[numpy.flatnonzero(each.keys == threshold)] for each in within]
         if wanted == sum(map(len, ties)):
             return Cut(threshold - 1)
+        device = self.delta.device
         places = [
-            each.index[torch.from_numpy(tied).to(each.index.device)].cpu() + each.start
+            each.index.index_select(0, torch.from_numpy(tied).to(device)).cpu() + each.start
             for each, tied in zip(self.candidates, ties, strict=True)
         ]
         # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
         hashes = murmur_finaliser(torch.cat(places)).numpy()
         kept = hashes <= numpy.partition(hashes, wanted - 1)[wanted - 1]
         parts = numpy.split(kept, numpy.cumsum([len(tied) for tied in ties])[:-1])
-        device = self.delta.device
         return Cut(
             threshold,
             [
-                torch.from_numpy(tied[part]).to(device)
+                torch.from_numpy(tied[numpy.flatnonzero(part)]).to(device)
                 for tied, part in zip(ties, parts, strict=True)
             ],
         )
@@ -348,8 +363,8 @@ def _settle_all(places: Iterator[tuple[_Search, int]]) -> None:
         search.settle(count)
 
 
-def _ranks(size: int, share_kept: float, complete: bool) -> tuple[int, int, int]:
-    """Ranks in a sample: below the threshold, at it, above it; all but surely.
+def _ranks(size: int, share_kept: float, complete: bool) -> tuple[int, int]:
+    """Ranks in a sample between which, both included, the threshold is all but sure to lie.
 
     Args:
         size: Of the sample, which is ascending from rank 0.
@@ -357,38 +372,55 @@ def _ranks(size: int, share_kept: float, complete: bool) -> tuple[int, int, int]
         complete: Whether the sample is of all keys; then the rank is known.
     """
     rank = share_kept * size
-    middle = min(size - round(rank), size - 1)
     if complete:
-        return middle, middle, middle
+        return size - round(rank), size - round(rank)
     # Of a random sample, the rank of the threshold deviates by the root; runs are less random.
     margin = 6 * math.sqrt(rank * (1 - share_kept)) + 2
-    return size - math.ceil(rank + margin), middle, size - math.floor(rank - margin)
+    return size - math.ceil(rank + margin), size - math.floor(rank - margin)
+
+
+def _from_top(keys: Integers, rank: int) -> int:
+    """The rank-th largest of the keys; found at once where many are equal."""
+    sample = keys[::GUESS]
+    place = min(rank // GUESS, len(sample) - 1)
+    guess = int(numpy.partition(sample, len(sample) - 1 - place)[len(sample) - 1 - place])
+    above = int(numpy.count_nonzero(keys > guess))
+    if above < rank <= above + int(numpy.count_nonzero(keys == guess)):
+        return guess
+    return int(numpy.partition(keys, len(keys) - rank)[len(keys) - rank])
+
+
+GUESS = 32
+"""Of so many keys within a bracket, one is looked at to guess the threshold."""
+
+
+_Found: TypeAlias = tuple[Candidates, dict[int, _Within]]
 
 
 def _gather(searches: Sequence[_Search]) -> None:
     """Find the candidates of every search, in one pass."""
     first = searches[0].delta
 
-    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[Candidates]]]:
+    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_Found]]]:
         deltas, _ = delta_chunks([search.delta for search in searches])
         buffer, mask = Buffer(first.dtype, first.device), Buffer(torch.bool, first.device)
-        found = []
+        passed = []
         for start, stop in places:
-            candidates = []
+            found = []
             for search, delta in zip(searches, deltas, strict=True):
                 values = delta.read(start, stop)
                 keys = search.keys.chunk(start, values, buffer)
                 index = _places(keys, search.lowest, mask.of(stop - start))
                 held = values.index_select(0, index)
-                candidates.append(
-                    Candidates(start, index, held, search.keys.of(held, index + start))
-                )
-            found.append((start, candidates))
-        return found
+                candidates = Candidates(start, index, held, search.keys.of(held, index + start))
+                found.append((candidates, search.look(candidates.keys)))
+            passed.append((start, found))
+        return passed
 
     ordered = in_order(share(work, first.chunks(), first.device))
     for position, search in enumerate(searches):
-        search.candidates = [found[position] for found in ordered]
+        search.candidates = [found[position][0] for found in ordered]
+        search.within = [found[position][1] for found in ordered]
 
 
 def _places(keys: torch.Tensor, lowest: int, mask: torch.Tensor) -> torch.Tensor:

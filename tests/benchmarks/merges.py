@@ -1,0 +1,166 @@
+"""Times and memory of whole merges, methods in alternation.
+
+    python tests/benchmarks/merges.py FOLDER --size 0.2B --size 1.0B --method task_arithmetic \\
+        --method ties --method dppa --rounds 3 --results results.json
+
+Every run is a fresh process of `mergekit-yaml` over a base and three fine-tuned models. Two rows
+are no merges: `floor` reads all inputs twice and writes one output by plain copies, and `start`
+is mergekit's start alone, which is most of the time of small merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+from merge_runs import FLOOR, METHODS, START, MergeRunner
+from model_sizes import BYTES_PER_PARAMETER, SIZES
+from random_models import Family, ensured
+from results import Run, append, machine, middle, new_run, ratio
+from tables import gigabytes, markdown, number
+
+HEAD = (
+    "size",
+    "method",
+    "median s",
+    "x task_arithmetic",
+    "x ties",
+    "statistics s",
+    "rest s",
+    "peak resident GB",
+    "peak anonymous GB",
+    "read GB",
+    "written GB",
+)
+LEGEND = (
+    "Ratios are medians of the ratios within each round. Resident memory has the mapped pages of "
+    "the checkpoints in it, anonymous memory has not. Read is what came from storage and not from "
+    "the page cache. Every merge starts Python and mergekit, as the row `start` does."
+)
+
+
+def table(runs: Sequence[Run]) -> str:
+    """One row for each size and method, in the order in which they were first run."""
+    rows = []
+    for size in dict.fromkeys(run.size for run in runs):
+        of_size = [run for run in runs if run.size == size]
+        by_method = {
+            method: [run for run in of_size if run.method == method]
+            for method in dict.fromkeys(run.method for run in of_size)
+        }
+        rows += [
+            _row(method, chosen, by_method.get("task_arithmetic", ()), by_method.get("ties", ()))
+            for method, chosen in by_method.items()
+        ]
+    return markdown(HEAD, rows)
+
+
+def _row(
+    method: str, runs: Sequence[Run], task_arithmetic: Sequence[Run], ties: Sequence[Run]
+) -> list[str]:
+    return [
+        f"{runs[0].size} ({runs[0].parameters / 1e9:.3g}e9)",
+        method,
+        number(middle(runs, lambda run: run.measured.wall_seconds)),
+        number(ratio(runs, task_arithmetic)),
+        number(ratio(runs, ties)),
+        number(middle(runs, lambda run: run.statistics_seconds)),
+        number(middle(runs, _rest)),
+        gigabytes(middle(runs, lambda run: run.measured.peak_resident_bytes)),
+        gigabytes(middle(runs, lambda run: run.measured.peak_anonymous_bytes)),
+        gigabytes(middle(runs, lambda run: run.measured.storage_read_bytes)),
+        gigabytes(middle(runs, lambda run: run.measured.storage_written_bytes)),
+    ]
+
+
+def _rest(run: Run) -> float | None:
+    if run.statistics_seconds is None:
+        return None
+    return run.measured.wall_seconds - run.statistics_seconds
+
+
+def prepare(runner: MergeRunner, methods: Sequence[str]) -> None:
+    """All that a first run would pay for: the page cache, and the statistics of cached methods."""
+    if not runner.cold:
+        needed = (runner.family.models + 2) * runner.family.shape.parameters * BYTES_PER_PARAMETER
+        if needed > _available_memory():
+            click.echo("warning: inputs and output do not fit the page cache together", err=True)
+    # Also in cold runs: Python's own files are not what they are about.
+    runner.measure("task_arithmetic")
+    for method in methods:
+        cached = method in METHODS and METHODS[method].cached
+        if cached and not runner.fill_statistics_cache(method):
+            click.echo(f"warning: {method} left no statistics in the cache", err=True)
+
+
+def _available_memory() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--size", "sizes", type=click.Choice(list(SIZES)), multiple=True, default=["0.2B"])
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(list(METHODS)),
+    multiple=True,
+    default=["task_arithmetic", "ties", "dppa", "dppa cached"],
+    show_default=True,
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--models", type=click.IntRange(min=1), default=3, show_default=True, help="Fine-tuned models."
+)
+@click.option("--cold", is_flag=True, help="Drop the inputs from the page cache before every run.")
+@click.option("--floor/--no-floor", default=True, help="Whether to measure floor and start too.")
+@click.option("--flag", "flags", multiple=True, help="For mergekit-yaml, as --flag=--async-write.")
+@click.option("--label", default="", help="Kept with the results, such as a version.")
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="results.json",
+    show_default=True,
+    help="Every run is appended to this file.",
+)
+def main(
+    folder: Path,
+    sizes: tuple[str, ...],
+    methods: tuple[str, ...],
+    rounds: int,
+    models: int,
+    cold: bool,
+    floor: bool,
+    flags: tuple[str, ...],
+    label: str,
+    results: Path,
+) -> None:
+    """Measure merges of the checkpoints below FOLDER, which are written if need be."""
+    session = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    rows = [*((FLOOR, START) if floor else ()), *dict.fromkeys(methods)]
+    runs: list[Run] = []
+    for size in sizes:
+        runner = MergeRunner(ensured(Family(folder, size, models)), flags, cold)
+        click.echo(f"{size}: warming up", err=True)
+        prepare(runner, rows)
+        for number_ in range(1, rounds + 1):
+            # Forwards and backwards, so that no method always follows the same other.
+            for method in rows if number_ % 2 else reversed(rows):
+                run = new_run(runner, method, number_, session, label)
+                append(results, run)
+                runs.append(run)
+                seconds = run.measured.wall_seconds
+                click.echo(f"{size}, round {number_}, {method}: {seconds:.2f} s", err=True)
+    state = " ".join(["page cache cold" if cold else "page cache warm", *flags])
+    click.echo(f"{machine()}; {models} models, {rounds} rounds, {state}\n")
+    click.echo(table(runs))
+    click.echo(f"\n{LEGEND}")
+
+
+if __name__ == "__main__":
+    main()

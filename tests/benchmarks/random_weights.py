@@ -1,0 +1,151 @@
+"""Writes the models of a family that are missing; random_models.py runs it.
+
+Tensor by tensor, with one shard in memory: no model is ever built. Drawing so many normal numbers
+one by one would take most of the time, so they are drawn once, into a pool, and every tensor
+takes them from an offset of its own. What a tensor gets follows from the seed, its model and its
+name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+
+import click
+import torch
+from model_sizes import BYTES_PER_PARAMETER, Shape
+from random_models import SEED, Family, family_options
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tqdm import tqdm
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+BASE_DEVIATION = 0.02
+# Of the deltas of linears, embeddings and `lm_head`: lowest and highest, drawn by tensor.
+DELTA_DEVIATIONS = (5e-4, 4e-3)
+# Next to 1, bfloat16 has steps of 0.004 and 0.008; a smaller delta would be lost.
+NORM_DEVIATION = 0.02
+
+_POOL = 1 << 26  # more than any linear of these sizes has
+_CHUNK = 1 << 18  # what fits the cache
+
+
+class Pool:
+    """Normal numbers, drawn once."""
+
+    def __init__(self) -> None:
+        drawn = torch.randn(_POOL, generator=torch.Generator().manual_seed(SEED))
+        # With the head repeated behind the tail no chunk has to be put together from two parts.
+        self._numbers = torch.cat([drawn, drawn[:_CHUNK]])
+
+    def tensor(
+        self, shape: tuple[int, ...], mean: float, parts: Mapping[str, float]
+    ) -> torch.Tensor:
+        """A bfloat16 tensor: mean + the sum of independent parts.
+
+        Args:
+            shape: Of the tensor.
+            mean: Of all elements.
+            parts: What a part is known by, which decides its numbers -> its standard deviation.
+        """
+        offsets = {key: Random(f"{SEED} {key}").randrange(_POOL) for key in parts}
+        result = torch.empty(shape, dtype=torch.bfloat16)
+        flat = result.view(-1)
+        for start in range(0, flat.numel(), _CHUNK):
+            chunk = flat[start : start + _CHUNK]
+            total = torch.full((chunk.numel(),), mean)
+            for key, deviation in parts.items():
+                at = (offsets[key] + start) % _POOL
+                total.add_(self._numbers[at : at + chunk.numel()], alpha=deviation)
+            chunk.copy_(total)
+        return result
+
+
+def tensor(pool: Pool, model: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """One tensor of one model: the base's, and on top the model's delta if it is fine-tuned."""
+    norm = len(shape) == 1
+    parts = {} if norm else {f"base {name}": BASE_DEVIATION}
+    if model != "base":
+        parts[f"{model} {name}"] = NORM_DEVIATION if norm else delta_deviation(model, name)
+    return pool.tensor(shape, float(norm), parts)
+
+
+def delta_deviation(model: str, name: str) -> float:
+    """Half of what decides it is the block, half the tensor, so that densities differ by both."""
+    block = name.rsplit(".", 3)[0]
+    position = sum(Random(f"{SEED} {model} {part}").random() for part in (block, name)) / 2
+    lowest, highest = DELTA_DEVIATIONS
+    return float(lowest * (highest / lowest) ** position)
+
+
+def write(family: Family, model: str, pool: Pool) -> None:
+    """Write one model, with configuration and tokenizer."""
+    folder = family.path / model
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = family.shape
+    shapes = shape.tensors()
+    shards = shape.shards(family.shard_size)
+    weight_map = {}
+    with tqdm(total=len(shapes), desc=f"{family.path.name}/{model}", unit="tensor") as bar:
+        for number, names in enumerate(shards, start=1):
+            file = "model.safetensors"
+            if len(shards) > 1:
+                file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            shard = {}
+            for name in names:
+                shard[name] = tensor(pool, model, name, shapes[name])
+                weight_map[name] = file
+                bar.update()
+            save_file(shard, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        metadata = {"total_size": shape.parameters * BYTES_PER_PARAMETER}
+        index = {"metadata": metadata, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
+    configuration(shape).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    family.mark_complete(model)
+
+
+def configuration(shape: Shape) -> LlamaConfig:
+    """The model's configuration."""
+    return LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The smallest there is; without one mergekit logs an error with a traceback."""
+    inner = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@click.command()
+@family_options
+def main(folder: Path, size: str, models: int, layers: int | None, shard_size: int) -> None:
+    """Write the models of a family below FOLDER that are missing."""
+    family = Family(folder, size, models, layers, shard_size)
+    missing = family.missing
+    pool = Pool() if missing else None
+    for model in missing:
+        assert pool is not None
+        write(family, model, pool)
+
+
+if __name__ == "__main__":
+    main()
