@@ -1,0 +1,151 @@
+"""Statistics are kept for the next merge of the same files, and only for that."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import recipe, save_family, tensors_of, unequal
+from click.testing import Result
+from safetensors.torch import load_file, save_file
+
+from dppa_mergekit import allocation
+from dppa_mergekit.deltas import CHUNK, Delta
+from dppa_mergekit.measurement import delta_statistics
+from dppa_mergekit.sparsification import PartitionAmplification
+from dppa_mergekit.statistics import Multiples
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache's folder, switched on."""
+    folder = tmp_path / "kept"
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The models of every measurement that takes place."""
+    calls: list[list[str]] = []
+    measure = allocation.measure
+
+    def counting(sources, models, *rest):
+        calls.append([Path(str(model)).name for model in models])
+        return measure(sources, models, *rest)
+
+    monkeypatch.setattr(allocation, "measure", counting)
+    return calls
+
+
+def test_a_second_merge_measures_nothing_and_writes_the_same(
+    tmp_path: Path, run_yaml: Callable[..., Result], kept: Path, measured: list[list[str]]
+) -> None:
+    content = recipe(save_family(tmp_path / "family"))
+    assert run_yaml(content, output="first").exit_code == 0
+    assert run_yaml(content, output="second").exit_code == 0
+    assert measured == [["math", "law"]]
+    assert len(list(kept.iterdir())) == 2
+    first, second = (tensors_of(tmp_path / name) for name in ("first", "second"))
+    assert unequal(first, second) == []
+
+
+def test_only_what_changed_is_measured_again(
+    tmp_path: Path, run_yaml: Callable[..., Result], kept: Path, measured: list[list[str]]
+) -> None:
+    family = save_family(tmp_path / "family")
+    assert run_yaml(recipe(family)).exit_code == 0
+    # Other weights in a file of the same name, size, header and modification time.
+    file = family / "law" / "model.safetensors"
+    before = file.stat()
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    assert run_yaml(recipe(family), output="second").exit_code == 0
+    assert measured == [["math", "law"], ["law"]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dtype": "bfloat16"}, {"parameters": {"significance_multiple": 3}}],
+)
+def test_options_that_change_statistics_have_a_place_of_their_own(
+    changes: dict[str, object],
+    tmp_path: Path,
+    run_yaml: Callable[..., Result],
+    kept: Path,
+    measured: list[list[str]],
+) -> None:
+    family = save_family(tmp_path / "family")
+    assert run_yaml(recipe(family)).exit_code == 0
+    assert run_yaml(recipe(family, **changes), output="second").exit_code == 0
+    assert measured == [["math", "law"], ["math", "law"]]
+
+
+@pytest.mark.parametrize("damage", ["", "{", "0\n[]", "\x00\xff"])
+def test_a_damaged_file_is_a_warning(
+    damage: str,
+    tmp_path: Path,
+    run_yaml: Callable[..., Result],
+    kept: Path,
+    measured: list[list[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = recipe(save_family(tmp_path / "family"))
+    assert run_yaml(content).exit_code == 0
+    for file in kept.iterdir():
+        file.write_bytes(damage.encode("latin-1"))
+    with caplog.at_level(logging.WARNING):
+        assert run_yaml(content, output="second").exit_code == 0
+    assert caplog.text.count("are damaged or cannot be read") == 2
+    assert run_yaml(content, output="third").exit_code == 0
+    assert measured == [["math", "law"], ["math", "law"]]
+    assert unequal(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "third")) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_warning(
+    tmp_path: Path,
+    run_yaml: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(tmp_path / "file" / "folder"))
+    with caplog.at_level(logging.WARNING):
+        assert run_yaml(recipe(save_family(tmp_path / "family"))).exit_code == 0
+    assert caplog.text.count("cannot be") == 4
+
+
+@pytest.mark.parametrize("multiple", [0.3, 2.0, 5.0])
+def test_threads_change_nothing(multiple: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    shape = (3, CHUNK // 2 + 77)
+    names = [f"model.layers.{i}.mlp.{kind}.weight" for i in range(2) for kind in ("up", "down")]
+    base = {name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name in names}
+    tuned = {
+        name: (each.float() + torch.randn(shape, generator=generator) * 3e-4 * (1 + i)).bfloat16()
+        for i, (name, each) in enumerate(base.items())
+    }
+    delta = (tuned[names[0]].float() - base[names[0]].float()).flatten()
+    count = delta.numel() // 5
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        statistics = delta_statistics(base, tuned, Multiples(multiple, multiple * 1.3))
+        sparse = PartitionAmplification({90: 1.5}).sparsify(delta, {90: count // 2, 80: count})
+        results.append((statistics, sparse))
+    for statistics, sparse in results[1:]:
+        assert statistics == results[0][0]
+        assert torch.equal(sparse, results[0][1])
+    # Against plain float64 sums.
+    first = next(each for each in results[0][0].linears if each.linear.tensor == names[0])
+    magnitudes = Delta(delta).sample(1).abs().double()
+    mean = float(magnitudes.mean())
+    tail = magnitudes[magnitudes > multiple * mean]
+    assert first.magnitude == pytest.approx(float(magnitudes.sum()), rel=1e-9)
+    assert first.count == len(tail)
+    assert first.mass == pytest.approx(float(tail.sum()), rel=1e-12)
+    assert first.nonzero == int((magnitudes > 0).sum())
