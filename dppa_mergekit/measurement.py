@@ -25,9 +25,6 @@ from dppa_mergekit.names import Block, Linear, block_of, linears_in, natural_ord
 from dppa_mergekit.statistics import LinearStatistics, ModelStatistics, Multiples
 from dppa_mergekit.threads import in_order, share
 
-ROWS = 8
-"""Parts of a chunk that are added up before the sum is taken."""
-
 SAMPLE = 1 << 12
 """Elements from which the mean of a linear is guessed before its visit."""
 
@@ -368,15 +365,17 @@ def _summed(deltas: Sequence[Delta], floors: Sequence[float]) -> list[tuple[floa
         for start, stop in places:
             sums = []
             for reader, floor in zip(readers, lowest, strict=True):
-                magnitudes = reader.read(start, stop).abs_()
-                values, chosen = magnitudes.numpy(), mask.of(stop - start).numpy()
+                values = reader.read(start, stop).abs_().numpy()
+                chosen = mask.of(stop - start).numpy()
                 numpy.equal(values, 0, out=chosen)
                 zeros = int(numpy.count_nonzero(chosen))
                 above = values[:0].copy()
                 if floor < math.inf:
                     numpy.greater(values, floor, out=chosen)
                     above = values[numpy.flatnonzero(chosen)]
-                sums.append(_ChunkSums(_sum(magnitudes), stop - start - zeros, above))
+                # NumPy sums in one thread, so in one order; torch would split the sum.
+                magnitude = float(values.sum(dtype=numpy.float64))
+                sums.append(_ChunkSums(magnitude, stop - start - zeros, above))
             found.append((start, sums))
         return found
 
@@ -457,19 +456,6 @@ def linear_deltas(base: torch.Tensor, tuned: torch.Tensor, held: int) -> list[De
     if held <= 1:
         return [Delta.between(base, tuned)]
     return [Delta.between(base[expert], tuned[expert]) for expert in range(held)]
-
-
-def _sum(magnitudes: torch.Tensor) -> float:
-    """The sum of a chunk in float64, the same for any number of threads.
-
-    A plain sum is split by threads. Here ROWS parts are added up element by element first, which
-    is in float32 for float32, and rounds the sum of a million elements by 1e-10 of it at most.
-    """
-    length = magnitudes.numel() // ROWS * ROWS
-    rows = magnitudes[:length].view(ROWS, -1).sum(0).numpy()
-    return float(rows.sum(dtype=numpy.float64)) + float(
-        magnitudes[length:].numpy().sum(dtype=numpy.float64)
-    )
 
 
 def _largest_at_most(bound: float, dtype: torch.dtype) -> float:
