@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from dppa_mergekit.cache import Place, Statistics
+from dppa_mergekit.cache import Place
 from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.measurement import Progress, TensorSource, measure
 from dppa_mergekit.names import Linear
-from dppa_mergekit.statistics import ModelStatistics, Multiples
+from dppa_mergekit.statistics import ModelStatistics, Multiples, Statistics
 
 LOG = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,15 +19,12 @@ from pathlib import Path
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
 
-from dppa_mergekit.statistics import ModelStatistics, Multiples
+from dppa_mergekit.statistics import ModelStatistics, Multiples, Statistics
 
 LOG = logging.getLogger(__name__)
 
 VARIABLE = "DPPA_MERGEKIT_CACHE"
 OFF = ("0", "off")
-
-Statistics = Mapping[Multiples | None, ModelStatistics]
-"""Of one model: what the tails were measured at, or None for no tails -> its statistics."""
 
 _FILES = TypeAdapter(tuple[ModelStatistics, ...])
 
@@ -95,18 +92,16 @@ class Place:
 
 
 def place_of(
-    model: str, fingerprints: Sequence[object], multiples: Sequence[Multiples]
-) -> Place | None:
-    """Where the statistics of a model are kept; None if the cache is switched off.
+    where: Path, model: str, fingerprints: Sequence[object], multiples: Sequence[Multiples]
+) -> Place:
+    """Where the statistics of a model are kept.
 
     Args:
+        where: The folder.
         model: What the recipe calls the model.
         fingerprints: Plain data that says what is measured: files, tensors, dtypes.
         multiples: What the tails are measured at.
     """
-    where = folder()
-    if where is None:
-        return None
     measured_by = [version(name) for name in ("dppa-mergekit", "mergekit", "transformers")]
     pairs = sorted((pair.linear, pair.of_block) for pair in multiples)
     content = json.dumps([measured_by, pairs, fingerprints], sort_keys=True)

@@ -73,6 +73,19 @@ class Delta:
         return values if self.base is None else values.sub_(_runs(self.base, stride).to(self.dtype))
 
 
+def linear_deltas(base: torch.Tensor, tuned: torch.Tensor, held: int) -> list[Delta]:
+    """The delta of every linear in a tensor; that of the whole tensor if it holds at most one.
+
+    Args:
+        base: Any shape, or (experts, rows, columns).
+        tuned: Of the same shape.
+        held: Number of linears, from `linears_in`.
+    """
+    if held <= 1:
+        return [Delta.between(base, tuned)]
+    return [Delta.between(base[expert], tuned[expert]) for expert in range(held)]
+
+
 RUN = 8
 """Elements per run of a sample."""
 
@@ -119,22 +132,9 @@ class TensorChunks:
 class DeltaChunks:
     """A delta, a chunk at a time; for one thread."""
 
-    def __init__(
-        self, delta: Delta, buffer: Buffer | None = None, base: TensorChunks | None = None
-    ) -> None:
-        """Read a delta.
-
-        Args:
-            delta: What is read.
-            buffer: Memory that the deltas of several models share: all of their chunks would not
-                fit the cache.
-            base: Reads the delta's base, where the deltas of several models share it.
-        """
-        self._tuned = delta.tuned
-        self._buffer = buffer or Buffer(delta.dtype, delta.device)
-        self._base = base
-        if base is None and delta.base is not None:
-            self._base = TensorChunks(delta.base, delta.dtype)
+    def __init__(self, delta: Delta, buffer: Buffer, base: TensorChunks | None) -> None:
+        """Read a delta into a buffer, given what reads its base; see `delta_chunks`."""
+        self._tuned, self._buffer, self._base = delta.tuned, buffer, base
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """The values in [start, stop), to be changed at will, until another chunk is read."""
@@ -143,9 +143,10 @@ class DeltaChunks:
 
 
 def delta_chunks(deltas: Sequence[Delta]) -> tuple[list[DeltaChunks], TensorChunks | None]:
-    """Readers of several models' deltas from one base, for one thread, and that of the base.
+    """Readers of deltas from one base, of one dtype, for one thread, and that of the base.
 
-    A chunk of one is overwritten by that of the next.
+    All share the memory of one chunk, which fits the cache: that of one is overwritten by that of
+    the next.
     """
     first = deltas[0]
     buffer = Buffer(first.dtype, first.device)

@@ -10,27 +10,18 @@ order in which tensors arrive, nor on which of both ways a tail was found.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-import numpy
 import torch
-from numpy.typing import NDArray
 
-from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, delta_chunks
+from dppa_mergekit.deltas import linear_deltas
 from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.magnitudes import Gathered, Tail, floor_below, sums, tails
 from dppa_mergekit.names import Block, Linear, block_of, linears_in, natural_order
-from dppa_mergekit.statistics import LinearStatistics, ModelStatistics, Multiples
-from dppa_mergekit.threads import in_order, share
-
-SAMPLE = 1 << 12
-"""Elements from which the mean of a linear is guessed before its visit."""
-
-Magnitudes: TypeAlias = NDArray[numpy.float32] | NDArray[numpy.float64]
-Tail: TypeAlias = tuple[float, int]
-"""The sum and the number of the magnitudes above a bound."""
+from dppa_mergekit.statistics import LinearStatistics, ModelStatistics, Multiples, Statistics
 
 
 @dataclass(frozen=True)
@@ -62,15 +53,6 @@ class Progress(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _ChunkSums:
-    """What a visit finds in one chunk of one delta."""
-
-    magnitude: float
-    nonzero: int
-    above: Magnitudes
-
-
 Found = dict[Hashable, dict[Multiples | None, list[LinearStatistics]]]
 
 
@@ -79,15 +61,25 @@ class _Tally:
     """What the visits have gathered.
 
     Attributes:
+        multiples: What the tails are measured at.
         records: Of every model.
         moved: The models whose delta is not zero everywhere.
         relative: Model, and the name of a linear without its block -> the mean magnitude of the
             block over that of the linear, in the last block that was measured.
     """
 
+    multiples: Sequence[Multiples]
     records: Found
     moved: set[Hashable] = field(default_factory=set)
     relative: dict[tuple[Hashable, Linear], float] = field(default_factory=dict)
+
+    def smallest_multiple(self, model: Hashable, linear: Linear) -> float:
+        """At what multiple of a linear's own mean the first of its tails should begin."""
+        relative = self.relative.get((model, _without_block(linear)), 0.5)
+        return min(
+            (min(pair.linear, pair.of_block * relative) for pair in self.multiples),
+            default=math.inf,
+        )
 
 
 def measure(
@@ -95,7 +87,7 @@ def measure(
     models: Sequence[Hashable],
     multiples: Iterable[Multiples],
     progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
-) -> dict[Hashable, dict[Multiples | None, ModelStatistics]]:
+) -> dict[Hashable, Statistics]:
     """The statistics of every model at every pair of multiples, and at None without tails.
 
     Args:
@@ -111,11 +103,11 @@ def measure(
     units: dict[Block | str, list[TensorSource]] = {}
     for source in sorted(sources, key=lambda source: natural_order(source.name)):
         units.setdefault(block_of(source.name) or source.name, []).append(source)
-    tally = _Tally({model: {key: [] for key in (None, *wanted)} for model in models})
+    tally = _Tally(wanted, {model: {key: [] for key in (None, *wanted)} for model in models})
     total = sum(len(unit) for unit in units.values())
     with nullcontext() if progress is None else progress(total) as bar:
         for unit in sorted(units.values(), key=lambda unit: natural_order(unit[0].shard)):
-            _measure_unit(unit, wanted, tally, bar)
+            _measure_unit(unit, tally, bar)
     return {
         model: {
             key: ModelStatistics(
@@ -163,33 +155,15 @@ def delta_statistics(
 
 
 @dataclass(frozen=True)
-class _Gathered:
-    """The largest magnitudes of one linear's delta.
-
-    Attributes:
-        floor: All magnitudes above it are held; none if it is infinite.
-        chunks: Chunk by chunk, in flat order.
-    """
-
-    floor: float
-    chunks: Sequence[Magnitudes]
-
-    def tail(self, bound: float) -> Tail:
-        """The sum and the number of the magnitudes above a bound that is not below the floor."""
-        return _total(_tail(chunk, bound) for chunk in self.chunks)
-
-
-@dataclass(frozen=True)
 class _Visited:
     """A linear after the first visit: what is known, without tails, and what was gathered."""
 
     record: LinearStatistics
-    gathered: _Gathered
+    gathered: Gathered
 
 
 def _measure_unit(
     unit: Sequence[TensorSource],
-    multiples: Sequence[Multiples],
     tally: _Tally,
     bar: Progress | None,
 ) -> None:
@@ -197,40 +171,30 @@ def _measure_unit(
     ordered = sorted(unit, key=lambda source: natural_order(source.shard))
     visited: dict[Hashable, dict[Linear, _Visited]] = {model: {} for model in tally.records}
     for source in ordered:
-        _visit(source, visited, multiples, tally)
+        _visit(source, visited, tally)
         if bar is not None:
             bar.update(1)
-    bounds: dict[Hashable, dict[Linear, dict[Multiples, tuple[float, float]]]] = {}
-    tails: dict[Hashable, dict[Linear, dict[float, Tail]]] = {}
+    bounds = {model: _bounds(linears, model, tally) for model, linears in visited.items()}
+    found: dict[Hashable, dict[Linear, dict[float, Tail]]] = {model: {} for model in visited}
+    missing: dict[str, dict[Hashable, dict[Linear, list[float]]]] = {}
     for model, linears in visited.items():
-        records = _in_order(each.record for each in linears.values())
-        tally.records[model][None].extend(records)
-        numel = sum(each.numel for each in records)
-        mean = sum(each.magnitude for each in records) / max(1, numel)
-        bounds[model] = {
-            each.linear: {
-                pair: (pair.linear * (each.magnitude / max(1, each.numel)), pair.of_block * mean)
-                for pair in multiples
-            }
-            for each in records
-        }
-        for record in records:
-            if record.magnitude > 0:
-                relative = mean * record.numel / record.magnitude
-                tally.relative[model, _without_block(record.linear)] = relative
-        tails[model] = {
-            linear: {bound: linears[linear].gathered.tail(bound) for bound in wanted}
-            for linear, wanted in _distinct(bounds[model]).items()
-            if wanted and linears[linear].gathered.floor <= wanted[0]
-        }
+        for linear, each in linears.items():
+            wanted = sorted({bound for pair in bounds[model][linear].values() for bound in pair})
+            if not wanted:
+                continue
+            if each.gathered.floor <= wanted[0]:
+                found[model][linear] = {bound: each.gathered.tail(bound) for bound in wanted}
+            else:
+                missing.setdefault(linear.tensor, {}).setdefault(model, {})[linear] = wanted
     # Backwards: the shard that the first visit ended in is still open.
     for source in reversed(ordered):
-        _visit_again(source, bounds, tails)
+        if source.name in missing:
+            _visit_again(source, missing[source.name], found)
     for model, linears in visited.items():
         for linear, each in linears.items():
             for pair, (own, of_block) in bounds[model][linear].items():
                 (mass, count), (block_mass, block_count) = (
-                    tails[model][linear][bound] for bound in (own, of_block)
+                    found[model][linear][bound] for bound in (own, of_block)
                 )
                 tally.records[model][pair].append(
                     replace(
@@ -243,14 +207,26 @@ def _measure_unit(
                 )
 
 
-def _distinct(
-    bounds: Mapping[Linear, Mapping[Multiples, tuple[float, float]]],
-) -> dict[Linear, list[float]]:
-    """Linear -> the bounds at which its tail is wanted, ascending."""
-    return {
-        linear: sorted({bound for pair in of_linear.values() for bound in pair})
-        for linear, of_linear in bounds.items()
-    }
+def _bounds(
+    linears: Mapping[Linear, _Visited], model: Hashable, tally: _Tally
+) -> dict[Linear, dict[Multiples, tuple[float, float]]]:
+    """Linear -> multiples -> where its tail begins, by its own mean and by that of its block.
+
+    The records so far, and what the next block may expect of its means, go to the tally.
+    """
+    records = _in_order(each.record for each in linears.values())
+    tally.records[model][None].extend(records)
+    numel = sum(each.numel for each in records)
+    of_block = sum(each.magnitude for each in records) / max(1, numel)
+    bounds = {}
+    for each in records:
+        own = each.magnitude / max(1, each.numel)
+        if own > 0:
+            tally.relative[model, _without_block(each.linear)] = of_block / own
+        bounds[each.linear] = {
+            pair: (pair.linear * own, pair.of_block * of_block) for pair in tally.multiples
+        }
+    return bounds
 
 
 def _in_order(records: Iterable[LinearStatistics]) -> list[LinearStatistics]:
@@ -278,7 +254,6 @@ def _pairs(
 def _visit(
     source: TensorSource,
     visited: dict[Hashable, dict[Linear, _Visited]],
-    multiples: Sequence[Multiples],
     tally: _Tally,
 ) -> None:
     """Sum the magnitudes, count the non-zero deltas, and gather the largest of a linear."""
@@ -297,25 +272,28 @@ def _visit(
         deltas = {model: each[expert] for model, each in experts.items()}
         linear = Linear(source.name, expert)
         floors = [
-            _floor(delta, multiples, tally.relative.get((model, _without_block(linear)), 0.5))
-            if held
-            else math.inf
+            floor_below(delta, tally.smallest_multiple(model, linear)) if held else math.inf
             for model, delta in deltas.items()
         ]
         for (model, delta), found in zip(
-            deltas.items(), _summed(list(deltas.values()), floors), strict=True
+            deltas.items(), sums(list(deltas.values()), floors), strict=True
         ):
-            magnitude, nonzero, gathered = found
-            if not math.isfinite(magnitude):
+            if not math.isfinite(found.magnitude):
                 _refuse_non_finite(
                     source.name, {source.base: base, model: tuned[model]}, always=True
                 )
-            if nonzero:
+            if found.nonzero:
                 tally.moved.add(model)
             if held:
-                block = block_of(source.name)
                 visited[model][linear] = _Visited(
-                    LinearStatistics(linear, block, delta.numel, nonzero, magnitude), gathered
+                    LinearStatistics(
+                        linear,
+                        block_of(source.name),
+                        delta.numel,
+                        found.nonzero,
+                        found.magnitude,
+                    ),
+                    found.gathered,
                 )
 
 
@@ -326,146 +304,19 @@ def _without_block(linear: Linear) -> Linear:
     return replace(linear, tensor=linear.tensor.replace(f".{block.number}.", ".", 1))
 
 
-def _floor(delta: Delta, multiples: Sequence[Multiples], relative: float) -> float:
-    """Above what magnitude a visit gathers, so that the tails are all but sure to be among it.
-
-    Args:
-        delta: Of a linear; its mean magnitude is guessed by a sample.
-        multiples: What the tails are measured at.
-        relative: A guess at the mean magnitude of its block over its own.
-
-    Returns:
-        Infinity where an eighth of the magnitudes or more would have to be held.
-    """
-    if not multiples or delta.numel == 0:
-        return math.inf
-    sample = delta.sample(max(1, delta.numel // SAMPLE)).abs_().numpy()
-    smallest = min(min(pair.linear, pair.of_block * relative) for pair in multiples)
-    floor = smallest * float(sample.mean()) * 0.85
-    return floor if numpy.count_nonzero(sample > floor) * 8 < len(sample) else math.inf
-
-
-def _summed(deltas: Sequence[Delta], floors: Sequence[float]) -> list[tuple[float, int, _Gathered]]:
-    """Per delta of one base: the sum of magnitudes, the non-zero ones, and those above its floor.
-
-    Args:
-        deltas: Of the same linear, or dense tensor, of several models.
-        floors: (deltas,) in any of their dtypes; infinite to gather none.
-    """
-    if not deltas:
-        return []
-    lowest = [
-        _largest_at_most(floor, each.dtype) for each, floor in zip(deltas, floors, strict=True)
-    ]
-
-    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_ChunkSums]]]:
-        readers, _ = delta_chunks(deltas)
-        mask = Buffer(torch.bool, deltas[0].device)
-        found = []
-        for start, stop in places:
-            sums = []
-            for reader, floor in zip(readers, lowest, strict=True):
-                values = reader.read(start, stop).abs_().numpy()
-                chosen = mask.of(stop - start).numpy()
-                numpy.equal(values, 0, out=chosen)
-                zeros = int(numpy.count_nonzero(chosen))
-                above = values[:0].copy()
-                if floor < math.inf:
-                    numpy.greater(values, floor, out=chosen)
-                    above = values[numpy.flatnonzero(chosen)]
-                # NumPy sums in one thread, so in one order; torch would split the sum.
-                magnitude = float(values.sum(dtype=numpy.float64))
-                sums.append(_ChunkSums(magnitude, stop - start - zeros, above))
-            found.append((start, sums))
-        return found
-
-    ordered = in_order(share(work, deltas[0].chunks(), deltas[0].device))
-    return [
-        (
-            sum(sums[i].magnitude for sums in ordered),
-            sum(sums[i].nonzero for sums in ordered),
-            _Gathered(floor, [sums[i].above for sums in ordered]),
-        )
-        for i, floor in enumerate(floors)
-    ]
-
-
 def _visit_again(
     source: TensorSource,
-    bounds: Mapping[Hashable, Mapping[Linear, Mapping[Multiples, tuple[float, float]]]],
-    tails: dict[Hashable, dict[Linear, dict[float, Tail]]],
+    missing: Mapping[Hashable, Mapping[Linear, Sequence[float]]],
+    found: Mapping[Hashable, dict[Linear, dict[float, Tail]]],
 ) -> None:
-    """Measure the tails that could not be read off what was gathered."""
-    wanted = {
-        model: {
-            linear: of_linear
-            for linear, of_linear in _distinct(linears).items()
-            if linear.tensor == source.name and of_linear and linear not in tails[model]
-        }
-        for model, linears in bounds.items()
-    }
-    wanted = {model: linears for model, linears in wanted.items() if linears}
-    if not wanted:
-        return
-    base, tuned = _pairs(source, wanted)
+    """Measure the tails of a tensor that could not be read off what was gathered."""
+    base, tuned = _pairs(source, missing)
     assert base is not None
-    for model, linears in wanted.items():
+    for model, linears in missing.items():
         deltas = linear_deltas(base, tuned[model], source.linears(base.shape))
-        for linear, of_linear in linears.items():
-            found = _tails(deltas[linear.expert], of_linear)
-            tails[model][linear] = dict(zip(of_linear, found, strict=True))
-
-
-def _tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
-    """Per bound, the sum and the number of the magnitudes above it."""
-
-    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[Tail]]]:
-        reader = DeltaChunks(delta)
-        found = []
-        for start, stop in places:
-            magnitudes = reader.read(start, stop).abs_().numpy()
-            found.append((start, [_tail(magnitudes, bound) for bound in bounds]))
-        return found
-
-    ordered = in_order(share(work, delta.chunks(), delta.device))
-    return [_total(tails[i] for tails in ordered) for i in range(len(bounds))]
-
-
-def _tail(magnitudes: Magnitudes, bound: float) -> Tail:
-    """The sum, in float64, and the number of the magnitudes of one chunk above a bound."""
-    limit = _largest_at_most(bound, torch.from_numpy(magnitudes).dtype)
-    above = magnitudes[numpy.flatnonzero(magnitudes > limit)]
-    return float(above.sum(dtype=numpy.float64)), len(above)
-
-
-def _total(tails: Iterable[Tail]) -> Tail:
-    mass, count = 0.0, 0
-    for chunk_mass, chunk_count in tails:
-        mass, count = mass + chunk_mass, count + chunk_count
-    return mass, count
-
-
-def linear_deltas(base: torch.Tensor, tuned: torch.Tensor, held: int) -> list[Delta]:
-    """The delta of every linear in a tensor; that of the whole tensor if it holds at most one.
-
-    Args:
-        base: Any shape, or (experts, rows, columns).
-        tuned: Of the same shape.
-        held: Number of linears, from `linears_in`.
-    """
-    if held <= 1:
-        return [Delta.between(base, tuned)]
-    return [Delta.between(base[expert], tuned[expert]) for expert in range(held)]
-
-
-def _largest_at_most(bound: float, dtype: torch.dtype) -> float:
-    """The largest value of the dtype not above the bound: rounding it up would lose elements."""
-    if dtype == torch.float64:
-        return bound
-    rounded = numpy.float32(bound)
-    if float(rounded) > bound:
-        rounded = numpy.nextafter(rounded, numpy.float32(-numpy.inf))
-    return float(rounded)
+        for linear, bounds in linears.items():
+            measured = tails(deltas[linear.expert], bounds)
+            found[model][linear] = dict(zip(bounds, measured, strict=True))
 
 
 def _refuse_non_finite(name: str, tensors: Mapping[Hashable, torch.Tensor], always: bool) -> None:

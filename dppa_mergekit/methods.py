@@ -28,11 +28,11 @@ from mergekit.merge_methods.dtype import align_dtype
 from dppa_mergekit import parameters as recipe
 from dppa_mergekit.allocation import Allocation
 from dppa_mergekit.combination import Combination, Contribution
-from dppa_mergekit.deltas import Delta
+from dppa_mergekit.deltas import Delta, linear_deltas
 from dppa_mergekit.density import DynamicPruning, Level
 from dppa_mergekit.errors import CheckpointError, ParameterError, RecipeError
 from dppa_mergekit.inputs import check_models, check_tuned
-from dppa_mergekit.measurement import TensorSource, linear_deltas
+from dppa_mergekit.measurement import TensorSource
 from dppa_mergekit.names import Linear, linears_alone, linears_in
 from dppa_mergekit.planning import is_execution, is_planning, observe, plan_of
 from dppa_mergekit.sparsification import PartitionAmplification, Pruning, prune

@@ -201,7 +201,8 @@ class Plan:
         self, models: Sequence[Hashable], multiples: Sequence[Multiples]
     ) -> dict[Hashable, Place]:
         """Where the statistics of the models may be found, or kept for the next merge."""
-        if folder() is None:
+        where = folder()
+        if where is None:
             return {}
         files = {model: checkpoint.fingerprint() for model, checkpoint in self._checkpoints.items()}
         found = {}
@@ -219,9 +220,7 @@ class Plan:
             ]
             bases = dict.fromkeys(planned.base for planned in self.tensors.values())
             depends = [[files[base] for base in bases], files[model], tensors]
-            place = place_of(str(model), depends, multiples)
-            if place is not None:
-                found[model] = place
+            found[model] = place_of(where, str(model), depends, multiples)
         return found
 
     def _refuse_moved_layers(self, planned: PlannedTensor) -> None:

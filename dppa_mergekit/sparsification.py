@@ -16,20 +16,11 @@ from typing import Literal
 
 import torch
 
-from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks
+from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, delta_chunks
 from dppa_mergekit.errors import ParameterError
+from dppa_mergekit.keys import Candidates, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
-from dppa_mergekit.selection import (
-    Candidates,
-    Cut,
-    HashedKeys,
-    Keys,
-    MagnitudeKeys,
-    Request,
-    Selection,
-    murmur_finaliser,
-    select,
-)
+from dppa_mergekit.selection import Cut, Request, Selection, select
 from dppa_mergekit.threads import share
 
 
@@ -297,7 +288,8 @@ class PartitionAmplification:
         result = torch.zeros(flat.numel, dtype=flat.dtype, device=flat.device)
 
         def work(places: Iterator[tuple[int, tuple[int, int]]]) -> None:
-            chunks = PrunedChunks(pruned, DeltaChunks(flat), Scratch(flat.dtype, flat.device))
+            (reader,), _ = delta_chunks([flat])
+            chunks = PrunedChunks(pruned, reader, Scratch(flat.dtype, flat.device))
             for position, (start, stop) in places:
                 chunks.read(position, start, stop).add_to(result[start:stop])
 

@@ -1,5 +1,6 @@
 """The statistics of a model's deltas: what density allocation needs to know, and nothing more."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dppa_mergekit.names import Block, Linear
@@ -69,3 +70,7 @@ class ModelStatistics:
         """The share of the linears' deltas that are not zero, 1 where there is no linear."""
         numel = sum(each.numel for each in self.linears)
         return sum(each.nonzero for each in self.linears) / numel if numel else 1.0
+
+
+Statistics = Mapping[Multiples | None, ModelStatistics]
+"""Of one model: what the tails were measured at, or None for no tails -> its statistics."""

@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 
 from dppa_mergekit import DppaError, PartitionAmplification
 from dppa_mergekit.deltas import CHUNK, Delta
-from dppa_mergekit.selection import (
-    SMALL,
-    HashedKeys,
-    Keys,
-    MagnitudeKeys,
-    Request,
-    Selection,
-    murmur_finaliser,
-    select,
-)
+from dppa_mergekit.keys import HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
+from dppa_mergekit.selection import SMALL, Request, Selection, select
 from dppa_mergekit.sparsification import nested_counts, partition_densities
 
 few_values = st.lists(st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 3e-5, -7.25]), min_size=1)

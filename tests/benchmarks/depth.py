@@ -16,7 +16,7 @@ import click
 from merge_runs import METHODS, START, MergeRunner
 from model_sizes import SIZES
 from random_models import SHARD_SIZE, Family, ensured
-from results import Run, append, machine, middle, new_run
+from results import Run, machine, middle, recorded, results_option
 from tables import gigabytes, markdown, number
 
 HEAD = (
@@ -73,13 +73,7 @@ def table(runs: Sequence[Run]) -> str:
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--out-shard-size", default="50M", show_default=True, help="Bytes, for mergekit.")
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="depth.json",
-    show_default=True,
-    help="Every run is appended to this file.",
-)
+@results_option("depth.json")
 def main(
     folder: Path,
     size: str,
@@ -105,19 +99,11 @@ def main(
         runner.measure("task_arithmetic")  # page cache
     runs: list[Run] = []
 
-    def add(runner: MergeRunner, method: str, round_: int) -> None:
-        run = new_run(runner, method, round_, session)
-        append(results, run)
-        runs.append(run)
-        place = "" if method == START else f"{run.layers} layers, {run.input_shards} shards, "
-        seconds = run.measured.wall_seconds
-        click.echo(f"round {round_}, {place}{method}: {seconds:.2f} s", err=True)
-
     for round_ in range(1, rounds + 1):
-        add(runners[0], START, round_)
+        runs.append(recorded(results, runners[0], START, round_, session))
         for runner in runners if round_ % 2 else reversed(runners):
             for method in methods:
-                add(runner, method, round_)
+                runs.append(recorded(results, runner, method, round_, session))
     click.echo(f"{machine()}; {size}, output shards of {out_shard_size}, {rounds} rounds\n")
     click.echo(table(runs))
 

@@ -18,7 +18,7 @@ import click
 from merge_runs import FLOOR, METHODS, START, MergeRunner
 from model_sizes import BYTES_PER_PARAMETER, SIZES
 from random_models import Family, ensured
-from results import Run, append, machine, middle, new_run, ratio
+from results import Run, machine, middle, ratio, recorded, results_option
 from tables import gigabytes, markdown, number
 
 HEAD = (
@@ -121,13 +121,7 @@ def _available_memory() -> int:
 @click.option("--floor/--no-floor", default=True, help="Whether to measure floor and start too.")
 @click.option("--flag", "flags", multiple=True, help="For mergekit-yaml, as --flag=--async-write.")
 @click.option("--label", default="", help="Kept with the results, such as a version.")
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="results.json",
-    show_default=True,
-    help="Every run is appended to this file.",
-)
+@results_option("results.json")
 def main(
     folder: Path,
     sizes: tuple[str, ...],
@@ -151,11 +145,7 @@ def main(
         for number_ in range(1, rounds + 1):
             # Forwards and backwards, so that no method always follows the same other.
             for method in rows if number_ % 2 else reversed(rows):
-                run = new_run(runner, method, number_, session, label)
-                append(results, run)
-                runs.append(run)
-                seconds = run.measured.wall_seconds
-                click.echo(f"{size}, round {number_}, {method}: {seconds:.2f} s", err=True)
+                runs.append(recorded(results, runner, method, number_, session, label))
     state = " ".join(["page cache cold" if cold else "page cache warm", *flags])
     click.echo(f"{machine()}; {models} models, {rounds} rounds, {state}\n")
     click.echo(table(runs))

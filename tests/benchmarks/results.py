@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
+import click
 from merge_runs import MergeRunner, statistics_seconds
 from processes import Measured
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,29 @@ class Run:
     measured: Measured
 
 
-def new_run(runner: MergeRunner, method: str, number: int, session: str, label: str = "") -> Run:
+def results_option(default: str) -> Callable[[Command], Command]:
+    """The option that names the file which every run is appended to."""
+    return click.option(
+        "--results",
+        type=click.Path(path_type=Path, dir_okay=False),
+        default=default,
+        show_default=True,
+        help="Every run is appended to this file.",
+    )
+
+
+def recorded(
+    results: Path, runner: MergeRunner, method: str, number: int, session: str, label: str = ""
+) -> Run:
+    """Run a method once, append it to the results, and say on stderr what it took."""
+    run = _new_run(runner, method, number, session, label)
+    _append(results, run)
+    place = f"{run.size}, {run.layers} layers, {run.input_shards} shards"
+    click.echo(f"{place}, round {number}, {method}: {run.measured.wall_seconds:.2f} s", err=True)
+    return run
+
+
+def _new_run(runner: MergeRunner, method: str, number: int, session: str, label: str) -> Run:
     """Run a method once and measure it."""
     family = runner.family
     measured = runner.measure(method)
@@ -76,7 +102,7 @@ def new_run(runner: MergeRunner, method: str, number: int, session: str, label: 
     )
 
 
-def append(path: Path, run: Run) -> None:
+def _append(path: Path, run: Run) -> None:
     """Add a run to a results file, which may not exist yet."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     record = asdict(run)
