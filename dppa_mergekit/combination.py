@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dppa_mergekit.deltas import Buffer, chunks, delta_chunks
-from dppa_mergekit.sparsification import Part, Pruned, PrunedChunks, Scratch
+from dppa_mergekit.deltas import Buffer, buffers, chunks, delta_chunks
+from dppa_mergekit.sparsification import Pruned, PrunedChunks
 from dppa_mergekit.threads import share
 
 
@@ -65,9 +65,9 @@ class Combination:
 
         def work(places: Iterator[tuple[int, tuple[int, int]]]) -> bool:
             readers, origin = delta_chunks(deltas)
-            scratch = Scratch(dtype, device)
+            kept = buffers(3, dtype, device)
             pruned = [
-                PrunedChunks(each.pruned, reader, scratch)
+                PrunedChunks(each.pruned, reader, kept)
                 for each, reader in zip(contributions, readers, strict=True)
             ]
             combine = (_consensus if self.consensus else _weighted_sum)(weights, self.normalize)
@@ -75,17 +75,7 @@ class Combination:
             overflow = False
             for position, (start, stop) in places:
                 total = buffer.of(stop - start).zero_()
-                combine(
-                    total,
-                    (
-                        Part(part.index, part.values.mul_(weight))
-                        for part, weight in zip(
-                            (each.read(position, start, stop) for each in pruned),
-                            weights,
-                            strict=True,
-                        )
-                    ),
-                )
+                combine(total, pruned, position, start, stop)
                 if self.lambda_ != 1:
                     total.mul_(self.lambda_)
                 total.add_(base[start:stop] if origin is None else origin.read(start, stop))
@@ -97,14 +87,16 @@ class Combination:
         return any(share(work, list(enumerate(chunks(base.numel(), device))), device))
 
 
-Combine = Callable[[torch.Tensor, Iterator[Part]], None]
-"""Writes the combination of weighted parts, each overwritten by the next, to a chunk of zeros."""
+Combine = Callable[[torch.Tensor, Sequence[PrunedChunks], int, int, int], None]
+"""Writes the combination of the deltas' chunk at a position, [start, stop), to a chunk of zeros."""
 
 
 def _weighted_sum(weights: Sequence[float], normalize: bool) -> Combine:
-    def combine(total: torch.Tensor, weighted: Iterator[Part]) -> None:
-        for part in weighted:
-            part.add_to(total)
+    def combine(
+        total: torch.Tensor, deltas: Sequence[PrunedChunks], position: int, start: int, stop: int
+    ) -> None:
+        for delta, weight in zip(deltas, weights, strict=True):
+            delta.add_to(total, weight, position, start, stop)
         if normalize:
             divisor = float(torch.tensor(weights, dtype=total.dtype).sum())
             if abs(divisor) >= 1e-8:
@@ -114,22 +106,26 @@ def _weighted_sum(weights: Sequence[float], normalize: bool) -> Combine:
 
 
 def _consensus(weights: Sequence[float], normalize: bool) -> Combine:
-    def combine(total: torch.Tensor, weighted: Iterator[Part]) -> None:
-        parts = []
-        for part in weighted:
-            part.add_to(total)
-            parts.append(Part(part.index, part.values.clone()))
+    held: list[Buffer] = []
+
+    def combine(
+        total: torch.Tensor, deltas: Sequence[PrunedChunks], position: int, start: int, stop: int
+    ) -> None:
+        if not held:
+            held.extend(buffers(len(weights) + 2, total.dtype, total.device))
+        sign, taking, *weighted = (each.of(stop - start) for each in held)
+        for values, delta, weight in zip(weighted, deltas, weights, strict=True):
+            delta.add_to(values.zero_(), weight, position, start, stop)
+            total.add_(values)
         # The sign of the sum, and plus where the sum is zero, negative zero included.
-        sign = torch.ones_like(total).copysign_(total.add_(0.0))
+        torch.copysign(sign.fill_(1.0), total.add_(0.0), out=sign)
         total.zero_()
-        taking = torch.zeros_like(total)
-        for part, weight in zip(parts, weights, strict=True):
-            here = sign if part.index is None else sign.index_select(0, part.index)
+        taking.zero_()
+        for values, weight in zip(weighted, weights, strict=True):
             # What agrees is positive once it is multiplied by the majority's sign.
-            agreeing = part.values.mul_(here).clamp_(min=0)
-            Part(part.index, agreeing).add_to(total)
+            total.add_(values.mul_(sign).clamp_(min=0))
             if normalize:
-                Part(part.index, agreeing.sign_().mul_(weight)).add_to(taking)
+                taking.add_(values.sign_().mul_(weight))
         total.mul_(sign)
         if normalize:
             # Where none takes part, the sum is zero already.

@@ -63,6 +63,13 @@ class Delta:
         """(start, stop) of every chunk."""
         return chunks(self.numel, self.device)
 
+    def at(self, place: torch.Tensor) -> torch.Tensor:
+        """A new tensor of the values at some flat indices."""
+        values = self.tuned.index_select(0, place).to(self.dtype)
+        if self.base is None:
+            return values
+        return values.sub_(self.base.index_select(0, place).to(self.dtype))
+
     def sample(self, stride: int) -> torch.Tensor:
         """A new tensor of the values in every `stride`-th run; of all values at stride 1.
 
@@ -107,6 +114,11 @@ class Buffer:
         if self._held.numel() < length:
             self._held = self._held.new_empty(length)
         return self._held if self._held.numel() == length else self._held[:length]
+
+
+def buffers(number: int, dtype: torch.dtype, device: torch.device) -> list[Buffer]:
+    """Several buffers, for one thread."""
+    return [Buffer(dtype, device) for _ in range(number)]
 
 
 class TensorChunks:

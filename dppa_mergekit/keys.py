@@ -8,7 +8,7 @@ the key of a random selection is a hash of the element's index.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -27,21 +27,8 @@ def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
     return h ^ (h >> 16)
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """The elements of one chunk that may be kept.
-
-    Attributes:
-        start: Where the chunk begins.
-        index: (candidates,) int64, ascending, counted from the chunk's start.
-        values: (candidates,) their deltas.
-        keys: (candidates,) their keys.
-    """
-
-    start: int
-    index: torch.Tensor
-    values: torch.Tensor
-    keys: torch.Tensor
+Sieve: TypeAlias = Callable[[int, torch.Tensor], None]
+"""Writes a chunk of the delta, with zeros where the key is not above the first argument."""
 
 
 class Keys(Protocol):
@@ -70,12 +57,8 @@ class Keys(Protocol):
         """The keys of the chunk of the delta that begins at `start`; may be in the buffer."""
         ...
 
-    def of(self, values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """The keys of some elements, given their deltas and flat indices."""
-        ...
-
-    def keep(self, candidates: Candidates, above: int, out: torch.Tensor) -> None:
-        """Write the candidates' deltas, with zeros where the key is not above `above`."""
+    def sieve(self, start: int, delta: torch.Tensor) -> Sieve:
+        """What keeps, of the chunk of the delta that begins at `start`, the largest keys."""
         ...
 
 
@@ -104,17 +87,16 @@ class MagnitudeKeys:
         """The keys of the chunk of the delta that begins at `start`, in the buffer."""
         return torch.abs(delta, out=buffer.of(delta.numel())).view(self._integers)
 
-    def of(self, values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """The keys of some elements, given their deltas; their flat indices do not matter."""
-        return values.abs().view(self._integers)
+    def sieve(self, start: int, delta: torch.Tensor) -> Sieve:
+        """What keeps the largest magnitudes of a chunk of the delta."""
 
-    def keep(self, candidates: Candidates, above: int, out: torch.Tensor) -> None:
-        """Write the candidates' deltas, with zeros where the magnitude is not above."""
-        threshold = -1.0
-        if above >= 0:
-            pattern = torch.tensor(above, dtype=self._integers)
-            threshold = float(pattern.view(candidates.values.dtype))
-        torch.hardshrink(candidates.values, threshold, out=out)
+        def keep(above: int, out: torch.Tensor) -> None:
+            threshold = -1.0
+            if above >= 0:
+                threshold = float(torch.tensor(above, dtype=self._integers).view(delta.dtype))
+            torch.hardshrink(delta, threshold, out=out)
+
+        return keep
 
     @property
     def _integers(self) -> torch.dtype:
@@ -139,11 +121,12 @@ class HashedKeys:
         """The keys of the chunk that begins at `start`; neither delta nor buffer matters."""
         return self.hashed(torch.arange(start, start + delta.numel(), device=self.device))
 
-    def of(self, values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-        """The keys of some elements, given their flat indices; their deltas do not matter."""
-        return self.hashed(place)
+    def sieve(self, start: int, delta: torch.Tensor) -> Sieve:
+        """What keeps, of the chunk that begins at `start`, the elements of the largest keys."""
+        keys = self.hashed(torch.arange(start, start + delta.numel(), device=self.device))
 
-    def keep(self, candidates: Candidates, above: int, out: torch.Tensor) -> None:
-        """Write the candidates' deltas, with zeros where the key is not above `above`."""
-        torch.gt(candidates.keys, above, out=out)
-        out.mul_(candidates.values)
+        def keep(above: int, out: torch.Tensor) -> None:
+            torch.gt(keys, above, out=out)
+            out.mul_(delta)
+
+        return keep

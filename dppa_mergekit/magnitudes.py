@@ -16,10 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from dppa_mergekit.deltas import Buffer, Delta, delta_chunks
+from dppa_mergekit.kernel import Room, passes_over
 from dppa_mergekit.threads import in_order, share
 
 SAMPLE = 1 << 12
 """Elements from which the mean of a linear is guessed before its visit."""
+
+MARGIN = 0.7
+"""Of a guessed bound, from what share on to gather: to gather more costs less than to look again."""
 
 Magnitudes: TypeAlias = NDArray[numpy.float32] | NDArray[numpy.float64]
 Tail: TypeAlias = tuple[float, int]
@@ -80,7 +84,7 @@ def floor_below(delta: Delta, multiple: float) -> float:
     if delta.numel == 0 or multiple == math.inf:
         return math.inf
     sample = delta.sample(max(1, delta.numel // SAMPLE)).abs_().numpy()
-    floor = multiple * float(sample.mean()) * 0.85
+    floor = multiple * float(sample.mean()) * MARGIN
     return floor if numpy.count_nonzero(sample > floor) * 8 < len(sample) else math.inf
 
 
@@ -97,24 +101,19 @@ def sums(deltas: Sequence[Delta], floors: Sequence[float]) -> list[Sums]:
         _largest_at_most(floor, each.dtype) for each, floor in zip(deltas, floors, strict=True)
     ]
 
+    compiled = [passes_over(delta) for delta in deltas]
+
     def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_ChunkSums]]]:
         readers, _ = delta_chunks(deltas)
-        mask = Buffer(torch.bool, deltas[0].device)
+        mask, room = Buffer(torch.bool, deltas[0].device), Room()
         found = []
         for start, stop in places:
-            of_chunk = []
-            for reader, floor in zip(readers, lowest, strict=True):
-                values = reader.read(start, stop).abs_().numpy()
-                chosen = mask.of(stop - start).numpy()
-                numpy.equal(values, 0, out=chosen)
-                zeros = int(numpy.count_nonzero(chosen))
-                above = values[:0].copy()
-                if floor < math.inf:
-                    numpy.greater(values, floor, out=chosen)
-                    above = values[numpy.flatnonzero(chosen)]
-                # NumPy sums in one thread, so in one order; torch would split the sum.
-                magnitude = float(values.sum(dtype=numpy.float64))
-                of_chunk.append(_ChunkSums(magnitude, stop - start - zeros, above))
+            of_chunk = [
+                _chunk_sums(reader.read(start, stop).abs_(), floor, mask)
+                if passes is None
+                else _ChunkSums(*passes.sums(start, stop, floor, room))
+                for reader, passes, floor in zip(readers, compiled, lowest, strict=True)
+            ]
             found.append((start, of_chunk))
         return found
 
@@ -129,14 +128,33 @@ def sums(deltas: Sequence[Delta], floors: Sequence[float]) -> list[Sums]:
     ]
 
 
+def _chunk_sums(magnitudes: torch.Tensor, floor: float, mask: Buffer) -> _ChunkSums:
+    values = magnitudes.numpy()
+    chosen = mask.of(len(values)).numpy()
+    numpy.not_equal(values, 0, out=chosen)
+    nonzero = int(numpy.count_nonzero(chosen))
+    above = values[:0].copy()
+    if floor < math.inf:
+        numpy.greater(values, floor, out=chosen)
+        above = values[numpy.flatnonzero(chosen)]
+    # NumPy sums in one thread, so in one order; torch would split the sum.
+    return _ChunkSums(float(values.sum(dtype=numpy.float64)), nonzero, above)
+
+
 def tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
     """Per bound, the sum and the number of the magnitudes above it."""
+    passes, lowest = passes_over(delta), _largest_at_most(min(bounds), delta.dtype)
 
     def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[Tail]]]:
         (reader,), _ = delta_chunks([delta])
+        room = Room()
         found = []
         for start, stop in places:
-            magnitudes = reader.read(start, stop).abs_().numpy()
+            magnitudes: Magnitudes
+            if passes is None:
+                magnitudes = reader.read(start, stop).abs_().numpy()
+            else:
+                _, _, magnitudes = passes.sums(start, stop, lowest, room)
             found.append((start, [_tail(magnitudes, bound) for bound in bounds]))
         return found
 

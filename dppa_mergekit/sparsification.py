@@ -11,16 +11,17 @@ for a tensor or for a chunk of it, calls it.
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, delta_chunks
+from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, buffers, delta_chunks
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.keys import Candidates, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
+from dppa_mergekit.kernel import passes_over
+from dppa_mergekit.keys import HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
-from dppa_mergekit.selection import Cut, Request, Selection, select
+from dppa_mergekit.selection import Cut, Request, select
 from dppa_mergekit.threads import share
 
 
@@ -88,10 +89,10 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned delta: the pruning, and what it keeps; nothing where it keeps all."""
+    """A pruned delta: the pruning, and the kept set of each of its counts; none if all is kept."""
 
     pruning: Pruning
-    selection: Selection | None
+    cuts: tuple[Cut, ...]
 
 
 def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
@@ -100,7 +101,7 @@ def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
     Args:
         prunings: Of deltas of one size, device and base, as of one linear in several models.
     """
-    selections = iter(
+    selected = iter(
         select(
             [
                 Request(each.delta, each.keys, each.counts)
@@ -109,94 +110,77 @@ def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
             ]
         )
     )
-    return [Pruned(each, None if each.keys is None else next(selections)) for each in prunings]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A pruned, amplified delta in one chunk.
-
-    Attributes:
-        index: (values,) int64, the places of the values in the chunk; None if they are all of it.
-        values: To be changed at will, until the next chunk is read.
-    """
-
-    index: torch.Tensor | None
-    values: torch.Tensor
-
-    def add_to(self, total: torch.Tensor) -> None:
-        """Add to a chunk, in place."""
-        if self.index is None:
-            total.add_(self.values)
-        else:
-            total.scatter_add_(0, self.index, self.values)
-
-
-class Scratch:
-    """Memory for the parts of several models, one after the other; for one thread."""
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.total, self.divided, *self.kept = (Buffer(dtype, device) for _ in range(4))
+    return [Pruned(each, () if each.keys is None else next(selected)) for each in prunings]
 
 
 class PrunedChunks:
     """A pruned, amplified delta, a chunk at a time; for one thread."""
 
-    def __init__(self, pruned: Pruned, delta: DeltaChunks, scratch: Scratch) -> None:
-        self._pruned = pruned
+    def __init__(self, pruned: Pruned, delta: DeltaChunks, kept: Sequence[Buffer]) -> None:
+        """Read a pruned delta, given what reads the delta, and three buffers that others share."""
+        self._pruning, self._cuts = pruned.pruning, pruned.cuts
         self._delta = delta
-        self._scratch = scratch
+        self._kept = kept
+        of_magnitudes = isinstance(self._pruning.keys, MagnitudeKeys)
+        self._passes = passes_over(self._pruning.delta) if of_magnitudes else None
 
-    def read(self, position: int, start: int, stop: int) -> Part:
-        """The chunk at a position, which is [start, stop)."""
-        pruning, selection = self._pruned.pruning, self._pruned.selection
-        if selection is None or pruning.keys is None:
-            values = self._delta.read(start, stop)
-            if pruning.divisor != 1.0:
-                values.div_(pruning.divisor)
-            return Part(None, _scaled(values, pruning.factors[-1]))
-        candidates = selection.candidates[position]
-        if pruning.divisor != 1.0:
-            divided = self._scratch.divided.of(candidates.values.numel())
-            torch.div(candidates.values, pruning.divisor, out=divided)
-            candidates = replace(candidates, values=divided)
-        return Part(
-            candidates.index,
-            self._amplified(pruning.keys, candidates, selection.cuts, position, pruning.factors),
-        )
+    def add_to(
+        self, total: torch.Tensor, weight: float, position: int, start: int, stop: int
+    ) -> None:
+        """Add the chunk at a position, which is [start, stop), times a weight."""
+        if self._passes is None:
+            total.add_(self._read(position, start, stop).mul_(weight))
+            return
+        ties = [cut.ties[position] if cut.ties else None for cut in self._cuts]
+        # The compiled pass knows keys alone; to what a cut keeps of equal keys it adds wrongly.
+        before = [None if tied is None else total.index_select(0, tied) for tied in ties]
+        bounds = [cut.above for cut in self._cuts]
+        self._passes.add(start, stop, bounds, self._pruning.factors, weight, total)
+        # The smallest set comes last: where it has an element, its factor counts.
+        for tied, held, factor in reversed(
+            list(zip(ties, before, self._pruning.factors, strict=True))
+        ):
+            if tied is not None and held is not None:
+                values = self._pruning.delta.at(tied + start)
+                total.index_copy_(0, tied, held.add_(_scaled(values, factor).mul_(weight)))
 
-    def _amplified(
-        self,
-        keys: Keys,
-        candidates: Candidates,
-        cuts: Sequence[Cut],
-        position: int,
-        factors: Sequence[float],
-    ) -> torch.Tensor:
-        """The candidates' deltas, each multiplied by the factor of its partition, or by zero."""
-        length = candidates.values.numel()
-        total = self._scratch.total.of(length)
-        # A partition is the difference of two nested kept sets. No element is in two of them, so
-        # differences and sums are exact, and each element is multiplied by its factor alone.
-        smaller: torch.Tensor | None = None
-        for turn, (kept, factor) in enumerate(zip(cuts, factors, strict=True)):
-            within = self._scratch.kept[turn % 2].of(length)
-            keys.keep(candidates, kept.above, out=within)
-            if kept.ties:
-                ties = kept.ties[position]
-                within.index_copy_(0, ties, candidates.values.index_select(0, ties))
-            if len(cuts) == 1:
-                return _scaled(within, factor)
-            if smaller is None:
-                torch.mul(within, factor, out=total)
-            else:
-                total.add_(torch.sub(within, smaller, out=smaller), alpha=factor)
-            smaller = within
-        return total
+    def _read(self, position: int, start: int, stop: int) -> torch.Tensor:
+        """The chunk at a position; to be changed at will, until the next.
+
+        A partition is the difference of two nested kept sets. No element is in two of them, so
+        differences and sums are exact, and each element is multiplied by its factor alone.
+        """
+        delta = self._delta.read(start, stop)
+        if self._pruning.divisor != 1.0:
+            delta.div_(self._pruning.divisor)
+        if self._pruning.keys is None:
+            return _scaled(delta, self._pruning.factors[-1])
+        sieve = self._pruning.keys.sieve(start, delta)
+        total: torch.Tensor | None = None
+        larger: torch.Tensor | None = None
+        of_larger = 1.0
+        # From the largest set down: what is left of a set is its partition, in the same memory.
+        for turn, (cut, factor) in enumerate(
+            zip(reversed(self._cuts), reversed(self._pruning.factors), strict=True)
+        ):
+            kept = self._kept[1 + turn % 2 if turn else 0].of(stop - start)
+            sieve(cut.above, kept)
+            if cut.ties:
+                ties = cut.ties[position]
+                kept.index_copy_(0, ties, delta.index_select(0, ties))
+            if larger is not None:
+                total = _sum(total, _scaled(larger.sub_(kept), of_larger))
+            larger, of_larger = kept, factor
+        assert larger is not None
+        return _sum(total, _scaled(larger, of_larger))
 
 
 def _scaled(values: torch.Tensor, factor: float) -> torch.Tensor:
     return values if factor == 1.0 else values.mul_(factor)
+
+
+def _sum(total: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    return values if total is None else total.add_(values)
 
 
 @dataclass(frozen=True)
@@ -289,9 +273,9 @@ class PartitionAmplification:
 
         def work(places: Iterator[tuple[int, tuple[int, int]]]) -> None:
             (reader,), _ = delta_chunks([flat])
-            chunks = PrunedChunks(pruned, reader, Scratch(flat.dtype, flat.device))
+            chunks = PrunedChunks(pruned, reader, buffers(3, flat.dtype, flat.device))
             for position, (start, stop) in places:
-                chunks.read(position, start, stop).add_to(result[start:stop])
+                chunks.add_to(result[start:stop], 1.0, position, start, stop)
 
         share(work, list(enumerate(flat.chunks())), flat.device)
         return result.reshape(delta.shape)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dppa_mergekit import DppaError, PartitionAmplification
-from dppa_mergekit.deltas import CHUNK, Delta
+from dppa_mergekit.deltas import CHUNK, Delta, chunks
 from dppa_mergekit.keys import HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
-from dppa_mergekit.selection import SMALL, Request, Selection, select
+from dppa_mergekit.selection import SMALL, Cut, Request, select
 from dppa_mergekit.sparsification import nested_counts, partition_densities
 
 few_values = st.lists(st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 3e-5, -7.25]), min_size=1)
@@ -33,19 +33,15 @@ def kept_by_sorting(delta: torch.Tensor, count: int) -> torch.Tensor:
 def kept(delta: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
     """The kept sets of a delta as masks; of zeros, it does not matter which are in."""
     keys = MagnitudeKeys(Delta(delta))
-    (selection,) = select([Request(Delta(delta), keys, counts)])
-    return [chosen(keys, selection, position) for position in range(len(counts))]
+    (cuts,) = select([Request(Delta(delta), keys, counts)])
+    return [chosen(keys, cut) for cut in cuts]
 
 
-def chosen(keys: Keys, selection: Selection, position: int) -> torch.Tensor:
-    """One of the kept sets as a mask."""
-    cut = selection.cuts[position]
-    mask = torch.zeros(keys.numel, dtype=torch.bool)
-    for chunk, candidates in enumerate(selection.candidates):
-        within = candidates.keys > cut.above
-        if cut.ties:
-            within[cut.ties[chunk]] = True
-        mask[candidates.start + candidates.index[within]] = True
+def chosen(keys: Keys, cut: Cut) -> torch.Tensor:
+    """A kept set as a mask."""
+    mask = keys.sample(1) > cut.above
+    for (start, _), ties in zip(chunks(keys.numel, torch.device("cpu")), cut.ties, strict=False):
+        mask[start + ties] = True
     return mask
 
 
@@ -107,8 +103,8 @@ def test_a_sample_that_misleads_changes_nothing(delta: torch.Tensor) -> None:
 def test_random_keys_are_cut_as_sorting_does(count: int) -> None:
     keys = HashedKeys(LONG, torch.device("cpu"), lambda index: murmur_finaliser(index ^ 77) >> 8)
     order = numpy.lexsort((murmur_finaliser(POSITION).numpy(), -keys.sample(1).numpy()))
-    (selection,) = select([Request(Delta(torch.ones(LONG)), keys, [count])])
-    mask = chosen(keys, selection, 0)
+    ((cut,),) = select([Request(Delta(torch.ones(LONG)), keys, [count])])
+    mask = chosen(keys, cut)
     assert sorted(order[:count]) == mask.nonzero().flatten().tolist()
 
 
@@ -137,8 +133,8 @@ def test_murmur_finaliser() -> None:
 
 def test_equal_hashed_keys_are_told_apart_too() -> None:
     keys = HashedKeys(1000, torch.device("cpu"), lambda index: index // 500)
-    (selection,) = select([Request(Delta(torch.ones(1000)), keys, [700])])
-    mask = chosen(keys, selection, 0)
+    ((cut,),) = select([Request(Delta(torch.ones(1000)), keys, [700])])
+    mask = chosen(keys, cut)
     assert int(mask.sum()) == 700
     assert bool(mask[500:].all())
 

@@ -1,0 +1,180 @@
+/* The passes over a delta, each in one loop: sums, selection, amplification.
+
+The delta of two tensors, tuned - base, is made in float32 from float32 or 16-bit values. Every
+rounding is that of the package's Python code, so that both write the same bytes; only sums in
+double are added up in another order. Pointers are to the first value of a chunk. Nothing is
+allocated, and nothing but the outputs is written.
+*/
+
+#include <stdint.h>
+#include <string.h>
+
+/* Wider vectors where the processor has them; clang knows no such clones on all systems. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
+#define FOR_THIS_PROCESSOR __attribute__((target_clones("avx2", "default")))
+#else
+#define FOR_THIS_PROCESSOR
+#endif
+
+#define BLOCK 64 /* values that are computed together, in the first-level cache */
+#define LANES 16 /* sums that are kept apart, so that they can be added at once */
+
+/* What this was compiled from: the loader takes no library of another source. */
+const char *passes_source(void) { return SOURCE; }
+
+typedef float float32;
+typedef uint16_t bfloat16;
+typedef uint16_t float16;
+
+static inline float from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline float wide_float32(float32 value) { return value; }
+
+static inline float wide_bfloat16(bfloat16 value) { return from_bits((uint32_t)value << 16); }
+
+/* The exponent is moved by a product, which is exact and makes subnormal values normal. */
+static inline float wide_float16(float16 value) {
+    uint32_t magnitude = value & 0x7FFFu, sign = (uint32_t)(value & 0x8000u) << 16;
+    float moved = from_bits(magnitude << 13) * 0x1p112f;
+    uint32_t unbounded = magnitude >= 0x7C00u ? 0x7F800000u : 0;
+    return from_bits(to_bits(moved) | unbounded | sign);
+}
+
+/* Orders as the magnitude does; of values that are not negative when read as int32. */
+static inline int32_t key_of(float value) { return (int32_t)(to_bits(value) & 0x7FFFFFFFu); }
+
+/* Of a mask of one byte a value, eight at once. */
+static inline uint64_t eight(const uint8_t *mask) {
+    uint64_t word;
+    memcpy(&word, mask, sizeof word);
+    return word;
+}
+
+/* The next that is set; bytes are 0 or 1, the lowest of the word is the first of the mask. */
+static inline int first_of(uint64_t word) { return __builtin_ctzll(word) >> 3; }
+
+#define PASSES(TYPE)                                                                              \
+                                                                                                  \
+/* The delta of a block; zeros where it reaches beyond the chunk. */                              \
+static inline void delta_##TYPE(const TYPE *tuned, const TYPE *base, int size, float *delta) {    \
+    if (size == BLOCK) {                                                                          \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            delta[i] = wide_##TYPE(tuned[i]) - wide_##TYPE(base[i]);                              \
+        return;                                                                                   \
+    }                                                                                             \
+    memset(delta, 0, BLOCK * sizeof *delta);                                                      \
+    for (int i = 0; i < size; i++)                                                                \
+        delta[i] = wide_##TYPE(tuned[i]) - wide_##TYPE(base[i]);                                  \
+}                                                                                                 \
+                                                                                                  \
+/* The sum of the magnitudes, how many are not zero, and, returned by number, those above a       \
+   floor, in order. */                                                                            \
+FOR_THIS_PROCESSOR                                                                                \
+int64_t sums_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, float floor,             \
+                    float *above, double *sum, int64_t *nonzero) {                                \
+    double lanes[LANES] = {0};                                                                    \
+    int64_t found = 0, moved = 0;                                                                 \
+    for (int64_t start = 0; start < length; start += BLOCK) {                                     \
+        int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
+        int here = 0;                                                                             \
+        float magnitude[BLOCK];                                                                   \
+        uint8_t mask[BLOCK];                                                                      \
+        delta_##TYPE(tuned + start, base + start, size, magnitude);                               \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            magnitude[i] = __builtin_fabsf(magnitude[i]);                                         \
+        for (int i = 0; i < BLOCK; i += LANES)                                                    \
+            for (int lane = 0; lane < LANES; lane++)                                              \
+                lanes[lane] += magnitude[i + lane];                                               \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            here += magnitude[i] != 0.0f;                                                         \
+        moved += here;                                                                            \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            mask[i] = magnitude[i] > floor;                                                       \
+        for (int i = 0; i < size; i += 8)                                                         \
+            for (uint64_t word = eight(mask + i); word; word &= word - 1)                         \
+                above[found++] = magnitude[i + first_of(word)];                                   \
+    }                                                                                             \
+    *sum = 0;                                                                                     \
+    for (int lane = 0; lane < LANES; lane++)                                                      \
+        *sum += lanes[lane];                                                                      \
+    *nonzero = moved;                                                                             \
+    return found;                                                                                 \
+}                                                                                                 \
+                                                                                                  \
+/* How many keys lie above each interval, and, returned by number, the places and the keys of     \
+   those within one. An interval has no key of a value beyond the chunk, which is 0. */           \
+FOR_THIS_PROCESSOR                                                                                \
+int64_t look_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t intervals,       \
+                    const int32_t *low, const int32_t *high, int64_t *above, int32_t *place,      \
+                    int32_t *keys) {                                                              \
+    int64_t found = 0;                                                                            \
+    for (int64_t n = 0; n < intervals; n++)                                                       \
+        above[n] = 0;                                                                             \
+    for (int64_t start = 0; start < length; start += BLOCK) {                                     \
+        int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
+        float delta[BLOCK];                                                                       \
+        int32_t key[BLOCK];                                                                       \
+        uint8_t mask[BLOCK] = {0};                                                                \
+        delta_##TYPE(tuned + start, base + start, size, delta);                                   \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            key[i] = key_of(delta[i]);                                                            \
+        for (int64_t n = 0; n < intervals; n++) {                                                 \
+            int32_t from = low[n], to = high[n], larger = 0;                                      \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                mask[i] |= (key[i] >= from) & (key[i] <= to);                                     \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                larger += key[i] > to;                                                            \
+            above[n] += larger;                                                                   \
+        }                                                                                         \
+        for (int i = 0; i < size; i += 8)                                                         \
+            for (uint64_t word = eight(mask + i); word; word &= word - 1) {                       \
+                int here = i + first_of(word);                                                    \
+                place[found] = (int32_t)(start + here);                                           \
+                keys[found++] = key[here];                                                        \
+            }                                                                                     \
+    }                                                                                             \
+    return found;                                                                                 \
+}                                                                                                 \
+                                                                                                  \
+/* total += weight * (factor * delta), with the factor of the first cut that the key is above;    \
+   0 where there is none. */                                                                      \
+FOR_THIS_PROCESSOR                                                                                \
+void add_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t cuts,                \
+                const int32_t *above, const float *factor, float weight, float *total) {          \
+    for (int64_t start = 0; start < length; start += BLOCK) {                                     \
+        int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
+        float delta[BLOCK], scale[BLOCK] = {0};                                                   \
+        int32_t key[BLOCK];                                                                       \
+        delta_##TYPE(tuned + start, base + start, size, delta);                                   \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            key[i] = key_of(delta[i]);                                                            \
+        for (int64_t n = cuts - 1; n >= 0; n--) {                                                 \
+            int32_t threshold = above[n];                                                         \
+            float by = factor[n];                                                                 \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                scale[i] = key[i] > threshold ? by : scale[i];                                    \
+        }                                                                                         \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            delta[i] = delta[i] * scale[i] * weight;                                              \
+        if (size == BLOCK)                                                                        \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                total[start + i] += delta[i];                                                     \
+        else                                                                                      \
+            for (int i = 0; i < size; i++)                                                        \
+                total[start + i] += delta[i];                                                     \
+    }                                                                                             \
+}
+
+PASSES(float32)
+PASSES(bfloat16)
+PASSES(float16)
