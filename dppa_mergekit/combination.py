@@ -63,7 +63,7 @@ class Combination:
         dtype, device = deltas[0].dtype, deltas[0].device
         weights = torch.tensor([each.weight for each in contributions], dtype=dtype).tolist()
 
-        def work(places: Iterator[tuple[int, tuple[int, int]]]) -> bool:
+        def work(places: Iterator[tuple[int, int]]) -> bool:
             readers, origin = delta_chunks(deltas)
             kept = buffers(3, dtype, device)
             pruned = [
@@ -73,9 +73,9 @@ class Combination:
             combine = (_consensus if self.consensus else _weighted_sum)(weights, self.normalize)
             buffer = Buffer(dtype, device)
             overflow = False
-            for position, (start, stop) in places:
+            for start, stop in places:
                 total = buffer.of(stop - start).zero_()
-                combine(total, pruned, position, start, stop)
+                combine(total, pruned, start, stop)
                 if self.lambda_ != 1:
                     total.mul_(self.lambda_)
                 total.add_(base[start:stop] if origin is None else origin.read(start, stop))
@@ -84,19 +84,17 @@ class Combination:
                 merged[start:stop] = total
             return overflow
 
-        return any(share(work, list(enumerate(chunks(base.numel(), device))), device))
+        return any(share(work, chunks(base.numel(), device), device))
 
 
-Combine = Callable[[torch.Tensor, Sequence[PrunedChunks], int, int, int], None]
-"""Writes the combination of the deltas' chunk at a position, [start, stop), to a chunk of zeros."""
+Combine = Callable[[torch.Tensor, Sequence[PrunedChunks], int, int], None]
+"""Writes the combination of the deltas' chunk [start, stop) to a chunk of zeros."""
 
 
 def _weighted_sum(weights: Sequence[float], normalize: bool) -> Combine:
-    def combine(
-        total: torch.Tensor, deltas: Sequence[PrunedChunks], position: int, start: int, stop: int
-    ) -> None:
+    def combine(total: torch.Tensor, deltas: Sequence[PrunedChunks], start: int, stop: int) -> None:
         for delta, weight in zip(deltas, weights, strict=True):
-            delta.add_to(total, weight, position, start, stop)
+            delta.add_to(total, weight, start, stop)
         if normalize:
             divisor = float(torch.tensor(weights, dtype=total.dtype).sum())
             if abs(divisor) >= 1e-8:
@@ -108,14 +106,12 @@ def _weighted_sum(weights: Sequence[float], normalize: bool) -> Combine:
 def _consensus(weights: Sequence[float], normalize: bool) -> Combine:
     held: list[Buffer] = []
 
-    def combine(
-        total: torch.Tensor, deltas: Sequence[PrunedChunks], position: int, start: int, stop: int
-    ) -> None:
+    def combine(total: torch.Tensor, deltas: Sequence[PrunedChunks], start: int, stop: int) -> None:
         if not held:
             held.extend(buffers(len(weights) + 2, total.dtype, total.device))
         sign, taking, *weighted = (each.of(stop - start) for each in held)
         for values, delta, weight in zip(weighted, deltas, weights, strict=True):
-            delta.add_to(values.zero_(), weight, position, start, stop)
+            delta.add_to(values.zero_(), weight, start, stop)
             total.add_(values)
         # The sign of the sum, and plus where the sum is zero, negative zero included.
         torch.copysign(sign.fill_(1.0), total.add_(0.0), out=sign)

@@ -23,7 +23,7 @@ SAMPLE = 1 << 12
 """Elements from which the mean of a linear is guessed before its visit."""
 
 MARGIN = 0.7
-"""Of a guessed bound, from what share on to gather: to gather more costs less than to look again."""
+"""From what share of a guessed bound on to gather: more costs less than another visit."""
 
 Magnitudes: TypeAlias = NDArray[numpy.float32] | NDArray[numpy.float64]
 Tail: TypeAlias = tuple[float, int]

@@ -37,12 +37,19 @@ class Cut:
 
     Attributes:
         above: Elements with a larger key are kept.
-        ties: (chunks,) the places, in each chunk, of the kept elements whose key equals `above`;
-            empty if there are none.
+        ties: (ties,) int64, ascending: the flat indices of the kept elements whose key equals
+            `above`; None where none or all of them are kept.
     """
 
     above: int
-    ties: Sequence[torch.Tensor] = ()
+    ties: torch.Tensor | None = None
+
+    def ties_in(self, start: int, stop: int) -> torch.Tensor | None:
+        """The ties of a chunk, counted from its start."""
+        if self.ties is None:
+            return None
+        first, last = torch.searchsorted(self.ties, self.ties.new_tensor([start, stop])).tolist()
+        return self.ties[first:last] - start
 
 
 @dataclass(frozen=True)
@@ -88,12 +95,12 @@ class _Seen:
 
     Attributes:
         above: (intervals,) how many keys are larger.
-        place: (held,) integers, ascending: where the intervals' keys are, from the chunk's start.
+        place: (held,) ascending: where the intervals' keys are, from the chunk's start.
         keys: (held,) what they are.
     """
 
     above: Sequence[int]
-    place: torch.Tensor
+    place: Integers
     keys: Integers
 
 
@@ -152,7 +159,7 @@ class _Search:
             inside.logical_xor_(greater(keys, interval.high, out=mask))
             above.append(number(mask))
         place = places(inside)
-        return _Seen(above, place, keys.index_select(0, place).cpu().numpy())
+        return _Seen(above, place.cpu().numpy(), keys.index_select(0, place).cpu().numpy())
 
     def look_compiled(self, passes: Passes, start: int, stop: int, room: Room) -> _Seen:
         """As `look`, of magnitudes."""
@@ -174,34 +181,25 @@ class _Search:
                     self.found[count] = Cut(self.keys.idle)
                 elif 0 < rest <= held - higher:
                     threshold, larger = _from_top(keys, higher + rest)
-                    self.found[count] = self._cut(threshold, higher + rest - larger)
+                    self.found[count] = self._cut(keys, threshold, higher + rest - larger)
             held = higher
         self.missing = [count for count in self.missing if count not in self.found]
 
-    def _cut(self, threshold: int, wanted: int) -> Cut:
-        """The set of all keys above the threshold, and `wanted` of those that equal it."""
-        equal = [numpy.flatnonzero(each.keys == threshold) for each in self.seen]
-        if wanted == sum(map(len, equal)):
+    def _cut(self, keys: Integers, threshold: int, wanted: int) -> Cut:
+        """The set of all keys above the threshold, and `wanted` of the seen that equal it."""
+        equal = numpy.flatnonzero(keys == threshold)
+        if wanted == len(equal):
             return Cut(threshold - 1)
-        device = self.delta.device
-        ties = [
-            each.place.index_select(0, torch.from_numpy(tied).to(device))
-            for each, tied in zip(self.seen, equal, strict=True)
-        ]
         starts = [start for start, _ in self.delta.chunks()]
-        # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
-        hashes = [
-            murmur_finaliser(tied.long() + start).cpu().numpy()
-            for tied, start in zip(ties, starts, strict=True)
-        ]
-        last = numpy.partition(numpy.concatenate(hashes), wanted - 1)[wanted - 1]
-        return Cut(
-            threshold,
-            [
-                tied.index_select(0, places(torch.from_numpy(of_ties <= last)).to(device)).long()
-                for tied, of_ties in zip(ties, hashes, strict=True)
-            ],
+        indices = numpy.concatenate(
+            [each.place + numpy.int64(start) for each, start in zip(self.seen, starts, strict=True)]
         )
+        ties = torch.from_numpy(indices[equal])
+        # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
+        hashes = murmur_finaliser(ties).numpy()
+        last, _ = _from_top(hashes, len(hashes) - wanted + 1)
+        kept = ties.index_select(0, places(torch.from_numpy(hashes <= last)))
+        return Cut(threshold, kept.to(self.delta.device))
 
 
 def _draw_all(searches: Iterator[_Search]) -> None:
@@ -275,16 +273,25 @@ def _apart(intervals: Iterable[_Interval]) -> list[_Interval]:
 
 
 def _from_top(keys: Integers, rank: int) -> tuple[int, int]:
-    """The rank-th largest of the keys, and how many are larger; at once where many are equal."""
-    sample = keys[::GUESS]
-    place = len(sample) - 1 - min(rank // GUESS, len(sample) - 1)
-    guess = int(numpy.partition(sample, place)[place])
-    larger = int(numpy.count_nonzero(keys > guess))
-    if larger < rank <= larger + int(numpy.count_nonzero(keys == guess)):
-        return guess, larger
-    found = int(numpy.partition(keys, len(keys) - rank)[len(keys) - rank])
-    return found, int(numpy.count_nonzero(keys > found))
+    """The rank-th largest of the keys, and how many are larger."""
+    sample = keys[::SAMPLE]
+    first, last = _ranks(len(sample), rank / len(keys), complete=False)
+    first, last = max(0, first), min(len(sample) - 1, last)
+    ordered = numpy.partition(sample, sorted({first, last}))
+    low, high = int(ordered[first]), int(ordered[last])
+    # Where many keys are equal, the threshold all but always is one of the sample's.
+    for guess in (high, low):
+        larger = int(numpy.count_nonzero(keys > guess))
+        if larger < rank <= larger + int(numpy.count_nonzero(keys == guess)):
+            return guess, larger
+    larger = int(numpy.count_nonzero(keys >= high))
+    held = keys[numpy.flatnonzero((keys > low) & (keys < high))]
+    if not larger < rank <= larger + len(held):
+        larger, held = 0, keys
+    place = len(held) - (rank - larger)
+    found = int(numpy.partition(held, place)[place])
+    return found, larger + int(numpy.count_nonzero(held > found))
 
 
-GUESS = 32
-"""Of so many keys, one is looked at to guess the threshold."""
+SAMPLE = 32
+"""Of so many keys, one is looked at to guess a threshold."""

@@ -124,14 +124,12 @@ class PrunedChunks:
         of_magnitudes = isinstance(self._pruning.keys, MagnitudeKeys)
         self._passes = passes_over(self._pruning.delta) if of_magnitudes else None
 
-    def add_to(
-        self, total: torch.Tensor, weight: float, position: int, start: int, stop: int
-    ) -> None:
-        """Add the chunk at a position, which is [start, stop), times a weight."""
+    def add_to(self, total: torch.Tensor, weight: float, start: int, stop: int) -> None:
+        """Add the chunk [start, stop), times a weight."""
         if self._passes is None:
-            total.add_(self._read(position, start, stop).mul_(weight))
+            total.add_(self._read(start, stop).mul_(weight))
             return
-        ties = [cut.ties[position] if cut.ties else None for cut in self._cuts]
+        ties = [cut.ties_in(start, stop) for cut in self._cuts]
         # The compiled pass knows keys alone; to what a cut keeps of equal keys it adds wrongly.
         before = [None if tied is None else total.index_select(0, tied) for tied in ties]
         bounds = [cut.above for cut in self._cuts]
@@ -144,8 +142,8 @@ class PrunedChunks:
                 values = self._pruning.delta.at(tied + start)
                 total.index_copy_(0, tied, held.add_(_scaled(values, factor).mul_(weight)))
 
-    def _read(self, position: int, start: int, stop: int) -> torch.Tensor:
-        """The chunk at a position; to be changed at will, until the next.
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        """The chunk [start, stop); to be changed at will, until the next.
 
         A partition is the difference of two nested kept sets. No element is in two of them, so
         differences and sums are exact, and each element is multiplied by its factor alone.
@@ -165,8 +163,8 @@ class PrunedChunks:
         ):
             kept = self._kept[1 + turn % 2 if turn else 0].of(stop - start)
             sieve(cut.above, kept)
-            if cut.ties:
-                ties = cut.ties[position]
+            ties = cut.ties_in(start, stop)
+            if ties is not None:
                 kept.index_copy_(0, ties, delta.index_select(0, ties))
             if larger is not None:
                 total = _sum(total, _scaled(larger.sub_(kept), of_larger))
@@ -271,13 +269,13 @@ class PartitionAmplification:
         (pruned,) = prune([self.pruning(flat, kept_counts, key)])
         result = torch.zeros(flat.numel, dtype=flat.dtype, device=flat.device)
 
-        def work(places: Iterator[tuple[int, tuple[int, int]]]) -> None:
+        def work(places: Iterator[tuple[int, int]]) -> None:
             (reader,), _ = delta_chunks([flat])
             chunks = PrunedChunks(pruned, reader, buffers(3, flat.dtype, flat.device))
-            for position, (start, stop) in places:
-                chunks.add_to(result[start:stop], 1.0, position, start, stop)
+            for start, stop in places:
+                chunks.add_to(result[start:stop], 1.0, start, stop)
 
-        share(work, list(enumerate(flat.chunks())), flat.device)
+        share(work, flat.chunks(), flat.device)
         return result.reshape(delta.shape)
 
 

@@ -16,6 +16,8 @@ from checkpoints import recipe, save_family, tensors_of, write_recipe
 
 PROJECT = Path(__file__).parents[1]
 AUTOLOAD = PROJECT / "dppa_mergekit" / "autoload"
+COMPILE = PROJECT / "dppa_mergekit" / "kernel" / "compile.py"
+COMPILER = shutil.which("cc") is not None
 UV = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
 METHODS = "dare_dpa dp dppa dppa_ties owl"
 
@@ -31,6 +33,14 @@ needs_uv = pytest.mark.skipif(UV is None, reason="uv is not installed")
 SHOW_METHODS = """
 import mergekit.merge_methods as m
 print(*sorted(x.spec.name for x in m.registered_methods() if "dppa" in type(x).__module__))
+"""
+
+
+SHOW_COMPILED = """
+import torch
+from dppa_mergekit.deltas import Delta
+from dppa_mergekit.kernel import passes_over
+print(passes_over(Delta(torch.zeros(1), torch.zeros(1))) is not None)
 """
 
 
@@ -147,9 +157,11 @@ def test_the_wheel_holds_the_package_and_the_autoload_files_at_its_root(wheel: P
     sources = {
         path.relative_to(PROJECT).as_posix()
         for path in (PROJECT / "dppa_mergekit").rglob("*.py")
-        if AUTOLOAD not in path.parents
+        if AUTOLOAD not in path.parents and path != COMPILE
     }
-    assert inside == sources | {
+    compiled = {"dppa_mergekit/kernel/passes.so"} if COMPILER else set()
+    assert inside == sources | compiled | {
+        "dppa_mergekit/kernel/passes.c",
         "dppa_mergekit/py.typed",
         "dppa_mergekit.pth",
         "dppa_mergekit_autoload.py",
@@ -160,7 +172,7 @@ def test_the_wheel_holds_the_package_and_the_autoload_files_at_its_root(wheel: P
     assert len(content["dppa_mergekit.pth"].decode("ascii").splitlines()) == 1
     assert b"[mergekit.merge_methods]" in content[f"{metadata}/entry_points.txt"]
     assert f"{metadata}/licenses/LICENSE" in content
-    assert b"Root-Is-Purelib: true" in content[f"{metadata}/WHEEL"]
+    assert (b"Tag: py3-none-any" in content[f"{metadata}/WHEEL"]) is not COMPILER
 
 
 @pytest.mark.parametrize(
@@ -184,6 +196,7 @@ def test_an_install_is_all_it_takes_and_an_uninstall_leaves_nothing(
     assert ("dppa_mergekit" in environment.plugin_files()) is (target == ["."])
     shown = environment.python("-c", SHOW_METHODS)
     assert (shown.stdout.strip(), shown.stderr) == (METHODS, "")
+    assert environment.python("-c", SHOW_COMPILED).stdout.strip() == str(COMPILER)
 
     if tool == "pip":
         environment.pip("uninstall", "--yes", "dppa-mergekit")
@@ -194,6 +207,20 @@ def test_an_install_is_all_it_takes_and_an_uninstall_leaves_nothing(
     assert after.returncode == 0
     assert after.stderr == ""
     assert "MergeMethodsFinder" not in after.stdout
+
+
+@needs_pip
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_the_package_is_complete(
+    compiler: str, environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    checked([*PIP, "wheel", *BUILD, "--wheel-dir", tmp_path / "wheel", "."], PROJECT)
+    (built,) = (tmp_path / "wheel").iterdir()
+    assert built.name.endswith("-py3-none-any.whl")
+    environment.pip("install", "--no-deps", built)
+    assert environment.python("-c", SHOW_METHODS).stdout.strip() == METHODS
+    assert environment.python("-c", SHOW_COMPILED).stdout.strip() == "False"
 
 
 @needs_pip

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dppa_mergekit import DppaError, PartitionAmplification
-from dppa_mergekit.deltas import CHUNK, Delta, chunks
+from dppa_mergekit.deltas import CHUNK, Delta
 from dppa_mergekit.keys import HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.selection import SMALL, Cut, Request, select
 from dppa_mergekit.sparsification import nested_counts, partition_densities
@@ -32,16 +32,22 @@ def kept_by_sorting(delta: torch.Tensor, count: int) -> torch.Tensor:
 
 def kept(delta: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
     """The kept sets of a delta as masks; of zeros, it does not matter which are in."""
-    keys = MagnitudeKeys(Delta(delta))
-    (cuts,) = select([Request(Delta(delta), keys, counts)])
-    return [chosen(keys, cut) for cut in cuts]
+    # Only a delta that has a base is seen by the compiled passes, where there are any.
+    ways = Delta(delta), Delta(delta, torch.zeros_like(delta))
+    masks, compiled = (
+        [chosen(MagnitudeKeys(way), cut) for cut in cuts]
+        for way in ways
+        for cuts in select([Request(way, MagnitudeKeys(way), counts)])
+    )
+    assert all(map(torch.equal, masks, compiled))
+    return masks
 
 
 def chosen(keys: Keys, cut: Cut) -> torch.Tensor:
     """A kept set as a mask."""
     mask = keys.sample(1) > cut.above
-    for (start, _), ties in zip(chunks(keys.numel, torch.device("cpu")), cut.ties, strict=False):
-        mask[start + ties] = True
+    if cut.ties is not None:
+        mask[cut.ties] = True
     return mask
 
 

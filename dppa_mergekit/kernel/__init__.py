@@ -66,7 +66,7 @@ class Passes:
 
     def look(
         self, start: int, stop: int, low: Sequence[int], high: Sequence[int], room: Room
-    ) -> tuple[list[int], torch.Tensor, NDArray[numpy.int32]]:
+    ) -> tuple[list[int], NDArray[numpy.int32], NDArray[numpy.int32]]:
         """Of a chunk: the keys above each interval, and the places and keys within any of them.
 
         Args:
@@ -77,7 +77,7 @@ class Passes:
             room: Overwritten.
 
         Returns:
-            (intervals,) numbers; (held,) int32, counted from `start`, ascending; (held,).
+            (intervals,) numbers; (held,) places from `start` on, ascending; (held,) keys.
         """
         places, keys = room.places.of(stop - start), room.keys.of(stop - start)
         above = numpy.empty(len(low), numpy.int64)
@@ -91,7 +91,7 @@ class Passes:
             places.data_ptr(),
             keys.data_ptr(),
         )
-        return above.tolist(), places[:found].clone(), keys[:found].numpy().copy()
+        return above.tolist(), places[:found].numpy().copy(), keys[:found].numpy().copy()
 
     def add(
         self,

@@ -1,7 +1,7 @@
-"""Compiles the passes when a wheel is built or the package is installed, if there is a compiler.
+"""Compiles the passes when the package is built or installed, if there is a C compiler.
 
-Run by hatchling. Without a compiler, or where it fails, the package is built without the library,
-and PyTorch does the same more slowly.
+Run by hatchling. Without a compiler, or where it fails, the package goes without the library, and
+PyTorch does the same work more slowly.
 """
 
 import hashlib
@@ -10,43 +10,48 @@ import shlex
 import subprocess
 import sysconfig
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("dppa_mergekit") / "kernel" / "passes.c"
-LIBRARY = SOURCE.with_suffix(".so")
+FOLDER = "dppa_mergekit/kernel"
 # No contraction: a multiplication and an addition in one rounding would write other bytes.
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-trapping-math", "-fPIC", "-shared"]
 
 
 class CompilePasses(BuildHookInterface):  # type: ignore[type-arg]
-    """Puts the library beside its source, and tags the wheel for this platform."""
+    """Adds the library to a wheel, or, for an editable install, puts it beside its source."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, unless that is impossible."""
-        source, library = Path(self.root) / SOURCE, Path(self.root) / LIBRARY
+        folder = Path(self.root, FOLDER)
+        library = folder / "passes.so"
+        self._temporary = TemporaryDirectory()
+        made = Path(self._temporary.name, "passes.so")
+        source = folder / "passes.c"
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
-        # Written whole or not at all: a merge may have the old one open.
-        made = library.with_name(f"{library.name}.{os.getpid()}")
-        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, f'-DSOURCE="{digest}"']
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        command = [*compiler, *FLAGS, f'-DSOURCE="{digest}"', "-o", str(made), str(source)]
         try:
-            subprocess.run(
-                [*command, "-o", str(made), str(source)],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            made.replace(library)
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            if version == "editable":
+                # Moved as a whole: a merge may have the old one open.
+                beside = library.with_name(f"passes.{os.getpid()}.so")
+                beside.write_bytes(made.read_bytes())
+                beside.replace(library)
         except (OSError, subprocess.CalledProcessError) as error:
-            library.unlink(missing_ok=True)
-            self.app.display_warning(
-                f"The compiled passes are left out: {getattr(error, 'stderr', None) or error}"
-            )
+            if version == "editable":
+                library.unlink(missing_ok=True)
+            reason = getattr(error, "stderr", None) or error
+            self.app.display_warning(f"The compiled passes are left out: {reason}")
             return
-        finally:
-            made.unlink(missing_ok=True)
+        if version != "editable":
+            build_data["force_include"][str(made)] = f"{FOLDER}/passes.so"
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"
-        build_data["artifacts"].append(LIBRARY.as_posix())
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was needed for the build only."""
+        self._temporary.cleanup()

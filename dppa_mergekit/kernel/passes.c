@@ -9,6 +9,10 @@ allocated, and nothing but the outputs is written.
 #include <stdint.h>
 #include <string.h>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__ || __FLT_EVAL_METHOD__ != 0
+#error "These passes need the lowest byte of a word first, and arithmetic in the type of the values."
+#endif
+
 /* Wider vectors where the processor has them; clang knows no such clones on all systems. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__)
 #define FOR_THIS_PROCESSOR __attribute__((target_clones("avx2", "default")))
@@ -63,6 +67,9 @@ static inline uint64_t eight(const uint8_t *mask) {
 /* The next that is set; bytes are 0 or 1, the lowest of the word is the first of the mask. */
 static inline int first_of(uint64_t word) { return __builtin_ctzll(word) >> 3; }
 
+/* Few are set: from one to the next. Many: every value is written, and kept if it is set. */
+#define MANY(set) ((set) > BLOCK / 16)
+
 #define PASSES(TYPE)                                                                              \
                                                                                                   \
 /* The delta of a block; zeros where it reaches beyond the chunk. */                              \
@@ -86,7 +93,7 @@ int64_t sums_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, float f
     int64_t found = 0, moved = 0;                                                                 \
     for (int64_t start = 0; start < length; start += BLOCK) {                                     \
         int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
-        int here = 0;                                                                             \
+        int here = 0, set = 0;                                                                    \
         float magnitude[BLOCK];                                                                   \
         uint8_t mask[BLOCK];                                                                      \
         delta_##TYPE(tuned + start, base + start, size, magnitude);                               \
@@ -100,9 +107,17 @@ int64_t sums_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, float f
         moved += here;                                                                            \
         for (int i = 0; i < BLOCK; i++)                                                           \
             mask[i] = magnitude[i] > floor;                                                       \
-        for (int i = 0; i < size; i += 8)                                                         \
-            for (uint64_t word = eight(mask + i); word; word &= word - 1)                         \
-                above[found++] = magnitude[i + first_of(word)];                                   \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            set += mask[i];                                                                       \
+        if (MANY(set))                                                                            \
+            for (int i = 0; i < size; i++) {                                                      \
+                above[found] = magnitude[i];                                                      \
+                found += mask[i];                                                                 \
+            }                                                                                     \
+        else                                                                                      \
+            for (int i = 0; set && i < size; i += 8)                                              \
+                for (uint64_t word = eight(mask + i); word; word &= word - 1)                     \
+                    above[found++] = magnitude[i + first_of(word)];                               \
     }                                                                                             \
     *sum = 0;                                                                                     \
     for (int lane = 0; lane < LANES; lane++)                                                      \
@@ -125,6 +140,7 @@ int64_t look_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t
         float delta[BLOCK];                                                                       \
         int32_t key[BLOCK];                                                                       \
         uint8_t mask[BLOCK] = {0};                                                                \
+        int set = 0;                                                                              \
         delta_##TYPE(tuned + start, base + start, size, delta);                                   \
         for (int i = 0; i < BLOCK; i++)                                                           \
             key[i] = key_of(delta[i]);                                                            \
@@ -136,12 +152,21 @@ int64_t look_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t
                 larger += key[i] > to;                                                            \
             above[n] += larger;                                                                   \
         }                                                                                         \
-        for (int i = 0; i < size; i += 8)                                                         \
-            for (uint64_t word = eight(mask + i); word; word &= word - 1) {                       \
-                int here = i + first_of(word);                                                    \
-                place[found] = (int32_t)(start + here);                                           \
-                keys[found++] = key[here];                                                        \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            set += mask[i];                                                                       \
+        if (MANY(set))                                                                            \
+            for (int i = 0; i < size; i++) {                                                      \
+                place[found] = (int32_t)(start + i);                                              \
+                keys[found] = key[i];                                                             \
+                found += mask[i];                                                                 \
             }                                                                                     \
+        else                                                                                      \
+            for (int i = 0; set && i < size; i += 8)                                              \
+                for (uint64_t word = eight(mask + i); word; word &= word - 1) {                   \
+                    int here = i + first_of(word);                                                \
+                    place[found] = (int32_t)(start + here);                                       \
+                    keys[found++] = key[here];                                                    \
+                }                                                                                 \
     }                                                                                             \
     return found;                                                                                 \
 }                                                                                                 \

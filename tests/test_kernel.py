@@ -1,0 +1,201 @@
+"""The compiled passes, against NumPy and against the same work done by PyTorch."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mergekit.merge_methods.api import merge_state_dicts
+
+from dppa_mergekit import kernel
+from dppa_mergekit.deltas import CHUNK, Delta
+from dppa_mergekit.kernel import Passes, Room, passes_over
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+BLOCK = 64  # of passes.c
+LENGTHS = st.one_of(
+    st.integers(1, 3 * BLOCK), st.sampled_from([BLOCK - 1, BLOCK, BLOCK + 1, 40 * BLOCK + 5])
+)
+
+
+def pair(dtype: torch.dtype, length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tuned and base, with many equal deltas and zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    base = (torch.randn(length, generator=generator) * 0.02).to(dtype)
+    step = torch.randn(length, generator=generator) * 1e-3
+    moved = torch.rand(length, generator=generator) > 0.2
+    return torch.where(moved, (base.float() + step).to(dtype), base), base
+
+
+def passes(tuned: torch.Tensor, base: torch.Tensor) -> Passes:
+    found = passes_over(Delta(tuned, base))
+    assert found is not None
+    return found
+
+
+def delta(tuned: torch.Tensor, base: torch.Tensor) -> numpy.ndarray:
+    result: numpy.ndarray = tuned.float().numpy() - base.float().numpy()
+    return result
+
+
+@dtypes
+@settings(deadline=None)
+@given(
+    length=LENGTHS, seed=st.integers(0, 99), share=st.sampled_from([0, 0.01, 0.3, 0.9, 1]),
+    start=st.integers(0, 70),
+)  # fmt: skip
+def test_sums(dtype: torch.dtype, length: int, seed: int, share: float, start: int) -> None:
+    tuned, base = pair(dtype, start + length, seed)
+    magnitudes = numpy.abs(delta(tuned, base))[start:]
+    floor = float(numpy.sort(magnitudes)[min(length - 1, int(share * length))])
+    total, nonzero, above = passes(tuned, base).sums(start, start + length, floor, Room())
+    assert total == pytest.approx(magnitudes.sum(dtype=numpy.float64), rel=1e-14, abs=0)
+    assert nonzero == numpy.count_nonzero(magnitudes)
+    assert numpy.array_equal(above, magnitudes[magnitudes > floor])
+
+
+@dtypes
+@settings(deadline=None)
+@given(
+    length=LENGTHS, seed=st.integers(0, 99), start=st.integers(0, 70),
+    ranks=st.lists(st.floats(0, 1), min_size=2, max_size=8),
+)  # fmt: skip
+def test_look(dtype: torch.dtype, length: int, seed: int, start: int, ranks: list[float]) -> None:
+    tuned, base = pair(dtype, start + length, seed)
+    keys = numpy.abs(delta(tuned, base))[start:].view(numpy.int32)
+    ordered = numpy.sort(keys)
+    bounds = sorted({max(1, int(ordered[int(rank * (length - 1))])) for rank in ranks})
+    lows, highs = bounds[::2], [*bounds[1::2], bounds[-1]][: len(bounds[::2])]
+    above, place, held = passes(tuned, base).look(start, start + length, lows, highs, Room())
+    inside = numpy.zeros(length, bool)
+    for low, high in zip(lows, highs, strict=True):
+        inside |= (keys >= low) & (keys <= high)
+    assert above == [numpy.count_nonzero(keys > high) for high in highs]
+    assert numpy.array_equal(place, numpy.flatnonzero(inside))
+    assert numpy.array_equal(held, keys[inside])
+
+
+@dtypes
+@settings(deadline=None)
+@given(
+    length=LENGTHS, seed=st.integers(0, 99), start=st.integers(0, 70),
+    factors=st.lists(st.floats(0, 3, width=32), min_size=1, max_size=10),
+    weight=st.floats(-2, 2, width=32),
+)  # fmt: skip
+def test_add(
+    dtype: torch.dtype, length: int, seed: int, start: int, factors: list[float], weight: float
+) -> None:
+    tuned, base = pair(dtype, start + length, seed)
+    values = delta(tuned, base)[start:]
+    keys = numpy.abs(values).view(numpy.int32)
+    ordered = numpy.sort(keys)[::-1]
+    above = [int(ordered[length * (i + 1) // (len(factors) + 1) - 1]) for i in range(len(factors))]
+    total = torch.linspace(-1, 1, length)
+    expected = total.numpy().copy()
+    for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+        for bound, factor in zip(above, factors, strict=True):
+            if key > bound:
+                expected[i] += (value * numpy.float32(factor)) * numpy.float32(weight)
+                break
+    passes(tuned, base).add(start, start + length, above, factors, weight, total)
+    assert numpy.array_equal(total.numpy(), expected)
+
+
+@dtypes
+def test_all_values_of_16_bits_are_widened_exactly(dtype: torch.dtype) -> None:
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32)
+    tuned = (patterns << 16).view(torch.float32).clone()
+    if dtype != torch.float32:
+        tuned = patterns.to(torch.int16).view(dtype)
+    total = torch.zeros(len(tuned))
+    passes(tuned, torch.zeros_like(tuned)).add(0, len(tuned), [-1], [1.0], 1.0, total)
+    assert torch.equal(total.nan_to_num(7.0), tuned.float().nan_to_num(7.0))
+
+
+def test_deltas_that_the_passes_do_not_know() -> None:
+    values = torch.zeros(10)
+    assert passes_over(Delta(values)) is None
+    assert passes_over(Delta(values.double(), values.double())) is None
+    assert passes_over(Delta(values, values.bfloat16())) is None
+    assert passes_over(Delta(values[::2], values[::2])) is None
+    odd = torch.frombuffer(bytearray(41), dtype=torch.uint8, offset=1).numpy().view(numpy.float32)
+    assert passes_over(Delta(torch.from_numpy(odd), values)) is None
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_library", lambda: None)
+
+
+def models(dtype: torch.dtype) -> dict[str, dict[str, torch.Tensor]]:
+    names = [
+        f"model.layers.{i}.mlp.{part}_proj.weight" for i in range(2) for part in ("up", "down")
+    ]
+    shapes = dict.fromkeys(names, (900, 700)) | {"model.norm.weight": (700,)}
+    made: dict[str, dict[str, torch.Tensor]] = {"base": {}, "a": {}, "b": {}, "c": {}}
+    for place, (name, shape) in enumerate(shapes.items()):
+        for number, model in enumerate(("a", "b", "c")):
+            generator = torch.Generator().manual_seed(place)
+            base = (torch.randn(shape, generator=generator) * 0.02).to(dtype)
+            generator.manual_seed(place * 10 + number + 1)
+            # Coarse steps: the threshold of the first model has thousands of ties.
+            step = torch.randn(shape, generator=generator) * 1e-3 * (1 + number)
+            made["base"][name] = base
+            made[model][name] = (base.float() + (step * 1024).round() / 1024).to(dtype)
+    return made
+
+
+PARAMETERS: Mapping[str, object] = {
+    "weight": {"a": 0.5, "b": -0.25, "c": 1.0},
+    "density": {"a": 0.2, "b": 0.35, "c": 1.0},
+}
+AMPLIFIED: Mapping[str, object] = {
+    **PARAMETERS,
+    "amplify_90": {"a": 1.5, "b": 0.5, "c": 1.0},
+    "amplify_80": {"a": 1.2, "b": 1.0, "c": 0.0},
+    "amplify_70": {"a": 1.0, "b": 2.5, "c": 1.0},
+}
+
+
+@pytest.mark.parametrize("method", ["dppa", "dppa_ties", "dp", "owl", "dare_dpa"])
+@dtypes
+def test_pytorch_writes_the_same_bytes(
+    method: str, dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    given_models = models(dtype)
+    parameters = PARAMETERS if method in ("dp", "owl") else AMPLIFIED
+    compiled = merge_state_dicts(given_models, method, parameters=parameters, base="base")
+    request.getfixturevalue("uncompiled")
+    by_torch = merge_state_dicts(given_models, method, parameters=parameters, base="base")
+    assert CHUNK < 900 * 700  # so that linears have several chunks
+    for name, tensor in compiled.items():
+        assert torch.equal(tensor, by_torch[name]), name
+        assert not torch.equal(tensor, given_models["base"][name])
+
+
+@pytest.mark.parametrize("damage", ["absent", "of another source", "no library"])
+def test_a_library_that_does_not_fit_is_left_alone(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(kernel.__file__).parent
+    for name in ("passes.c", "passes.so"):
+        shutil.copy(folder / name, tmp_path / name)
+    if damage == "absent":
+        (tmp_path / "passes.so").unlink()
+    elif damage == "no library":
+        (tmp_path / "passes.so").write_bytes(b"\x7fELF nothing")
+    else:
+        with (tmp_path / "passes.c").open("a", encoding="utf-8") as file:
+            file.write("/* changed */\n")
+    monkeypatch.setattr(kernel, "_FOLDER", tmp_path)
+    caplog.set_level(logging.INFO, "dppa_mergekit.kernel")
+    assert kernel._library.__wrapped__() is None
+    assert "PyTorch does their work" in caplog.text
