@@ -5,6 +5,8 @@ models of six shards takes a millisecond.
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +37,17 @@ _TORCH_NAMES = {
 
 @dataclass(frozen=True)
 class Header:
-    """Dtype, as safetensors names it, and shape of a stored tensor."""
+    """What is known of a stored tensor without reading it.
+
+    Attributes:
+        dtype: As safetensors names it.
+        shape: Of the tensor.
+        span: Where its bytes begin in the file, and how many there are; None where unknown.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    span: tuple[int, int] | None = None
 
 
 class TensorIndex(Protocol):
@@ -98,6 +107,15 @@ class Checkpoint:
             )
         return headers[stored]
 
+    def read_ahead(self, stored: str) -> None:
+        """Let the system bring a tensor into its page cache, while the caller does other work."""
+        span = self.header(stored).span
+        if span is None or not hasattr(os, "posix_fadvise"):
+            return
+        path = Path(self.index.base_path) / self.shard_of(stored)
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), *span, os.POSIX_FADV_WILLNEED)
+
     def fingerprint(self) -> list[object]:
         """Plain data that differs between two checkpoints: of names, times, headers and samples.
 
@@ -144,8 +162,9 @@ def _read_headers(path: Path, model: str) -> dict[str, Header]:
         if path.suffix.lower() == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as shard:
                 slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+                spans = _spans(path)
                 return {
-                    name: Header(each.get_dtype(), tuple(each.get_shape()))
+                    name: Header(each.get_dtype(), tuple(each.get_shape()), spans[name])
                     for name, each in slices.items()
                 }
         stored = torch.load(path, map_location="meta", weights_only=True)
@@ -163,6 +182,16 @@ def _read_headers(path: Path, model: str) -> dict[str, Header]:
         raise CheckpointError(
             f"{model}: the file {path} is truncated or damaged ({_first_line(error)})."
         ) from error
+
+
+def _spans(path: Path) -> dict[str, tuple[int, int]]:
+    """Name -> start and length of a tensor's bytes, of a safetensors file that is sound."""
+    with path.open("rb") as file:
+        header = _header_bytes(file, is_safetensors=True)
+    described = json.loads(header[8:])
+    described.pop("__metadata__", None)
+    spans = {name: each["data_offsets"] for name, each in described.items()}
+    return {name: (len(header) + start, end - start) for name, (start, end) in spans.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -10,9 +10,10 @@ order in which tensors arrive, nor on which of both ways a tail was found.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 from typing import Protocol
 
 import torch
@@ -35,6 +36,7 @@ class TensorSource:
         linears: From the shape, how many linears it holds.
         aligned: Whether vocabularies may still differ here, as mergekit aligns them later.
         shard: Where the base keeps it; sources of one shard are read together.
+        read_ahead: Called while another tensor is measured, to begin the reading of this one.
     """
 
     name: str
@@ -43,6 +45,7 @@ class TensorSource:
     linears: Callable[[Sequence[int]], int]
     aligned: bool = False
     shard: str = ""
+    read_ahead: Callable[[], None] = lambda: None
 
 
 class Progress(Protocol):
@@ -103,11 +106,16 @@ def measure(
     units: dict[Block | str, list[TensorSource]] = {}
     for source in sorted(sources, key=lambda source: natural_order(source.name)):
         units.setdefault(block_of(source.name) or source.name, []).append(source)
+    ordered = [
+        sorted(unit, key=lambda source: natural_order(source.shard))
+        for unit in sorted(units.values(), key=lambda unit: natural_order(unit[0].shard))
+    ]
     tally = _Tally(wanted, {model: {key: [] for key in (None, *wanted)} for model in models})
-    total = sum(len(unit) for unit in units.values())
-    with nullcontext() if progress is None else progress(total) as bar:
-        for unit in sorted(units.values(), key=lambda unit: natural_order(unit[0].shard)):
-            _measure_unit(unit, tally, bar)
+    every = list(chain.from_iterable(ordered))
+    following = chain(every[1:], repeat(None))
+    with nullcontext() if progress is None else progress(len(every)) as bar:
+        for unit in ordered:
+            _measure_unit(unit, following, tally, bar)
     return {
         model: {
             key: ModelStatistics(
@@ -164,13 +172,22 @@ class _Visited:
 
 def _measure_unit(
     unit: Sequence[TensorSource],
+    following: Iterator[TensorSource | None],
     tally: _Tally,
     bar: Progress | None,
 ) -> None:
-    """Measure the tensors of one block, or one tensor outside blocks."""
-    ordered = sorted(unit, key=lambda source: natural_order(source.shard))
+    """Measure the tensors of one block, or one tensor outside blocks.
+
+    Args:
+        unit: The tensors, in the order of the first visit.
+        following: With each of them, what is visited next.
+        tally: Added to.
+        bar: Advanced.
+    """
     visited: dict[Hashable, dict[Linear, _Visited]] = {model: {} for model in tally.records}
-    for source in ordered:
+    for source, upcoming in zip(unit, following, strict=False):
+        if upcoming is not None:
+            upcoming.read_ahead()
         _visit(source, visited, tally)
         if bar is not None:
             bar.update(1)
@@ -187,7 +204,7 @@ def _measure_unit(
             else:
                 missing.setdefault(linear.tensor, {}).setdefault(model, {})[linear] = wanted
     # Backwards: the shard that the first visit ended in is still open.
-    for source in reversed(ordered):
+    for source in reversed(unit):
         if source.name in missing:
             _visit_again(source, missing[source.name], found)
     for model, linears in visited.items():

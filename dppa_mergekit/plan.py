@@ -294,8 +294,18 @@ class Plan:
         return self._checkpoints[model]
 
     def _source(self, planned: PlannedTensor) -> TensorSource:
-        checkpoint = self._checkpoint(planned.base, planned.loads[planned.base])
-        stored = checkpoint.stored_name(possible_names(planned.loads[planned.base]))
+        stored = {
+            model: (checkpoint, name)
+            for model, load in planned.loads.items()
+            if (checkpoint := self._checkpoint(model, load))
+            and (name := checkpoint.stored_name(possible_names(load))) is not None
+        }
+
+        def read_ahead() -> None:
+            for checkpoint, name in stored.values():
+                checkpoint.read_ahead(name)
+
+        of_base = stored.get(planned.base)
         return TensorSource(
             planned.name,
             planned.base,
@@ -304,7 +314,8 @@ class Plan:
                 planned.name, shape, vocabulary=planned.vocabulary is not None
             ),
             planned.aligned,
-            shard="" if stored is None else checkpoint.shard_of(stored),
+            shard="" if of_base is None else of_base[0].shard_of(of_base[1]),
+            read_ahead=read_ahead,
         )
 
 
