@@ -19,7 +19,7 @@ from dppa_mergekit.deltas import Buffer, Delta, delta_chunks
 from dppa_mergekit.kernel import Room, passes_over
 from dppa_mergekit.threads import in_order, share
 
-SAMPLE = 1 << 12
+SAMPLE = 1 << 11
 """Elements from which the mean of a linear is guessed before its visit."""
 
 MARGIN = 0.7

@@ -13,6 +13,7 @@ models are passed together, so that they share the reading of the base.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 import numpy
@@ -74,7 +75,10 @@ def select(requests: Sequence[Request]) -> list[tuple[Cut, ...]]:
         device = pending[0].delta.device
         share(_draw_all, pending, device)
         _look(pending)
-        share(_settle_all, pending, device)
+        wanted = [(search, count) for search in pending for count in search.missing]
+        for search, count, cut in chain.from_iterable(share(_settle_all, wanted, device)):
+            if cut is not None:
+                search.found[count] = cut
     return [
         tuple(search.found[count] for count in request.counts)
         for search, request in zip(searches, requests, strict=True)
@@ -111,7 +115,6 @@ class _Search:
         delta: The linear's delta.
         keys: Its keys.
         found: Kept count -> its set.
-        missing: The kept counts that are not found, ascending.
         intervals: Where their thresholds are looked for; ascending and apart.
         seen: What a pass saw in the intervals, chunk by chunk.
     """
@@ -119,12 +122,17 @@ class _Search:
     def __init__(self, request: Request) -> None:
         self.delta, self.keys = request.delta, request.keys
         self.found = {0: Cut(self.keys.largest), self.keys.numel: Cut(-1)}
-        self.missing = sorted(set(request.counts) - set(self.found))
+        self._counts = sorted(set(request.counts))
         self.intervals: list[_Interval] = []
         self.seen: list[_Seen] = []
         # The sample grows as the square of the cube root: a larger one narrows the intervals by
         # less than it costs to draw.
         self._stride = 1 if self.keys.numel <= SMALL else round(self.keys.numel ** (1 / 3))
+
+    @property
+    def missing(self) -> list[int]:
+        """The kept counts that are not found, ascending."""
+        return [count for count in self._counts if count not in self.found]
 
     def draw(self) -> None:
         """Bracket the missing thresholds by a sample, larger than the last."""
@@ -166,35 +174,37 @@ class _Search:
         lows, highs = zip(*((each.low, each.high) for each in self.intervals), strict=True)
         return _Seen(*passes.look(start, stop, lows, highs, room))
 
-    def settle(self) -> None:
-        """Find the kept sets whose thresholds lie in the intervals."""
+    def settle(self, count: int) -> Cut | None:
+        """The kept set of a count, if its threshold lies in one of the intervals."""
         keys = numpy.concatenate([each.keys for each in self.seen])
         held = len(keys)
         # From the lowest interval up: of what is held, so much lies in this one or above it.
         for position, interval in enumerate(self.intervals):
             higher = int(numpy.count_nonzero(keys > interval.high))
-            above = sum(each.above[position] for each in self.seen)
-            for count in self.missing:
-                rest = count - above
-                if rest > held - higher and interval.low <= self.keys.idle + 1:
-                    # All that remain are idle.
-                    self.found[count] = Cut(self.keys.idle)
-                elif 0 < rest <= held - higher:
-                    threshold, larger = _from_top(keys, higher + rest)
-                    self.found[count] = self._cut(keys, threshold, higher + rest - larger)
+            rest = count - sum(each.above[position] for each in self.seen)
+            if rest > held - higher and interval.low <= self.keys.idle + 1:
+                # All that remain are idle.
+                return Cut(self.keys.idle)
+            if 0 < rest <= held - higher:
+                threshold, larger = _from_top(keys, higher + rest)
+                return self._cut(threshold, higher + rest - larger)
             held = higher
-        self.missing = [count for count in self.missing if count not in self.found]
+        return None
 
-    def _cut(self, keys: Integers, threshold: int, wanted: int) -> Cut:
+    def _cut(self, threshold: int, wanted: int) -> Cut:
         """The set of all keys above the threshold, and `wanted` of the seen that equal it."""
-        equal = numpy.flatnonzero(keys == threshold)
-        if wanted == len(equal):
+        equal = [numpy.flatnonzero(each.keys == threshold) for each in self.seen]
+        if wanted == sum(map(len, equal)):
             return Cut(threshold - 1)
         starts = [start for start, _ in self.delta.chunks()]
-        indices = numpy.concatenate(
-            [each.place + numpy.int64(start) for each, start in zip(self.seen, starts, strict=True)]
+        ties = torch.from_numpy(
+            numpy.concatenate(
+                [
+                    each.place[chosen] + numpy.int64(start)
+                    for each, chosen, start in zip(self.seen, equal, starts, strict=True)
+                ]
+            )
         )
-        ties = torch.from_numpy(indices[equal])
         # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
         hashes = murmur_finaliser(ties).numpy()
         last, _ = _from_top(hashes, len(hashes) - wanted + 1)
@@ -207,9 +217,10 @@ def _draw_all(searches: Iterator[_Search]) -> None:
         search.draw()
 
 
-def _settle_all(searches: Iterator[_Search]) -> None:
-    for search in searches:
-        search.settle()
+def _settle_all(
+    wanted: Iterator[tuple[_Search, int]],
+) -> list[tuple[_Search, int, Cut | None]]:
+    return [(search, count, search.settle(count)) for search, count in wanted]
 
 
 def _look(searches: Sequence[_Search]) -> None:
