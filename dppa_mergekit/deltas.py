@@ -63,13 +63,6 @@ class Delta:
         """(start, stop) of every chunk."""
         return chunks(self.numel, self.device)
 
-    def at(self, place: torch.Tensor) -> torch.Tensor:
-        """A new tensor of the values at some flat indices."""
-        values = self.tuned.index_select(0, place).to(self.dtype)
-        if self.base is None:
-            return values
-        return values.sub_(self.base.index_select(0, place).to(self.dtype))
-
     def sample(self, stride: int) -> torch.Tensor:
         """A new tensor of the values in every `stride`-th run; of all values at stride 1.
 

@@ -27,6 +27,25 @@ def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
     return h ^ (h >> 16)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A kept set.
+
+    Attributes:
+        above: Elements with a larger key are kept.
+        last: Of the elements whose key equals `above`, those are kept whose index has no larger
+            hash than this; none if it is -1.
+    """
+
+    above: int
+    last: int = -1
+
+    def ties(self, start: int, keys: torch.Tensor) -> torch.Tensor:
+        """Where, in a chunk of these keys that begins at `start`, what equals `above` is kept."""
+        equal = torch.eq(keys, self.above).nonzero().flatten()
+        return equal[murmur_finaliser(equal + start) <= self.last]
+
+
 Sieve: TypeAlias = Callable[[int, torch.Tensor], None]
 """Writes a chunk of the delta, with zeros where the key is not above the first argument."""
 

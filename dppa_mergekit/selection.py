@@ -22,35 +22,14 @@ from numpy.typing import NDArray
 
 from dppa_mergekit.deltas import Buffer, Delta, buffers, delta_chunks
 from dppa_mergekit.kernel import Passes, Room, passes_over
-from dppa_mergekit.keys import Keys, MagnitudeKeys, murmur_finaliser
+from dppa_mergekit.keys import Cut, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.masks import greater, number, places
 from dppa_mergekit.threads import in_order, share
 
 SMALL = 1 << 14
 """Of no more keys than this, all are sorted."""
 
-Integers: TypeAlias = NDArray[numpy.int32] | NDArray[numpy.int64]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The kept set of one count.
-
-    Attributes:
-        above: Elements with a larger key are kept.
-        ties: (ties,) int64, ascending: the flat indices of the kept elements whose key equals
-            `above`; None where none or all of them are kept.
-    """
-
-    above: int
-    ties: torch.Tensor | None = None
-
-    def ties_in(self, start: int, stop: int) -> torch.Tensor | None:
-        """The ties of a chunk, counted from its start."""
-        if self.ties is None:
-            return None
-        first, last = torch.searchsorted(self.ties, self.ties.new_tensor([start, stop])).tolist()
-        return self.ties[first:last] - start
+Integers: TypeAlias = NDArray[numpy.int32] | NDArray[numpy.int64] | NDArray[numpy.uint32]
 
 
 @dataclass(frozen=True)
@@ -114,6 +93,7 @@ class _Search:
     Attributes:
         delta: The linear's delta.
         keys: Its keys.
+        passes: Compiled ones, if there are any for these keys.
         found: Kept count -> its set.
         intervals: Where their thresholds are looked for; ascending and apart.
         seen: What a pass saw in the intervals, chunk by chunk.
@@ -121,6 +101,8 @@ class _Search:
 
     def __init__(self, request: Request) -> None:
         self.delta, self.keys = request.delta, request.keys
+        of_magnitudes = isinstance(self.keys, MagnitudeKeys)
+        self.passes = passes_over(self.delta) if of_magnitudes else None
         self.found = {0: Cut(self.keys.largest), self.keys.numel: Cut(-1)}
         self._counts = sorted(set(request.counts))
         self.intervals: list[_Interval] = []
@@ -193,23 +175,29 @@ class _Search:
 
     def _cut(self, threshold: int, wanted: int) -> Cut:
         """The set of all keys above the threshold, and `wanted` of the seen that equal it."""
-        equal = [numpy.flatnonzero(each.keys == threshold) for each in self.seen]
-        if wanted == sum(map(len, equal)):
-            return Cut(threshold - 1)
         starts = [start for start, _ in self.delta.chunks()]
-        ties = torch.from_numpy(
-            numpy.concatenate(
-                [
-                    each.place[chosen] + numpy.int64(start)
-                    for each, chosen, start in zip(self.seen, equal, starts, strict=True)
-                ]
-            )
-        )
         # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
-        hashes = murmur_finaliser(ties).numpy()
+        hashes = numpy.concatenate(
+            [
+                self._hashes(start, seen, threshold)
+                for start, seen in zip(starts, self.seen, strict=True)
+            ]
+        )
+        if wanted == len(hashes):
+            return Cut(threshold - 1)
         last, _ = _from_top(hashes, len(hashes) - wanted + 1)
-        kept = ties.index_select(0, places(torch.from_numpy(hashes <= last)))
-        return Cut(threshold, kept.to(self.delta.device))
+        return Cut(threshold, last)
+
+    def _hashes(self, start: int, seen: _Seen, key: int) -> Integers:
+        """The hashes of the indices that a chunk has at a key."""
+        if self.passes is not None:
+            place, keys = (each.astype(numpy.int32, copy=False) for each in (seen.place, seen.keys))
+            return self.passes.hashes(start, place, keys, key)
+        equal = seen.place[numpy.flatnonzero(seen.keys == key)]
+        hashed: Integers = murmur_finaliser(
+            torch.from_numpy(equal.astype(numpy.int64)) + start
+        ).numpy()
+        return hashed
 
 
 def _draw_all(searches: Iterator[_Search]) -> None:
@@ -226,10 +214,6 @@ def _settle_all(
 def _look(searches: Sequence[_Search]) -> None:
     """See what the intervals of every search hold, in one pass."""
     first = searches[0].delta
-    compiled = [
-        passes_over(search.delta) if isinstance(search.keys, MagnitudeKeys) else None
-        for search in searches
-    ]
 
     def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_Seen]]]:
         deltas, _ = delta_chunks([search.delta for search in searches])
@@ -238,9 +222,9 @@ def _look(searches: Sequence[_Search]) -> None:
         passed = []
         for start, stop in places:
             seen = []
-            for search, delta, passes in zip(searches, deltas, compiled, strict=True):
-                if passes is not None:
-                    seen.append(search.look_compiled(passes, start, stop, room))
+            for search, delta in zip(searches, deltas, strict=True):
+                if search.passes is not None:
+                    seen.append(search.look_compiled(search.passes, start, stop, room))
                     continue
                 keys = search.keys.chunk(start, delta.read(start, stop), magnitudes)
                 seen.append(search.look(keys, *(mask.of(stop - start) for mask in masks)))

@@ -19,9 +19,9 @@ import torch
 from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, buffers, delta_chunks
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.kernel import passes_over
-from dppa_mergekit.keys import HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
+from dppa_mergekit.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
-from dppa_mergekit.selection import Cut, Request, select
+from dppa_mergekit.selection import Request, select
 from dppa_mergekit.threads import share
 
 
@@ -118,29 +118,20 @@ class PrunedChunks:
 
     def __init__(self, pruned: Pruned, delta: DeltaChunks, kept: Sequence[Buffer]) -> None:
         """Read a pruned delta, given what reads the delta, and three buffers that others share."""
-        self._pruning, self._cuts = pruned.pruning, pruned.cuts
+        self._pruning = pruned.pruning
+        self._cuts = pruned.cuts or (Cut(-1),)
         self._delta = delta
         self._kept = kept
-        of_magnitudes = isinstance(self._pruning.keys, MagnitudeKeys)
-        self._passes = passes_over(self._pruning.delta) if of_magnitudes else None
+        self._keys = Buffer(pruned.pruning.delta.dtype, pruned.pruning.delta.device)
+        known = isinstance(self._pruning.keys, MagnitudeKeys | None) and self._pruning.divisor == 1
+        self._passes = passes_over(self._pruning.delta) if known else None
 
     def add_to(self, total: torch.Tensor, weight: float, start: int, stop: int) -> None:
         """Add the chunk [start, stop), times a weight."""
         if self._passes is None:
             total.add_(self._read(start, stop).mul_(weight))
-            return
-        ties = [cut.ties_in(start, stop) for cut in self._cuts]
-        # The compiled pass knows keys alone; to what a cut keeps of equal keys it adds wrongly.
-        before = [None if tied is None else total.index_select(0, tied) for tied in ties]
-        bounds = [cut.above for cut in self._cuts]
-        self._passes.add(start, stop, bounds, self._pruning.factors, weight, total)
-        # The smallest set comes last: where it has an element, its factor counts.
-        for tied, held, factor in reversed(
-            list(zip(ties, before, self._pruning.factors, strict=True))
-        ):
-            if tied is not None and held is not None:
-                values = self._pruning.delta.at(tied + start)
-                total.index_copy_(0, tied, held.add_(_scaled(values, factor).mul_(weight)))
+        else:
+            self._passes.add(start, stop, self._cuts, self._pruning.factors, weight, total)
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         """The chunk [start, stop); to be changed at will, until the next.
@@ -163,8 +154,8 @@ class PrunedChunks:
         ):
             kept = self._kept[1 + turn % 2 if turn else 0].of(stop - start)
             sieve(cut.above, kept)
-            ties = cut.ties_in(start, stop)
-            if ties is not None:
+            if cut.last >= 0:
+                ties = cut.ties(start, self._pruning.keys.chunk(start, delta, self._keys))
                 kept.index_copy_(0, ties, delta.index_select(0, ties))
             if larger is not None:
                 total = _sum(total, _scaled(larger.sub_(kept), of_larger))

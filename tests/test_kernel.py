@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from mergekit.merge_methods.api import merge_state_dicts
 from dppa_mergekit import kernel
 from dppa_mergekit.deltas import CHUNK, Delta
 from dppa_mergekit.kernel import Passes, Room, passes_over
+from dppa_mergekit.keys import Cut
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -100,13 +102,26 @@ def test_add(
     above = [int(ordered[length * (i + 1) // (len(factors) + 1) - 1]) for i in range(len(factors))]
     total = torch.linspace(-1, 1, length)
     expected = total.numpy().copy()
+    hashes = oracle.hash_indices(start + length)[start:]
+    # Half of what equals the threshold is kept, in every second set.
+    cuts = [Cut(bound, 2**31 if i % 2 else -1) for i, bound in enumerate(above)]
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-        for bound, factor in zip(above, factors, strict=True):
-            if key > bound:
+        for cut, factor in zip(cuts, factors, strict=True):
+            if key > cut.above or (key == cut.above and hashes[i] <= cut.last):
                 expected[i] += (value * numpy.float32(factor)) * numpy.float32(weight)
                 break
-    passes(tuned, base).add(start, start + length, above, factors, weight, total)
+    passes(tuned, base).add(start, start + length, cuts, factors, weight, total)
     assert numpy.array_equal(total.numpy(), expected)
+
+
+def test_hashes() -> None:
+    tuned, base = pair(torch.bfloat16, 3000, 5)
+    compiled = passes(tuned, base)
+    start, stop = 700, 2900
+    _, place, keys = compiled.look(start, stop, [1], [2**31 - 1], Room())
+    for key in numpy.unique(keys)[::9]:
+        expected = oracle.hash_indices(stop)[start + place[keys == key]]
+        assert numpy.array_equal(compiled.hashes(start, place, keys, int(key)), expected)
 
 
 @dtypes
@@ -116,7 +131,7 @@ def test_all_values_of_16_bits_are_widened_exactly(dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         tuned = patterns.to(torch.int16).view(dtype)
     total = torch.zeros(len(tuned))
-    passes(tuned, torch.zeros_like(tuned)).add(0, len(tuned), [-1], [1.0], 1.0, total)
+    passes(tuned, torch.zeros_like(tuned)).add(0, len(tuned), [Cut(-1)], [1.0], 1.0, total)
     assert torch.equal(total.nan_to_num(7.0), tuned.float().nan_to_num(7.0))
 
 

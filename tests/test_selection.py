@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dppa_mergekit import DppaError, PartitionAmplification
 from dppa_mergekit.deltas import CHUNK, Delta
-from dppa_mergekit.keys import HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
-from dppa_mergekit.selection import SMALL, Cut, Request, select
+from dppa_mergekit.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
+from dppa_mergekit.selection import SMALL, Request, select
 from dppa_mergekit.sparsification import nested_counts, partition_densities
 
 few_values = st.lists(st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 3e-5, -7.25]), min_size=1)
@@ -45,9 +45,10 @@ def kept(delta: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
 
 def chosen(keys: Keys, cut: Cut) -> torch.Tensor:
     """A kept set as a mask."""
-    mask = keys.sample(1) > cut.above
-    if cut.ties is not None:
-        mask[cut.ties] = True
+    every = keys.sample(1)
+    mask = every > cut.above
+    if cut.last >= 0:
+        mask[cut.ties(0, every)] = True
     return mask
 
 

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from dppa_mergekit.deltas import Buffer, Delta
+from dppa_mergekit.keys import Cut
 
 LOG = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_POINTER, _LENGTH, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_POINTER, _LENGTH, _FLOAT, _KEY = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
 
 class Room:
@@ -93,11 +94,28 @@ class Passes:
         )
         return above.tolist(), places[:found].numpy().copy(), keys[:found].numpy().copy()
 
+    def hashes(
+        self, start: int, place: NDArray[numpy.int32], keys: NDArray[numpy.int32], key: int
+    ) -> NDArray[numpy.uint32]:
+        """Of what `look` found in a chunk: the hashes of the indices whose key is this, in order.
+
+        Args:
+            start: Where the chunk begins.
+            place: (held,) contiguous, as `look` returns them.
+            keys: (held,) likewise.
+            key: Of which the hashes are wanted.
+        """
+        hashed = numpy.empty(len(keys), numpy.uint32)
+        found = self.library.hashes(
+            place.ctypes.data, keys.ctypes.data, len(keys), key, start, hashed.ctypes.data
+        )
+        return hashed[:found]
+
     def add(
         self,
         start: int,
         stop: int,
-        above: Sequence[int],
+        cuts: Sequence[Cut],
         factors: Sequence[float],
         weight: float,
         total: torch.Tensor,
@@ -107,16 +125,20 @@ class Passes:
         Args:
             start: Where the chunk begins.
             stop: Where it ends.
-            above: (cuts,) each set's elements are those of a larger key; the smallest set first.
+            cuts: Nested kept sets, the smallest first.
             factors: (cuts,) of the elements that are in this set and in no smaller one.
             weight: Of the delta.
             total: (stop - start,) float32, contiguous; added to.
         """
-        bounds, scales = numpy.array(above, numpy.int32), numpy.array(factors, numpy.float32)
+        above = numpy.array([cut.above for cut in cuts], numpy.int32)
+        last = numpy.array([cut.last for cut in cuts], numpy.int64)
+        scales = numpy.array(factors, numpy.float32)
         self._pass("add")(
             *self._chunk(start, stop),
-            len(above),
-            bounds.ctypes.data,
+            start,
+            len(cuts),
+            above.ctypes.data,
+            last.ctypes.data,
             scales.ctypes.data,
             weight,
             total.data_ptr(),
@@ -162,6 +184,8 @@ def _library() -> ctypes.CDLL | None:
                 function = getattr(library, f"{name}_{dtype}")
                 function.argtypes = [_POINTER, _POINTER, _LENGTH, *arguments]
                 function.restype = None if name == "add" else _LENGTH
+        library.hashes.argtypes = [_POINTER, _POINTER, _LENGTH, _KEY, _LENGTH, _POINTER]
+        library.hashes.restype = _LENGTH
     except (OSError, AttributeError) as error:
         LOG.info("No compiled passes, PyTorch does their work: %s.", error)
         return None
@@ -171,5 +195,5 @@ def _library() -> ctypes.CDLL | None:
 _ARGUMENTS = {
     "sums": [_FLOAT, _POINTER, _POINTER, _POINTER],
     "look": [_LENGTH, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER],
-    "add": [_LENGTH, _POINTER, _POINTER, _FLOAT, _POINTER],
+    "add": [_LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER, _FLOAT, _POINTER],
 }

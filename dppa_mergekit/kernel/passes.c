@@ -57,6 +57,25 @@ static inline float wide_float16(float16 value) {
 /* Orders as the magnitude does; of values that are not negative when read as int32. */
 static inline int32_t key_of(float value) { return (int32_t)(to_bits(value) & 0x7FFFFFFFu); }
 
+/* The finaliser of MurmurHash3: by it, equal keys are told apart. */
+static inline uint32_t hash_of(uint32_t index) {
+    index = (index ^ (index >> 16)) * 0x85EBCA6Bu;
+    index = (index ^ (index >> 13)) * 0xC2B2AE35u;
+    return index ^ (index >> 16);
+}
+
+/* Of places and keys, as `look` finds them in a chunk that begins at `first`: the hashes of the
+   indices of those that equal a key, in order; returned by number. */
+int64_t hashes(const int32_t *place, const int32_t *keys, int64_t length, int32_t key,
+               int64_t first, uint32_t *hash) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < length; i++) {
+        hash[found] = hash_of((uint32_t)(first + place[i]));
+        found += keys[i] == key;
+    }
+    return found;
+}
+
 /* Of a mask of one byte a value, eight at once. */
 static inline uint64_t eight(const uint8_t *mask) {
     uint64_t word;
@@ -171,23 +190,40 @@ int64_t look_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t
     return found;                                                                                 \
 }                                                                                                 \
                                                                                                   \
-/* total += weight * (factor * delta), with the factor of the first cut that the key is above;    \
-   0 where there is none. */                                                                      \
+/* total += weight * (factor * delta), with the factor of the first cut that keeps the element;   \
+   0 where none does. A cut keeps what has a larger key, and what has this key and a hash that    \
+   is not above its last; of no hash if that is -1. */                                            \
 FOR_THIS_PROCESSOR                                                                                \
-void add_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t cuts,                \
-                const int32_t *above, const float *factor, float weight, float *total) {          \
+void add_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t first,               \
+                int64_t cuts, const int32_t *above, const int64_t *last, const float *factor,     \
+                float weight, float *total) {                                                     \
     for (int64_t start = 0; start < length; start += BLOCK) {                                     \
         int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
         float delta[BLOCK], scale[BLOCK] = {0};                                                   \
         int32_t key[BLOCK];                                                                       \
+        uint32_t hash[BLOCK];                                                                     \
+        int hashed = 0;                                                                           \
         delta_##TYPE(tuned + start, base + start, size, delta);                                   \
         for (int i = 0; i < BLOCK; i++)                                                           \
             key[i] = key_of(delta[i]);                                                            \
         for (int64_t n = cuts - 1; n >= 0; n--) {                                                 \
-            int32_t threshold = above[n];                                                         \
+            int32_t threshold = above[n], equal = 0;                                              \
+            uint32_t limit = (uint32_t)last[n];                                                   \
             float by = factor[n];                                                                 \
             for (int i = 0; i < BLOCK; i++)                                                       \
                 scale[i] = key[i] > threshold ? by : scale[i];                                    \
+            if (last[n] < 0)                                                                      \
+                continue;                                                                         \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                equal |= key[i] == threshold;                                                     \
+            if (!equal)                                                                           \
+                continue;                                                                         \
+            if (!hashed)                                                                          \
+                for (int i = 0; i < BLOCK; i++)                                                   \
+                    hash[i] = hash_of((uint32_t)(first + start) + (uint32_t)i);                   \
+            hashed = 1;                                                                           \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                scale[i] = (key[i] == threshold) & (hash[i] <= limit) ? by : scale[i];            \
         }                                                                                         \
         for (int i = 0; i < BLOCK; i++)                                                           \
             delta[i] = delta[i] * scale[i] * weight;                                              \
