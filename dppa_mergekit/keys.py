@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 import torch
 
 from dppa_mergekit.deltas import Buffer, Delta
+from dppa_mergekit.masks import equal, greater, places
 
 MASK32 = 0xFFFFFFFF
 
@@ -42,8 +43,12 @@ class Cut:
 
     def ties(self, start: int, keys: torch.Tensor) -> torch.Tensor:
         """Where, in a chunk of these keys that begins at `start`, what equals `above` is kept."""
-        equal = torch.eq(keys, self.above).nonzero().flatten()
-        return equal[murmur_finaliser(equal + start) <= self.last]
+        mask = torch.empty(keys.numel(), dtype=torch.bool, device=keys.device)
+        tied = places(equal(keys, self.above, out=mask))
+        hashes = murmur_finaliser(tied + start)
+        return tied.index_select(
+            0, places(greater(hashes, self.last, mask[: len(tied)]).logical_not_())
+        )
 
 
 Sieve: TypeAlias = Callable[[int, torch.Tensor], None]

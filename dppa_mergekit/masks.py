@@ -12,6 +12,14 @@ def greater(values: torch.Tensor, bound: float, out: torch.Tensor) -> torch.Tens
     return torch.gt(values, bound, out=out)
 
 
+def equal(values: torch.Tensor, value: int, out: torch.Tensor) -> torch.Tensor:
+    """Where a value equals another, into `out`, which is bool and returned."""
+    if values.device.type == "cpu":
+        numpy.equal(values.numpy(), value, out=out.numpy())
+        return out
+    return torch.eq(values, value, out=out)
+
+
 def number(mask: torch.Tensor) -> int:
     """How many elements of a mask are true."""
     if mask.device.type == "cpu":
