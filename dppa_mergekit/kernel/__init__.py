@@ -41,12 +41,12 @@ class Passes:
     """The passes over one delta.
 
     Attributes:
-        library: The compiled passes.
+        compiled: The functions of the library.
         tuned: (numel,) contiguous, on the CPU; kept here, since the passes have its address only.
         base: (numel,) likewise, of the same dtype.
     """
 
-    library: ctypes.CDLL
+    compiled: ctypes.CDLL
     tuned: torch.Tensor
     base: torch.Tensor
 
@@ -106,7 +106,7 @@ class Passes:
             key: Of which the hashes are wanted.
         """
         hashed = numpy.empty(len(keys), numpy.uint32)
-        found = self.library.hashes(
+        found = self.compiled.hashes(
             place.ctypes.data, keys.ctypes.data, len(keys), key, start, hashed.ctypes.data
         )
         return hashed[:found]
@@ -146,7 +146,7 @@ class Passes:
 
     def _pass(self, name: str) -> "ctypes._NamedFuncPointer":
         found: ctypes._NamedFuncPointer = getattr(
-            self.library, f"{name}_{_TYPES[self.tuned.dtype]}"
+            self.compiled, f"{name}_{_TYPES[self.tuned.dtype]}"
         )
         return found
 
