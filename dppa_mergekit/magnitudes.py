@@ -3,7 +3,7 @@
 The mean of a linear is known after a pass, and its tail begins at a multiple of it. So a pass
 gathers the magnitudes above a guess, and the tail is read off them; where the guess was wrong, or
 too much would have to be held, a second pass measures it. Both sum in float64, chunk by chunk, so
-that a tail depends neither on which of them found it nor on the number of threads.
+that a tail does not depend on the number of threads.
 """
 
 import math
@@ -44,7 +44,10 @@ class Gathered:
 
     def tail(self, bound: float) -> Tail:
         """The sum and the number of the magnitudes above a bound that is not below the floor."""
-        return _total(_tail(chunk, bound) for chunk in self.chunks)
+        return _total(
+            _tail(chunk, _largest_at_most(bound, torch.from_numpy(chunk).dtype))
+            for chunk in self.chunks
+        )
 
 
 @dataclass(frozen=True)
@@ -143,28 +146,27 @@ def _chunk_sums(magnitudes: torch.Tensor, floor: float, mask: Buffer) -> _ChunkS
 
 def tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
     """Per bound, the sum and the number of the magnitudes above it."""
-    passes, lowest = passes_over(delta), _largest_at_most(min(bounds), delta.dtype)
+    passes = passes_over(delta)
+    limits = [_largest_at_most(bound, delta.dtype) for bound in bounds]
 
     def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[Tail]]]:
         (reader,), _ = delta_chunks([delta])
-        room = Room()
         found = []
         for start, stop in places:
-            magnitudes: Magnitudes
             if passes is None:
-                magnitudes = reader.read(start, stop).abs_().numpy()
+                magnitudes: Magnitudes = reader.read(start, stop).abs_().numpy()
+                of_chunk = [_tail(magnitudes, limit) for limit in limits]
             else:
-                _, _, magnitudes = passes.sums(start, stop, lowest, room)
-            found.append((start, [_tail(magnitudes, bound) for bound in bounds]))
+                of_chunk = passes.tails(start, stop, limits)
+            found.append((start, of_chunk))
         return found
 
     ordered = in_order(share(work, delta.chunks(), delta.device))
     return [_total(each[i] for each in ordered) for i in range(len(bounds))]
 
 
-def _tail(magnitudes: Magnitudes, bound: float) -> Tail:
-    """The sum, in float64, and the number of the magnitudes of one chunk above a bound."""
-    limit = _largest_at_most(bound, torch.from_numpy(magnitudes).dtype)
+def _tail(magnitudes: Magnitudes, limit: float) -> Tail:
+    """The sum, in float64, and the number of the magnitudes of one chunk above a limit."""
     above = magnitudes[numpy.flatnonzero(magnitudes > limit)]
     return float(above.sum(dtype=numpy.float64)), len(above)
 

@@ -5,8 +5,8 @@ CPU. Every tensor is visited once: magnitudes are summed, zeros counted, NaN and
 and of linears the largest magnitudes gathered. When the mean of the block is known, its tails are
 read off what was gathered. A linear of which too little was gathered is visited again: too much
 would have had to be held, or a guess at a mean was wrong. Sums are kept in float64, over
-chunks of fixed length, so that they depend on neither the number of threads, nor the
-order in which tensors arrive, nor on which of both ways a tail was found.
+chunks of fixed length, so that they depend neither on the number of threads nor on the order in
+which tensors arrive.
 """
 
 import math

@@ -68,6 +68,62 @@ def test_sums(dtype: torch.dtype, length: int, seed: int, share: float, start: i
 @settings(deadline=None)
 @given(
     length=LENGTHS, seed=st.integers(0, 99), start=st.integers(0, 70),
+    shares=st.lists(st.sampled_from([0, 0.01, 0.3, 0.9, 1]), min_size=1, max_size=3),
+)  # fmt: skip
+def test_tails(dtype: torch.dtype, length: int, seed: int, start: int, shares: list[float]) -> None:
+    tuned, base = pair(dtype, start + length, seed)
+    magnitudes = numpy.abs(delta(tuned, base))[start:]
+    ordered = numpy.sort(magnitudes)
+    bounds = [float(ordered[min(length - 1, int(share * length))]) for share in shares]
+    found = passes(tuned, base).tails(start, start + length, bounds)
+    for bound, (mass, count) in zip(bounds, found, strict=True):
+        above = magnitudes[magnitudes > bound]
+        assert mass == pytest.approx(above.sum(dtype=numpy.float64), rel=1e-14, abs=0)
+        assert count == len(above)
+
+
+@dtypes
+@settings(deadline=None)
+@given(
+    length=LENGTHS, seed=st.integers(0, 99), share=st.sampled_from([0, 0.01, 0.1, 0.5, 1]),
+    divisor=st.sampled_from([1.0, 0.2]), factor=st.floats(0, 3, width=32),
+    weight=st.floats(-2, 2, width=32),
+)  # fmt: skip
+def test_place(
+    dtype: torch.dtype, length: int, seed: int, share: float, divisor: float, factor: float,
+    weight: float,
+) -> None:  # fmt: skip
+    tuned, base = pair(dtype, length, seed)
+    kept = torch.rand(length, generator=torch.Generator().manual_seed(seed)) < share
+    out = torch.linspace(-1, 1, length).to(dtype)
+    step = delta(tuned, base) / numpy.float32(divisor) * numpy.float32(factor)
+    total = numpy.float32(0) + step * numpy.float32(weight) + base.float().numpy()
+    expected = torch.where(kept, torch.from_numpy(total).to(dtype), out)
+    bits = numpy.packbits(kept.numpy(), bitorder="little")
+    passes(tuned[kept], base[kept]).place(0, int(kept.sum()), bits, divisor, factor, weight, out)
+    integers = torch.int32 if dtype == torch.float32 else torch.int16
+    assert torch.equal(out.view(integers), expected.view(integers))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_all_results_are_narrowed_as_pytorch_does(dtype: torch.dtype) -> None:
+    # Every 16-bit base, and what lies at, beside and between its neighbours.
+    base = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    for step in (0.0, 2.0**-24, 2.0**-25, 0.5, 1.0, 3.0, 15.9, 2.0**100):
+        tuned = (base.float() + 1.0).to(dtype)
+        moved = (tuned.float() - base.float()) * step
+        expected = (0.0 + moved + base.float()).to(dtype)
+        out = torch.empty_like(base)
+        bits = numpy.full(len(base) // 8, 255, numpy.uint8)
+        passes(tuned, base).place(0, len(base), bits, 1.0, step, 1.0, out)
+        assert torch.equal(out.isnan(), expected.isnan())
+        assert torch.equal(out.nan_to_num(0.0, 9.0, -9.0), expected.nan_to_num(0.0, 9.0, -9.0))
+
+
+@dtypes
+@settings(deadline=None)
+@given(
+    length=LENGTHS, seed=st.integers(0, 99), start=st.integers(0, 70),
     ranks=st.lists(st.floats(0, 1), min_size=2, max_size=8),
 )  # fmt: skip
 def test_look(dtype: torch.dtype, length: int, seed: int, start: int, ranks: list[float]) -> None:

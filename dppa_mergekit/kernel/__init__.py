@@ -65,6 +65,25 @@ class Passes:
         )
         return total.value, nonzero.value, above[:found].numpy().copy()
 
+    def tails(self, start: int, stop: int, bounds: Sequence[float]) -> list[tuple[float, int]]:
+        """Of a chunk, per bound: the sum and the number of the magnitudes above it.
+
+        Args:
+            start: Where the chunk begins.
+            stop: Where it ends.
+            bounds: Not negative; of float32.
+        """
+        limits = numpy.array(bounds, numpy.float32)
+        total, number = numpy.empty(len(limits)), numpy.empty(len(limits), numpy.int64)
+        self._pass("tails")(
+            *self._chunk(start, stop),
+            len(limits),
+            limits.ctypes.data,
+            total.ctypes.data,
+            number.ctypes.data,
+        )
+        return list(zip(total.tolist(), number.tolist(), strict=True))
+
     def look(
         self, start: int, stop: int, low: Sequence[int], high: Sequence[int], room: Room
     ) -> tuple[list[int], NDArray[numpy.int32], NDArray[numpy.int32]]:
@@ -144,6 +163,38 @@ class Passes:
             total.data_ptr(),
         )
 
+    def place(
+        self,
+        start: int,
+        stop: int,
+        bits: NDArray[numpy.uint8],
+        divisor: float,
+        factor: float,
+        weight: float,
+        out: torch.Tensor,
+    ) -> None:
+        """Where this is the delta of kept elements only: write base plus delta to their places.
+
+        Args:
+            start: Of the kept elements, the first to write.
+            stop: The end of those to write.
+            bits: (length / 8, rounded up) contiguous, with `stop - start` bits set: where they
+                belong in `out`. The lowest bit of a byte is the first.
+            divisor: What the delta is divided by first.
+            factor: What it is multiplied by then.
+            weight: And by then.
+            out: (length,) contiguous, of the tensors' dtype; the other elements stay.
+        """
+        self._pass("place")(
+            *self._chunk(start, stop),
+            bits.ctypes.data,
+            out.numel(),
+            divisor,
+            factor,
+            weight,
+            out.data_ptr(),
+        )
+
     def _pass(self, name: str) -> "ctypes._NamedFuncPointer":
         found: ctypes._NamedFuncPointer = getattr(
             self.compiled, f"{name}_{_TYPES[self.tuned.dtype]}"
@@ -183,7 +234,7 @@ def _library() -> ctypes.CDLL | None:
             for dtype in _TYPES.values():
                 function = getattr(library, f"{name}_{dtype}")
                 function.argtypes = [_POINTER, _POINTER, _LENGTH, *arguments]
-                function.restype = None if name == "add" else _LENGTH
+                function.restype = _LENGTH if name in _COUNTING else None
         library.hashes.argtypes = [_POINTER, _POINTER, _LENGTH, _KEY, _LENGTH, _POINTER]
         library.hashes.restype = _LENGTH
     except (OSError, AttributeError) as error:
@@ -192,8 +243,13 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
+_COUNTING = ("sums", "look")
+"""Passes that return how many elements they found."""
+
 _ARGUMENTS = {
     "sums": [_FLOAT, _POINTER, _POINTER, _POINTER],
+    "tails": [_LENGTH, _POINTER, _POINTER, _POINTER],
     "look": [_LENGTH, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER],
+    "place": [_POINTER, _LENGTH, _FLOAT, _FLOAT, _FLOAT, _POINTER],
     "add": [_LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER, _FLOAT, _POINTER],
 }

@@ -1,4 +1,4 @@
-/* The passes over a delta, each in one loop: sums, selection, amplification.
+/* The passes over a delta, each in one loop: sums, selection, amplification, kept elements.
 
 The delta of two tensors, tuned - base, is made in float32 from float32 or 16-bit values. Every
 rounding is that of the package's Python code, so that both write the same bytes; only sums in
@@ -54,6 +54,25 @@ static inline float wide_float16(float16 value) {
     return from_bits(to_bits(moved) | unbounded | sign);
 }
 
+/* To the nearest, halves to even. */
+static inline float32 narrow_float32(float value) { return value; }
+
+static inline bfloat16 narrow_bfloat16(float value) {
+    uint32_t bits = to_bits(value);
+    uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
+    return (bfloat16)(value == value ? rounded : 0x7FC0u);
+}
+
+/* Below 2^-14 the sum with 0.5 rounds to what a subnormal value can hold. */
+static inline float16 narrow_float16(float value) {
+    uint32_t bits = to_bits(value), magnitude = bits & 0x7FFFFFFFu;
+    uint32_t normal = (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1)) >> 13;
+    uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - 0x3F000000u;
+    uint32_t beyond = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
+    uint32_t rounded = magnitude < 0x38800000u ? subnormal : normal;
+    return (float16)((magnitude >= 0x47800000u ? beyond : rounded) | (bits >> 16 & 0x8000u));
+}
+
 /* Orders as the magnitude does; of values that are not negative when read as int32. */
 static inline int32_t key_of(float value) { return (int32_t)(to_bits(value) & 0x7FFFFFFFu); }
 
@@ -80,6 +99,13 @@ int64_t hashes(const int32_t *place, const int32_t *keys, int64_t length, int32_
 static inline uint64_t eight(const uint8_t *mask) {
     uint64_t word;
     memcpy(&word, mask, sizeof word);
+    return word;
+}
+
+/* The next 64 bits, fewer at the end; the lowest of a byte is the first. */
+static inline uint64_t bits_from(const uint8_t *bits, int64_t left) {
+    uint64_t word = 0;
+    memcpy(&word, bits, left < 64 ? (size_t)((left + 7) / 8) : sizeof word);
     return word;
 }
 
@@ -125,9 +151,11 @@ int64_t sums_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, float f
             here += magnitude[i] != 0.0f;                                                         \
         moved += here;                                                                            \
         for (int i = 0; i < BLOCK; i++)                                                           \
-            mask[i] = magnitude[i] > floor;                                                       \
+            set += magnitude[i] > floor;                                                          \
+        if (!set)                                                                                 \
+            continue;                                                                             \
         for (int i = 0; i < BLOCK; i++)                                                           \
-            set += mask[i];                                                                       \
+            mask[i] = magnitude[i] > floor;                                                       \
         if (MANY(set))                                                                            \
             for (int i = 0; i < size; i++) {                                                      \
                 above[found] = magnitude[i];                                                      \
@@ -143,6 +171,37 @@ int64_t sums_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, float f
         *sum += lanes[lane];                                                                      \
     *nonzero = moved;                                                                             \
     return found;                                                                                 \
+}                                                                                                 \
+                                                                                                  \
+/* Of the magnitudes above each bound: the sum, and how many they are. */                         \
+FOR_THIS_PROCESSOR                                                                                \
+void tails_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t bounds,            \
+                  const float *bound, double *sum, int64_t *number) {                             \
+    for (int64_t n = 0; n < bounds; n++)                                                          \
+        sum[n] = number[n] = 0;                                                                   \
+    for (int64_t start = 0; start < length; start += BLOCK) {                                     \
+        int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
+        float magnitude[BLOCK];                                                                   \
+        delta_##TYPE(tuned + start, base + start, size, magnitude);                               \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            magnitude[i] = __builtin_fabsf(magnitude[i]);                                         \
+        for (int64_t n = 0; n < bounds; n++) {                                                    \
+            float above = bound[n];                                                               \
+            double lanes[LANES] = {0};                                                            \
+            int here = 0;                                                                         \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                here += magnitude[i] > above;                                                     \
+            if (!here)                                                                            \
+                continue;                                                                         \
+            for (int i = 0; i < BLOCK; i += LANES)                                                \
+                for (int lane = 0; lane < LANES; lane++)                                          \
+                    lanes[lane] += magnitude[i + lane] > above ? magnitude[i + lane] : 0.0f;      \
+            for (int lane = 1; lane < LANES; lane++)                                              \
+                lanes[0] += lanes[lane];                                                          \
+            sum[n] += lanes[0];                                                                   \
+            number[n] += here;                                                                    \
+        }                                                                                         \
+    }                                                                                             \
 }                                                                                                 \
                                                                                                   \
 /* How many keys lie above each interval, and, returned by number, the places and the keys of     \
@@ -233,6 +292,33 @@ void add_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t fir
         else                                                                                      \
             for (int i = 0; i < size; i++)                                                        \
                 total[start + i] += delta[i];                                                     \
+    }                                                                                             \
+}                                                                                                 \
+                                                                                                  \
+/* Of kept elements, whose values lie one after the other: base + weight * (factor * delta), in    \
+   the output's type, each to where its bit is set. */                                            \
+FOR_THIS_PROCESSOR                                                                                \
+void place_##TYPE(const TYPE *tuned, const TYPE *base, int64_t kept, const uint8_t *bits,         \
+                  int64_t length, float divisor, float factor, float weight, TYPE *out) {         \
+    TYPE ready[BLOCK];                                                                            \
+    int64_t done = 0;                                                                             \
+    int at = BLOCK;                                                                               \
+    for (int64_t start = 0; start < length; start += 64) {                                        \
+        for (uint64_t word = bits_from(bits + start / 8, length - start); word; word &= word - 1) { \
+            if (at == BLOCK) {                                                                    \
+                int size = kept - done < BLOCK ? (int)(kept - done) : BLOCK;                      \
+                float delta[BLOCK];                                                               \
+                delta_##TYPE(tuned + done, base + done, size, delta);                             \
+                /* A sum with 0 comes first, as in a merge: it leaves no -0. */                   \
+                for (int i = 0; i < BLOCK; i++)                                                   \
+                    delta[i] = 0.0f + delta[i] / divisor * factor * weight;                       \
+                for (int i = 0; i < size; i++)                                                    \
+                    ready[i] = narrow_##TYPE(delta[i] + wide_##TYPE(base[done + i]));             \
+                done += size;                                                                     \
+                at = 0;                                                                           \
+            }                                                                                     \
+            out[start + __builtin_ctzll(word)] = ready[at++];                                     \
+        }                                                                                         \
     }                                                                                             \
 }
 

@@ -117,6 +117,11 @@ def _available_memory() -> int:
 @click.option(
     "--models", type=click.IntRange(min=1), default=3, show_default=True, help="Fine-tuned models."
 )
+@click.option(
+    "--sparse",
+    is_flag=True,
+    help="Checkpoints that are three quarters holes: for memory, where the disk is too small.",
+)
 @click.option("--cold", is_flag=True, help="Drop the inputs from the page cache before every run.")
 @click.option("--floor/--no-floor", default=True, help="Whether to measure floor and start too.")
 @click.option("--flag", "flags", multiple=True, help="For mergekit-yaml, as --flag=--async-write.")
@@ -128,6 +133,7 @@ def main(
     methods: tuple[str, ...],
     rounds: int,
     models: int,
+    sparse: bool,
     cold: bool,
     floor: bool,
     flags: tuple[str, ...],
@@ -139,14 +145,15 @@ def main(
     rows = [*((FLOOR, START) if floor else ()), *dict.fromkeys(methods)]
     runs: list[Run] = []
     for size in sizes:
-        runner = MergeRunner(ensured(Family(folder, size, models)), flags, cold)
+        runner = MergeRunner(ensured(Family(folder, size, models, sparse=sparse)), flags, cold)
         click.echo(f"{size}: warming up", err=True)
         prepare(runner, rows)
         for number_ in range(1, rounds + 1):
             # Forwards and backwards, so that no method always follows the same other.
             for method in rows if number_ % 2 else reversed(rows):
                 runs.append(recorded(results, runner, method, number_, session, label))
-    state = " ".join(["page cache cold" if cold else "page cache warm", *flags])
+    states = ["page cache cold" if cold else "page cache warm", *flags]
+    state = ", ".join([*states, *(["sparse files"] if sparse else [])])
     click.echo(f"{machine()}; {models} models, {rounds} rounds, {state}\n")
     click.echo(table(runs))
     click.echo(f"\n{LEGEND}")

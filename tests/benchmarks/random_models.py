@@ -21,6 +21,7 @@ import click
 from model_sizes import BYTES_PER_PARAMETER, SIZES, Shape
 
 SHARD_SIZE = 5_000_000_000
+SPARSE_PARTS = 4  # of a tensor of a sparse checkpoint, one is written
 SEED = 0
 
 _MARK = "random_model.json"
@@ -38,6 +39,9 @@ class Family:
         models: Number of fine-tuned models.
         layers: Depth in place of the size's own.
         shard_size: Of each checkpoint, in bytes.
+        sparse: Whether only the first quarter of each tensor is written. The rest are holes in the
+            files, which take no room on the disk and are read as zeros: for sizes and memory, and
+            not for times.
     """
 
     folder: Path
@@ -45,6 +49,7 @@ class Family:
     models: int = 3
     layers: int | None = None
     shard_size: int = SHARD_SIZE
+    sparse: bool = False
 
     @property
     def shape(self) -> Shape:
@@ -60,6 +65,8 @@ class Family:
             name += f"-{self.layers}-layers"
         if self.shard_size != SHARD_SIZE:
             name += f"-shards-of-{self.shard_size}"
+        if self.sparse:
+            name += "-sparse"
         return self.folder / name
 
     @property
@@ -89,7 +96,12 @@ class Family:
         return mark.exists() and mark.read_text(encoding="utf-8") == self._mark()
 
     def _mark(self) -> str:
-        content = {**asdict(self.shape), "shard_size": self.shard_size, "seed": SEED}
+        content = {
+            **asdict(self.shape),
+            "shard_size": self.shard_size,
+            "sparse": self.sparse,
+            "seed": SEED,
+        }
         return json.dumps(content, indent=2) + "\n"
 
 
@@ -117,6 +129,8 @@ def ensured(family: Family) -> Family:
     for name in missing:  # what is incomplete is written anew, and takes no room meanwhile
         shutil.rmtree(family.path / name, ignore_errors=True)
     needed = len(missing) * family.shape.parameters * BYTES_PER_PARAMETER
+    if family.sparse:
+        needed //= SPARSE_PARTS
     free = shutil.disk_usage(family.path).free
     if needed > free:
         raise click.ClickException(
@@ -134,6 +148,8 @@ def ensured(family: Family) -> Family:
     ]
     if family.layers is not None:
         command.append(f"--layers={family.layers}")
+    if family.sparse:
+        command.append("--sparse")
     subprocess.run(command, check=True)
     return family
 
@@ -146,6 +162,9 @@ def parameters(size: str, layers: int | None = None) -> int:
 def family_options(command: Command) -> Command:
     """The command-line options that say which family is meant."""
     for option in (
+        click.option(
+            "--sparse", is_flag=True, help="Write a quarter of each tensor, and holes for the rest."
+        ),
         click.option(
             "--shard-size",
             type=click.IntRange(min=1),
@@ -172,9 +191,11 @@ def family_options(command: Command) -> Command:
 
 @click.command()
 @family_options
-def main(folder: Path, size: str, models: int, layers: int | None, shard_size: int) -> None:
+def main(
+    folder: Path, size: str, models: int, layers: int | None, shard_size: int, sparse: bool
+) -> None:
     """Write random checkpoints below FOLDER and print where they are."""
-    family = ensured(Family(folder, size, models, layers, shard_size))
+    family = ensured(Family(folder, size, models, layers, shard_size, sparse))
     click.echo(f"{family.path}: {', '.join(family.names)}, each {family.shape.parameters:,}")
 
 

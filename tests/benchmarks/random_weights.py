@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from random import Random
 
 import click
 import torch
 from model_sizes import BYTES_PER_PARAMETER, Shape
-from random_models import SEED, Family, family_options
+from random_models import SEED, SPARSE_PARTS, Family, family_options
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -96,10 +97,16 @@ def write(family: Family, model: str, pool: Pool) -> None:
                 file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             shard = {}
             for name in names:
-                shard[name] = tensor(pool, model, name, shapes[name])
+                written = shapes[name]
+                if family.sparse:
+                    written = (written[0] // SPARSE_PARTS, *written[1:])
+                shard[name] = tensor(pool, model, name, written)
                 weight_map[name] = file
                 bar.update()
-            save_file(shard, folder / file, metadata={"format": "pt"})
+            if family.sparse:
+                save_sparse(folder / file, {name: shapes[name] for name in names}, shard)
+            else:
+                save_file(shard, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         metadata = {"total_size": shape.parameters * BYTES_PER_PARAMETER}
         index = {"metadata": metadata, "weight_map": weight_map}
@@ -109,6 +116,33 @@ def write(family: Family, model: str, pool: Pool) -> None:
     configuration(shape).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     family.mark_complete(model)
+
+
+def save_sparse(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], first: Mapping[str, torch.Tensor]
+) -> None:
+    """Write bfloat16 tensors to a safetensors file of which only their first rows are stored.
+
+    Args:
+        path: Of the file.
+        shapes: Name -> shape, as the header has it.
+        first: Name -> the first rows; what lies behind them is a hole, and is read as zeros.
+    """
+    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    starts, end = {}, 0
+    for name, shape in shapes.items():
+        starts[name] = end
+        end += prod(shape) * BYTES_PER_PARAMETER
+        described[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [starts[name], end]}
+    header = json.dumps(described).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        content = file.tell()
+        for name, start in starts.items():
+            file.seek(content + start)
+            file.write(first[name].view(torch.uint8).numpy().tobytes())
+        file.truncate(content + end)
 
 
 def configuration(shape: Shape) -> LlamaConfig:
@@ -137,9 +171,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @click.command()
 @family_options
-def main(folder: Path, size: str, models: int, layers: int | None, shard_size: int) -> None:
+def main(
+    folder: Path, size: str, models: int, layers: int | None, shard_size: int, sparse: bool
+) -> None:
     """Write the models of a family below FOLDER that are missing."""
-    family = Family(folder, size, models, layers, shard_size)
+    family = Family(folder, size, models, layers, shard_size, sparse)
     missing = family.missing
     pool = Pool() if missing else None
     for model in missing:
