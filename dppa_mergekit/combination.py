@@ -9,8 +9,9 @@ density 1 and factor 1 the operations and their order are those of mergekit's `t
 and `ties`, so that on float32 checkpoints the results are equal bit for bit.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -86,6 +87,26 @@ class Combination:
 
         return any(share(work, chunks(base.numel(), device), device))
 
+
+@dataclass(frozen=True)
+class Combined:
+    """What became one linear, or one dense tensor, of a merge.
+
+    Attributes:
+        name: The tensor's name.
+        part: Where in the flat tensor the linear is: one of several, if it holds stacked experts.
+        contributions: By the name of the model.
+        dtypes: What the result is cast to, one after the other.
+    """
+
+    name: str
+    part: slice
+    contributions: Mapping[str, Contribution]
+    dtypes: Sequence[torch.dtype]
+
+
+Listener: TypeAlias = Callable[[Combined], None]
+"""Is told of everything that is combined; tensors are borrowed, and not to be changed."""
 
 Combine = Callable[[torch.Tensor, Sequence[PrunedChunks], int, int], None]
 """Writes the combination of the deltas' chunk [start, stop) to a chunk of zeros."""

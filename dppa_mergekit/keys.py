@@ -41,6 +41,12 @@ class Cut:
     above: int
     last: int = -1
 
+    def kept(self, start: int, keys: torch.Tensor) -> torch.Tensor:
+        """Which elements are kept, in a chunk of these keys that begins at `start`: a new mask."""
+        mask = torch.empty(keys.numel(), dtype=torch.bool, device=keys.device)
+        greater(keys, self.above, out=mask)
+        return mask if self.last < 0 else mask.index_fill_(0, self.ties(start, keys), True)
+
     def ties(self, start: int, keys: torch.Tensor) -> torch.Tensor:
         """Where, in a chunk of these keys that begins at `start`, what equals `above` is kept."""
         mask = torch.empty(keys.numel(), dtype=torch.bool, device=keys.device)

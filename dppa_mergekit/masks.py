@@ -40,5 +40,22 @@ def places(mask: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(numpy.flatnonzero(flat)[:true])
 
 
+def packed(mask: torch.Tensor) -> torch.Tensor:
+    """(elements / 8, rounded up) uint8, a bit for each; the lowest of a byte is the first."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(numpy.packbits(mask.numpy(), bitorder="little"))
+    padded = torch.nn.functional.pad(mask, (0, -mask.numel() % 8)).view(-1, 8)
+    return (padded << torch.arange(8, device=mask.device)).sum(1).to(torch.uint8)
+
+
+def unpacked(bits: torch.Tensor, length: int) -> torch.Tensor:
+    """(length,) bool: the mask that was packed."""
+    if bits.device.type == "cpu":
+        mask = numpy.unpackbits(bits.numpy(), count=length, bitorder="little")
+        return torch.from_numpy(mask.view(numpy.bool_))
+    single = bits[:, None] >> torch.arange(8, device=bits.device, dtype=torch.uint8) & 1
+    return single.flatten()[:length].bool()
+
+
 SPARSE, DENSE = 0.04, 0.1
 """Shares of true elements between which NumPy finds them faster if there are more."""

@@ -27,7 +27,7 @@ from mergekit.merge_methods.dtype import align_dtype
 
 from dppa_mergekit import parameters as recipe
 from dppa_mergekit.allocation import Allocation
-from dppa_mergekit.combination import Combination, Contribution
+from dppa_mergekit.combination import Combination, Combined, Contribution, Listener
 from dppa_mergekit.deltas import Delta, linear_deltas
 from dppa_mergekit.density import DynamicPruning, Level
 from dppa_mergekit.errors import CheckpointError, ParameterError, RecipeError
@@ -181,6 +181,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
                 alone=planned is None and len(groups) == 1,
                 out_dtype=out_dtype,
                 final_dtype=None if planned is None else planned.output_dtype,
+                listener=None if planned is None else planned.listener,
             )
             for group, bound, dtype in zip(groups, parameters, input_dtypes, strict=True)
         )
@@ -216,6 +217,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         alone: bool,
         out_dtype: torch.dtype | None,
         final_dtype: torch.dtype | None,
+        listener: Listener | None,
     ) -> torch.Tensor:
         """The merged tensor of one group, in the base's dtype or `out_dtype`."""
         name, base = _name(group), _base_of(group).tensor.detach()
@@ -234,14 +236,21 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             self.variant.consensus, bool(bound["normalize"]), _number(bound, "lambda")
         )
         deltas = {entry.id: linear_deltas(base, entry.tensor, held) for entry in group.non_base}
-        limit = min(torch.finfo(each).max for each in (dtype, final_dtype or dtype))
+        dtypes = (dtype, final_dtype or dtype)
+        limit = min(torch.finfo(each).max for each in dtypes)
         size = base.numel() // max(1, held)
         overflow = False
         for expert in range(max(1, held)):
             part = slice(expert * size, (expert + 1) * size)
             prunings = [
                 self._pruning(
-                    model, each[expert], Linear(name, expert), bound, allocation, held > 0
+                    model,
+                    each[expert],
+                    Linear(name, expert),
+                    bound,
+                    allocation,
+                    pruned=held > 0,
+                    apart=listener is not None,
                 )
                 for model, each in deltas.items()
             ]
@@ -250,6 +259,9 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
                 for model, pruned in zip(deltas, prune(prunings), strict=True)
             ]
             overflow |= combination.merge(flat[part], contributions, merged[part], limit)
+            if listener is not None:
+                named = dict(zip(map(str, deltas), contributions, strict=True))
+                listener(Combined(name, part, named, dtypes))
         if overflow:
             LOG.warning(
                 "Tensor %s: the sum is too large for %s; what does not "
@@ -266,7 +278,9 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         linear: Linear,
         bound: Bound,
         allocation: Allocation,
+        *,
         pruned: bool,
+        apart: bool,
     ) -> Pruning:
         """How a model's delta of one linear, or of one dense tensor, is pruned and amplified."""
         if not pruned:
@@ -282,7 +296,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             _seed(bound),
         )
         counts = sparsification.counts(
-            density, lambda share: allocation.kept(model, by, share)[linear]
+            density, lambda share: allocation.kept(model, by, share)[linear], apart
         )
         key = (str(model), linear.tensor, str(linear.expert))
         return sparsification.pruning(delta, counts, key, density)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dppa_mergekit.allocation import Allocation
 from dppa_mergekit.cache import Place, folder, place_of
 from dppa_mergekit.checkpoints import PLAIN_DTYPES, Checkpoint, Header
+from dppa_mergekit.combination import Listener
 from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.errors import CheckpointError, RecipeError
 from dppa_mergekit.loads import (
@@ -137,12 +138,14 @@ class Plan:
         method: The merge method's name.
         quiet: Whether progress bars are off.
         output_dtype: What every output is cast to after the merge; None for the inputs' own.
+        listener: Is told of every linear and dense tensor that is merged, its partitions apart.
         tensors: Output name -> what is planned for it.
     """
 
     method: str
     quiet: bool = False
     output_dtype: torch.dtype | None = None
+    listener: Listener | None = None
     tensors: dict[str, PlannedTensor] = field(default_factory=dict)
     _checkpoints: dict[ModelReference, Checkpoint] = field(default_factory=dict)
     _searched: set[ModelReference] = field(default_factory=set)

@@ -12,10 +12,13 @@ scripts/merge_raw_pytorch.py.
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
 
+from dppa_mergekit.combination import Listener
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.inputs import check_dtype, check_tuned
 from dppa_mergekit.plan import Plan, PlannedTensor
@@ -28,18 +31,29 @@ _CALL = ("mergekit.merge_methods.base", "__call__")
 
 
 class _Gathering(threading.local):
-    """Method name -> the plan that this thread is gathering, and what plans it.
+    """Method name -> the plan that this thread is gathering, and what plans it; who listens to it.
 
     The planner is held weakly: it holds its tasks, and those keep their entries in _PLANS alive.
     """
 
     def __init__(self) -> None:
         self.plans: dict[str, tuple[weakref.ref[object], Plan]] = {}
+        self.listener: Listener | None = None
 
 
 _GATHERING = _Gathering()
 _PLANS: dict[int, Plan] = {}
 """The identity of a task -> its plan, for as long as the task lives."""
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Let merges that this thread plans meanwhile tell the listener what they combine."""
+    before, _GATHERING.listener = _GATHERING.listener, listener
+    try:
+        yield
+    finally:
+        _GATHERING.listener = before
 
 
 def observe(frame: FrameType, method: str) -> None:
@@ -106,4 +120,5 @@ def _new_plan(method: str, config: object, options: object) -> Plan:
     check_dtype("dtype", dtype)
     check_dtype("out_dtype", out_dtype)
     output_dtype = None if out_dtype is None else getattr(torch, out_dtype.removeprefix("torch."))
-    return Plan(method, bool(getattr(options, "quiet", False)), output_dtype)
+    quiet = bool(getattr(options, "quiet", False))
+    return Plan(method, quiet, output_dtype, _GATHERING.listener)

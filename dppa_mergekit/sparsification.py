@@ -40,24 +40,29 @@ def partition_densities(density: float) -> dict[int, float]:
 
 
 def nested_counts(
-    density: float, factors: Mapping[int, float], allocate: Callable[[float], int]
+    density: float,
+    factors: Mapping[int, float],
+    allocate: Callable[[float], int],
+    apart: bool = False,
 ) -> dict[int, int]:
     """Rate -> kept count at that rate, down to the density, where a factor needs it.
 
     Neighbouring partitions of one factor are one partition: their inner boundary changes nothing,
-    so it is not asked for.
+    so it is not asked for; unless all are to be kept apart, since factors will change.
 
     Args:
         density: Target density of the linear's model.
         factors: Rate -> factor, 1 where missing.
         allocate: Density -> kept count of the linear.
+        apart: Whether every partition is wanted.
     """
     reach = partition_densities(density)
     rates = list(reach)
     return {
         rate: allocate(reach[rate])
         for position, rate in enumerate(rates)
-        if position == len(rates) - 1
+        if apart
+        or position == len(rates) - 1
         or factors.get(rate, 1.0) != factors.get(rates[position + 1], 1.0)
     }
 
@@ -73,6 +78,7 @@ class Pruning:
             no smaller one.
         keys: What elements are kept by; None where all are, at the last factor.
         divisor: What the delta is divided by first (DARE: the density).
+        rates: (counts,) the pruning rate down to which each factor holds; none if dense.
     """
 
     delta: Delta
@@ -80,11 +86,14 @@ class Pruning:
     factors: tuple[float, ...]
     keys: Keys | None
     divisor: float = 1.0
+    rates: tuple[int, ...] = ()
 
     @classmethod
-    def none(cls, delta: Delta, factor: float, divisor: float = 1.0) -> "Pruning":
+    def none(
+        cls, delta: Delta, factor: float, divisor: float = 1.0, rates: tuple[int, ...] = ()
+    ) -> "Pruning":
         """Of a delta that is not pruned: one factor for all of it."""
-        return cls(delta, (), (factor,), None, divisor)
+        return cls(delta, (), (factor,), None, divisor, rates)
 
 
 @dataclass(frozen=True)
@@ -204,9 +213,11 @@ class PartitionAmplification:
                 f"selection is {self.selection!r}; allowed is magnitude or random."
             )
 
-    def counts(self, density: float, allocate: Callable[[float], int]) -> dict[int, int]:
+    def counts(
+        self, density: float, allocate: Callable[[float], int], apart: bool = False
+    ) -> dict[int, int]:
         """The kept counts that `sparsify` needs for a linear; see `nested_counts`."""
-        return nested_counts(checked(DENSITY, density), self.factors, allocate)
+        return nested_counts(checked(DENSITY, density), self.factors, allocate, apart)
 
     def pruning(
         self,
@@ -237,11 +248,11 @@ class PartitionAmplification:
         if self.selection == "random" and counts[-1] > 0:
             divisor = counts[-1] / delta.numel if density is None else density
         if counts[0] == delta.numel:
-            return Pruning.none(delta, factors[0], divisor)
+            return Pruning.none(delta, factors[0], divisor, (rates[0],))
         keys: Keys = MagnitudeKeys(delta)
         if self.selection == "random":
             keys = random_keys(delta, self.seed, key)
-        return Pruning(delta, tuple(counts), factors, keys, divisor)
+        return Pruning(delta, tuple(counts), factors, keys, divisor, tuple(rates))
 
     def sparsify(
         self, delta: torch.Tensor, kept_counts: Mapping[int, int], key: Sequence[str] = ()

@@ -1,0 +1,169 @@
+"""Recipes as their files have them: what mergekit reads, with numbers filled in.
+
+Everything that is not filled in stays as it was, but for comments and layout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import yaml
+
+from dppa_mergekit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+
+Node: TypeAlias = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A merge recipe.
+
+    Attributes:
+        content: What its YAML holds.
+        origin: What it is called in messages.
+    """
+
+    content: Node
+    origin: str = "the recipe"
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        """Read a recipe's file.
+
+        Raises:
+            RecipeError: It cannot be read, is not YAML, or mergekit does not understand it.
+        """
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} cannot be read: {error}.") from error
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path} holds no recipe; allowed is a mapping with merge_method.")
+        recipe = cls(content, str(path))
+        recipe.configuration()
+        return recipe
+
+    def configuration(self) -> MergeConfiguration:
+        """What mergekit makes of it. Raises RecipeError where mergekit refuses it."""
+        import pydantic
+        from mergekit.config import MergeConfiguration
+
+        try:
+            return MergeConfiguration.model_validate(deepcopy(self.content))
+        except (pydantic.ValidationError, RuntimeError, ValueError) as error:
+            raise RecipeError(f"{self.origin}: {_first_sentence(error)}.") from error
+
+    @property
+    def method(self) -> str:
+        """The merge method's name."""
+        return str(self.content["merge_method"])
+
+    def tuned(self) -> list[str]:
+        """The fine-tuned models, as the recipe spells them, in its order."""
+        base = _identity(self.content.get("base_model"))
+        named = {_identity(each["model"]): str(each["model"]) for each in _inputs(self.content)}
+        return [name for identity, name in named.items() if identity != base]
+
+    def named(self, model: str) -> str:
+        """How the recipe spells a fine-tuned model.
+
+        Raises:
+            RecipeError: It has no such model.
+        """
+        for name in self.tuned():
+            if _identity(name) == _identity(model):
+                return name
+        raise RecipeError(
+            f"{self.origin} has no fine-tuned model {model}; it has {', '.join(self.tuned())}."
+        )
+
+    def with_parameters(self, model: str, values: Mapping[str, object]) -> Recipe:
+        """The recipe with parameters of one fine-tuned model set anew, whatever they were.
+
+        Args:
+            model: Any spelling of it.
+            values: Parameter -> number, or what else mergekit allows.
+        """
+        content = deepcopy(self.content)
+        wanted = _identity(self.named(model))
+        for each in _inputs(content):
+            if _identity(each["model"]) == wanted:
+                held = each.get("parameters")
+                each["parameters"] = {**(held if isinstance(held, dict) else {}), **values}
+        return Recipe(content, self.origin)
+
+    def alone(self, model: str) -> Recipe:
+        """The recipe of one fine-tuned model alone on the base, at weight 1 and lambda 1.
+
+        Args:
+            model: Any spelling of it.
+        """
+        recipe = self.with_parameters(model, {"weight": 1.0})
+        kept = {_identity(self.named(model)), _identity(self.content.get("base_model"))}
+        for holder in _holders(recipe.content):
+            for key in ("models", "sources"):
+                inputs = holder.get(key)
+                if isinstance(inputs, list):
+                    holder[key] = [
+                        each
+                        for each in inputs
+                        if isinstance(each, dict) and _identity(each.get("model")) in kept
+                    ]
+            shared = holder.get("parameters")
+            if isinstance(shared, dict):
+                shared.pop("lambda", None)
+        return recipe
+
+    def to_yaml(self) -> str:
+        """The text of its file."""
+        return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
+
+
+def _holders(content: Node) -> Iterator[Node]:
+    """Whatever may hold a list of inputs or shared parameters: the recipe, its modules, slices."""
+    yield content
+    modules = content.get("modules")
+    for module in modules.values() if isinstance(modules, dict) else ():
+        if isinstance(module, dict):
+            yield from _holders(module)
+    slices = content.get("slices")
+    for each in slices if isinstance(slices, list) else ():
+        if isinstance(each, dict):
+            yield each
+
+
+def _inputs(content: Node) -> Iterator[Node]:
+    """The entry of every input model, wherever the recipe has one."""
+    for holder in _holders(content):
+        for key in ("models", "sources"):
+            inputs = holder.get(key)
+            for each in inputs if isinstance(inputs, list) else ():
+                if isinstance(each, dict) and "model" in each:
+                    yield each
+
+
+def _identity(model: object) -> object:
+    """What is the same for two spellings of one model: real paths where they exist."""
+    if isinstance(model, str) and os.path.exists(model):
+        return os.path.realpath(model)
+    return str(model)
+
+
+def _first_sentence(error: Exception) -> str:
+    import pydantic
+
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return str(error).strip().rstrip(".")

@@ -1,0 +1,248 @@
+"""One fine-tuned model, pruned and amplified, that stays in memory while its factors change.
+
+mergekit merges it once, into a folder that is gone when the model is loaded. The merge tells what
+it combines, so of every linear the kept elements are held beside the live weights; a new factor is
+written to the places of its partition, with the roundings of a merge. The weights are bit for bit
+those that mergekit writes for the same recipe with the same factors.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dppa_mergekit.combination import Combination, Combined, Contribution, Listener
+from dppa_mergekit.deltas import Delta
+from dppa_mergekit.errors import CheckpointError, DppaError
+from dppa_mergekit.partitions import Partition, partitions
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.sparsification import Pruned, Pruning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A pruned linear: its place in the live weights, and what may be written there."""
+
+    out: torch.Tensor
+    weight: float
+    dtypes: Sequence[torch.dtype]
+    partition: Partition
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """A dense tensor whose factor may change: its place in the live weights, and its delta."""
+
+    out: torch.Tensor
+    weight: float
+    dtypes: Sequence[torch.dtype]
+    delta: Delta
+
+    def write(self, factor: float) -> None:
+        """Write base plus the weighted, amplified delta."""
+        base = self.delta.base
+        assert base is not None
+        merged = torch.empty(base.numel(), dtype=self.dtypes[0], device=base.device)
+        contribution = Contribution(Pruned(Pruning.none(self.delta, factor), ()), self.weight)
+        Combination().merge(base, [contribution], merged, torch.inf)
+        for dtype in self.dtypes:
+            merged = merged.to(dtype)
+        self.out.copy_(merged)
+
+
+class ResidentModel:
+    """A live model whose factors can be set.
+
+    Attributes:
+        model: The live model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        rates: The pruning rates whose partitions it has, highest first: 90, 80, ...
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        held: Sequence[_Linear],
+        dense: Sequence[_Dense],
+    ) -> None:
+        """Of a live model, and what was held of its merge."""
+        self.model, self.tokenizer = model, tokenizer
+        self._dense = dense
+        self._held: dict[int, list[_Linear]] = {}
+        for each in held:
+            self._held.setdefault(each.partition.rate, []).append(each)
+        self.rates = tuple(sorted(self._held, reverse=True))
+        self._factors: dict[int, float] = {}
+        self._dense_factor: float | None = None
+
+    @classmethod
+    def load(
+        cls,
+        recipe: Recipe,
+        workspace: Path,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        tune_dense: bool = False,
+        trust_remote_code: bool = False,
+    ) -> ResidentModel:
+        """Merge a recipe of one fine-tuned model and hold the result in memory.
+
+        Args:
+            recipe: With a method that prunes, as `Recipe.alone` makes it.
+            workspace: An existing folder on a disk that has room for the merged model.
+            device: Where the model lives.
+            dtype: Of the live weights; as the merge writes them where None.
+            tune_dense: Whether the factor of dense tensors will be set, too.
+            trust_remote_code: As mergekit and transformers have it.
+
+        Raises:
+            CheckpointError: transformers holds a linear under another name than the merge.
+            DppaError: The recipe cannot be merged, or the model does not fit the device.
+        """
+        found: list[tuple[Combined, list[Partition]]] = []
+        dense: list[Combined] = []
+
+        def listen(combined: Combined) -> None:
+            (contribution,) = combined.contributions.values()
+            if contribution.pruned.pruning.rates:
+                found.append((combined, partitions(contribution.pruned)))
+            elif tune_dense:
+                dense.append(combined)
+
+        with merged(recipe, workspace, listen, trust_remote_code) as folder:
+            model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
+        weights = model.state_dict()
+        return cls(
+            model,
+            tokenizer,
+            [
+                _Linear(_part_of(weights, each), _weight(each), each.dtypes, held.to(model.device))
+                for each, of_linear in found
+                for held in of_linear
+            ],
+            [
+                _Dense(_part_of(weights, each), _weight(each), each.dtypes, _copied(each))
+                for each in dense
+            ],
+        )
+
+    @property
+    def bytes_held(self) -> int:
+        """The memory that the kept elements take, beside the model."""
+        return sum(each.partition.bytes for held in self._held.values() for each in held)
+
+    def set_factors(self, factors: Mapping[int, float], dense: float | None = None) -> None:
+        """Write the weights for new factors; what keeps its factor is left alone.
+
+        Args:
+            factors: Rate -> factor of its partition; 1 where missing, 0 is a partition left out.
+            dense: Factor of dense tensors; the recipe's where None.
+        """
+        for rate, held in self._held.items():
+            factor = float(factors.get(rate, 1.0))
+            if self._factors.get(rate) == factor:
+                continue
+            for each in held:
+                each.partition.place(factor, each.weight, each.out, each.dtypes)
+            self._factors[rate] = factor
+        if dense is not None and dense != self._dense_factor:
+            for tensor in self._dense:
+                tensor.write(dense)
+            self._dense_factor = dense
+
+
+@contextmanager
+def merged(
+    recipe: Recipe,
+    workspace: Path,
+    listener: Listener | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[Path]:
+    """The folder of a merge by mergekit, for as long as it is needed."""
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.merge import MergeOptions, run_merge
+
+    from dppa_mergekit.planning import listening
+
+    options = MergeOptions(quiet=True, write_model_card=False, trust_remote_code=trust_remote_code)
+    with tempfile.TemporaryDirectory(prefix=".dppa-", dir=workspace) as folder:
+        LoaderCache.loaders.clear()
+        with listening(listener):
+            run_merge(recipe.configuration(), folder, options)
+        LoaderCache.loaders.clear()
+        yield Path(folder)
+
+
+def load_model(
+    folder: Path, device: str, dtype: torch.dtype | None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, to be evaluated.
+
+    Raises:
+        DppaError: It does not fit the device, or transformers cannot load it.
+    """
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+    )
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = kind.from_pretrained(
+            folder, dtype="auto" if dtype is None else dtype, trust_remote_code=trust_remote_code
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    # Whatever transformers raises for what it does not know or cannot read.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DppaError(f"{folder}: transformers cannot load the model ({reason}).") from error
+    needed = sum(tensor.nbytes for tensor in model.state_dict().values())
+    try:
+        return model.to(device).eval(), tokenizer
+    # torch raises RuntimeError for a device that it does not have, and for one that is full.
+    except RuntimeError as error:
+        reason = " ".join(str(error).splitlines()[:1]).rstrip(".")
+        raise DppaError(
+            f"The model needs {needed / 1e9:.1f} GB on {device}, and cannot be put there ({reason})."
+        ) from error
+
+
+def _part_of(weights: Mapping[str, torch.Tensor], combined: Combined) -> torch.Tensor:
+    """Where in the live weights a linear, or a dense tensor, is; flat."""
+    live = weights.get(combined.name)
+    (contribution,) = combined.contributions.values()
+    numel = contribution.pruned.pruning.delta.numel
+    part = None if live is None else live.view(-1)[combined.part]
+    if part is None or part.numel() != numel:
+        raise CheckpointError(
+            f"Tensor {combined.name} is not among the weights of the model that transformers "
+            f"loads, or has another shape there; its factors cannot be set in memory."
+        )
+    return part
+
+
+def _weight(combined: Combined) -> float:
+    (contribution,) = combined.contributions.values()
+    return contribution.weight
+
+
+def _copied(combined: Combined) -> Delta:
+    (contribution,) = combined.contributions.values()
+    delta = contribution.pruned.pruning.delta
+    assert delta.base is not None
+    return Delta(delta.tuned.clone(), delta.base.clone())
