@@ -47,8 +47,8 @@ _PLANS: dict[int, Plan] = {}
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Let merges that this thread plans meanwhile tell the listener what they combine."""
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Let merges that this thread plans meanwhile tell a listener what they combine."""
     before, _GATHERING.listener = _GATHERING.listener, listener
     try:
         yield

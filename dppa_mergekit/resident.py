@@ -213,12 +213,13 @@ def load_model(
         raise DppaError(f"{folder}: transformers cannot load the model ({reason}).") from error
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
-        return model.to(device).eval(), tokenizer
-    # torch raises RuntimeError for a device that it does not have, and for one that is full.
-    except RuntimeError as error:
+        torch.nn.Module.to(model, torch.device(device))
+        return model.eval(), tokenizer
+    # What torch raises for a device that is full, that is not there, or that it is not built for.
+    except (RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).splitlines()[:1]).rstrip(".")
         raise DppaError(
-            f"The model needs {needed / 1e9:.1f} GB on {device}, and cannot be put there ({reason})."
+            f"The model needs {needed / 1e9:.1f} GB on {device} and cannot be put there ({reason})."
         ) from error
 
 

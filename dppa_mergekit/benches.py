@@ -1,0 +1,230 @@
+"""Where candidates of one model are tried: in memory, or in a folder that a command scores.
+
+A bench knows one fine-tuned model of a recipe: it scores the model as it is, and pruned, alone on
+the base, with any factors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from dppa_mergekit.combination import Combined
+from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.resident import ResidentModel, load_model, merged
+from dppa_mergekit.scores import Score, Scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Items = Mapping[str, Sequence[int]]
+"""Task -> the indices of some of its items; none where it is scored as a whole."""
+
+DENSE = "amplify_dense"
+
+
+class Bench(Protocol):
+    """Where the candidates of one model are tried."""
+
+    def dense(self, items: Items) -> Scores:
+        """The scores of the fine-tuned model as it is."""
+        ...
+
+    def parameters(self) -> list[str]:
+        """The factors that the pruned model has: `amplify_90`, ... down to its density."""
+        ...
+
+    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+        """The scores of the pruned model with factors, each named as in `parameters`."""
+        ...
+
+
+class Scorer(Protocol):
+    """Scores live models; `harness.Harness` does it by lm-eval."""
+
+    def score(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Items
+    ) -> Scores:
+        """The scores on some items of some tasks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how models are held.
+
+    Attributes:
+        device: As torch names it.
+        dtype: Of the live weights; as they are stored where None.
+        trust_remote_code: As transformers has it.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class LiveBench:
+    """One resident model whose factors are set in memory; loaded when it is first needed.
+
+    Attributes:
+        recipe: Of the model alone.
+        model: The fine-tuned model, as the recipe spells it.
+        scorer: Of live models.
+        workspace: A folder on a disk that has room for the merged model.
+        placement: Where and how models are held.
+        tune_dense: Whether `amplify_dense` is one of the factors.
+    """
+
+    recipe: Recipe
+    model: str
+    scorer: Scorer
+    workspace: Path
+    placement: Placement = Placement()
+    tune_dense: bool = False
+    _resident: ResidentModel | None = field(default=None, init=False)
+
+    def dense(self, items: Items) -> Scores:
+        """The scores of the fine-tuned model as it is."""
+        where = self.placement
+        model, tokenizer = load_model(
+            local_folder(self.model, where.trust_remote_code),
+            where.device,
+            where.dtype,
+            where.trust_remote_code,
+        )
+        return self.scorer.score(model, tokenizer, items)
+
+    def parameters(self) -> list[str]:
+        """The factors that the pruned model has."""
+        return _named(self._loaded().rates, self.tune_dense)
+
+    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+        """The scores of the pruned model with factors."""
+        resident = self._loaded()
+        of_rates = {rate: factors[f"amplify_{rate}"] for rate in resident.rates}
+        resident.set_factors(of_rates, factors.get(DENSE))
+        return self.scorer.score(resident.model, resident.tokenizer, items)
+
+    def _loaded(self) -> ResidentModel:
+        if self._resident is None:
+            self._resident = ResidentModel.load(
+                self.recipe,
+                self.workspace,
+                self.placement.device,
+                self.placement.dtype,
+                self.tune_dense,
+                self.placement.trust_remote_code,
+            )
+        return self._resident
+
+
+@dataclass
+class FolderBench:
+    """Merged folders, which a command of the user's scores as a whole.
+
+    Attributes:
+        recipe: Of the model alone.
+        model: The fine-tuned model, as the recipe spells it.
+        command: With {model} where the folder goes; it prints JSON, task -> score.
+        workspace: A folder on a disk that has room for the merged model.
+        tune_dense: Whether `amplify_dense` is one of the factors.
+        trust_remote_code: As mergekit has it.
+    """
+
+    recipe: Recipe
+    model: str
+    command: str
+    workspace: Path
+    tune_dense: bool = False
+    trust_remote_code: bool = False
+    _rates: set[int] = field(default_factory=set, init=False)
+
+    def dense(self, items: Items) -> Scores:
+        """The scores of the fine-tuned model as it is."""
+        return self._run(local_folder(self.model, self.trust_remote_code), items)
+
+    def parameters(self) -> list[str]:
+        """The factors that the pruned model has."""
+        if not self._rates:
+            with merged(self.recipe, self.workspace, self._listen, self.trust_remote_code):
+                pass
+        return _named(sorted(self._rates, reverse=True), self.tune_dense)
+
+    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+        """The scores of the pruned model with factors."""
+        recipe = self.recipe.with_parameters(self.model, factors)
+        with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
+            return self._run(folder, items)
+
+    def _listen(self, combined: Combined) -> None:
+        for contribution in combined.contributions.values():
+            self._rates.update(contribution.pruned.pruning.rates)
+
+    def _run(self, folder: Path, items: Items) -> Scores:
+        command = self.command.replace("{model}", shlex.quote(str(folder.resolve())))
+        ended = subprocess.run(command, shell=True, capture_output=True, text=True)
+        if ended.returncode:
+            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+            raise DppaError(f"The score command ended with {ended.returncode}: {last}")
+        try:
+            printed = json.loads(ended.stdout)
+            scores = {task: Score(float(printed[task])) for task in items}
+        except (ValueError, TypeError):
+            raise DppaError(
+                f"The score command printed {ended.stdout.strip()[:80]!r}; allowed is JSON, as in "
+                f'{{"task": 0.5}}.'
+            ) from None
+        except KeyError as error:
+            raise DppaError(f"The score command printed no score for task {error}.") from None
+        for task, score in scores.items():
+            if not math.isfinite(score.value):
+                raise DppaError(f"The score command printed {score.value} for task {task}.")
+        return scores
+
+
+@dataclass(frozen=True)
+class CallableScorer:
+    """Scores by any function of a live model and its tokenizer: task -> score."""
+
+    function: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]]
+
+    def score(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Items
+    ) -> Scores:
+        """The scores of the tasks that are asked for, as a whole."""
+        scores = self.function(model, tokenizer)
+        return {task: Score(float(score)) for task, score in scores.items()}
+
+
+def _named(rates: Sequence[int], tune_dense: bool) -> list[str]:
+    if not rates:
+        raise RecipeError("The recipe prunes no linear of the model: there are no partitions.")
+    return [f"amplify_{rate}" for rate in rates] + ([DENSE] if tune_dense else [])
+
+
+def local_folder(model: str, trust_remote_code: bool = False) -> Path:
+    """Where a model of a recipe is on this machine; with its LoRA, merged as mergekit does.
+
+    Raises:
+        DppaError: It cannot be found.
+    """
+    from mergekit.common import ModelReference
+
+    try:
+        whole = ModelReference.parse(model).merged(trust_remote_code=trust_remote_code)
+        return Path(whole.local_path())
+    # Whatever the hub's client raises for a name that is no folder and cannot be fetched.
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DppaError(f"{model} cannot be found ({reason}).") from error

@@ -1,0 +1,149 @@
+"""The command line: one group, `mergekit-dppa`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@click.group()
+@click.version_option(package_name="dppa-mergekit")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+def main(verbose: bool) -> None:
+    """Find factors and weights of DPPA merges (arXiv 2403.02799)."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--tasks",
+    "tasks_file",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The tasks file; its dev tasks choose.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the recipe goes, with its factors filled in.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["joint", "paper"]),
+    default="joint",
+    show_default=True,
+    help="joint: all factors together, by coordinates. paper: the paper's hill climb.",
+)
+@click.option(
+    "--max-evaluations",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="Candidates for each domain.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Steps without gain after which the paper's climb ends.",
+)
+@click.option(
+    "--range",
+    "range_",
+    type=(click.FloatRange(min=0), click.FloatRange(min=0)),
+    help="The least and the largest factor.  [default: 0.2 3; of dare_dpa 0.1 1]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Deals out the items.")
+@click.option("--tune-dense", is_flag=True, help="Tune amplify_dense too.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where models live: cpu, cuda, ..."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    show_default=True,
+    help="Of the live weights; auto is as they are stored.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="In place of the tasks file's.")
+@click.option("--limit", type=click.IntRange(min=1), help="In place of the tasks file's.")
+@click.option(
+    "--score-command",
+    help="Scores in place of lm-eval: a shell command with {model} for a merged folder, that "
+    'prints JSON, as in {"task": 0.5}.',
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model.")
+def search(
+    recipe: Path,
+    tasks_file: Path,
+    output: Path,
+    strategy: str,
+    max_evaluations: int,
+    patience: int,
+    range_: tuple[float, float] | None,
+    seed: int,
+    tune_dense: bool,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    limit: int | None,
+    score_command: str | None,
+    trust_remote_code: bool,
+) -> None:
+    """Find the amplification factors of RECIPE's models, each alone on the base, by evaluation.
+
+    Killed, the same command goes on where it was.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from dppa_mergekit.benches import Placement
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.tasks import TasksFile
+    from dppa_mergekit.tuning import Search, default_options
+
+    read = Recipe.read(recipe)
+    tasks = TasksFile.read(tasks_file)
+    changes = {"batch_size": batch_size, "limit": limit}
+    tasks = tasks.model_copy(update={key: value for key, value in changes.items() if value})
+    options = replace(
+        default_options(read.method),
+        strategy=strategy,
+        max_evaluations=max_evaluations,
+        patience=patience,
+        seed=seed,
+    )
+    if range_ is not None:
+        low, high = range_
+        if not low <= 1 <= high:
+            raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range with 1 in it.")
+        options = replace(options, low=low, high=high)
+    placement = Placement(
+        device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code
+    )
+    run = Search(read, tasks, output, options, placement, tune_dense, score_command)
+    try:
+        found = run.run()
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nInterrupted; what was scored is in {run.journal}, and the same command goes on.",
+            err=True,
+        )
+        sys.exit(130)
+    for each in found:
+        factors = ", ".join(f"{name} {factor:g}" for name, factor in each.factors.items())
+        click.echo(
+            f"{each.domain}: {factors}; dev Domain-Ratio {each.before} -> {each.after} "
+            f"({each.evaluations} candidates, {each.seconds:.0f} s)"
+        )
+    click.echo(f"{output}: the recipe with these factors")

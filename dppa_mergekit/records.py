@@ -1,0 +1,44 @@
+"""Run records: beside what a command produced, how it came to be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+LOG = logging.getLogger(__name__)
+
+FILE = "dppa_run.json"
+PACKAGES = ("dppa-mergekit", "mergekit", "torch", "transformers")
+
+
+def write_record(
+    output: Path, command: str, subject: Mapping[str, object], results: Sequence[object]
+) -> None:
+    """Add to the record beside an output, or replace what it says of it.
+
+    Args:
+        output: The file or folder that was produced.
+        command: What produced it.
+        subject: Plain data about the inputs, arguments and seeds.
+        results: Plain data.
+    """
+    path = output.with_name(FILE)
+    records: dict[str, object] = {}
+    if path.exists():
+        try:
+            records = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            LOG.warning("%s is damaged and is written anew.", path)
+    records[output.name] = {
+        "command": command,
+        "versions": {name: version(name) for name in PACKAGES},
+        **subject,
+        "results": list(results),
+    }
+    beside = path.with_name(f".{FILE}.{os.getpid()}")
+    beside.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)

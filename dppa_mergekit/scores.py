@@ -1,0 +1,140 @@
+"""Scores of models on tasks, and what is made of them: the paper's ratios, with their errors.
+
+    Task-Ratio    = score of the pruned or merged model / score of the dense fine-tuned model
+    Domain-Ratio  = geometric mean of the Task-Ratios of a domain, in percent   (eqs. 7, 8)
+
+Two models are compared item by item on the same items, so that what makes an item hard for both
+does not count as noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[numpy.float64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one model on one task.
+
+    Attributes:
+        value: The task's metric.
+        items: (items,) the metric item by item, whose mean the value is; empty where unknown.
+    """
+
+    value: float
+    items: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, items: Sequence[float]) -> Score:
+        """The mean over items."""
+        return cls(math.fsum(items) / len(items), tuple(items))
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of the mean; None for fewer than two items."""
+        number = len(self.items)
+        if number < 2:
+            return None
+        return float(numpy.std(self.items, ddof=1) / math.sqrt(number))
+
+
+Scores: TypeAlias = Mapping[str, Score]
+"""Task -> score."""
+
+
+def joined(parts: Sequence[Scores]) -> Scores:
+    """The scores over all items of several parts of the same tasks."""
+    if len(parts) == 1:
+        return parts[0]
+    return {task: Score.of([x for part in parts for x in part[task].items]) for task in parts[0]}
+
+
+def task_ratio(score: Score, dense: float) -> float:
+    """Score over the dense model's score, which is not 0."""
+    return score.value / dense
+
+
+def domain_ratio(scores: Scores, dense: Mapping[str, float]) -> float:
+    """The Domain-Ratio in percent (eq. 8).
+
+    Args:
+        scores: Of the domain's tasks.
+        dense: Task -> score of the dense fine-tuned model, above 0.
+    """
+    ratios = [max(0.0, task_ratio(score, dense[task])) for task, score in scores.items()]
+    return 100 * math.prod(ratios) ** (1 / len(ratios))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its standard error; None where nothing is known of it."""
+
+    value: float
+    error: float | None = None
+
+    def __str__(self) -> str:
+        """With one digit, as in 93.1 +- 1.2."""
+        return f"{self.value:.1f}" + ("" if self.error is None else f" ± {self.error:.1f}")
+
+
+def ratio_estimate(scores: Scores, dense: Mapping[str, float]) -> Estimate:
+    """The Domain-Ratio with its standard error: that of the items, by the delta method."""
+    influences = _influences(scores, dense)
+    error = None if influences is None else math.sqrt(sum(_variance(x) for x in influences))
+    return Estimate(domain_ratio(scores, dense), error)
+
+
+def difference(left: Scores, right: Scores, dense: Mapping[str, float]) -> Estimate:
+    """How much better `left` is by its smoothed ratio, with the error of the paired items.
+
+    Args:
+        left: On the same items as `right`.
+        right: Of another model.
+        dense: As for `domain_ratio`.
+    """
+    value = smoothed_ratio(left, dense) - smoothed_ratio(right, dense)
+    of_left, of_right = _influences(left, dense), _influences(right, dense)
+    if of_left is None or of_right is None:
+        return Estimate(value)
+    pairs = zip(of_left, of_right, strict=True)
+    return Estimate(value, math.sqrt(sum(_variance(x - y) for x, y in pairs)))
+
+
+def smoothed_ratio(scores: Scores, dense: Mapping[str, float]) -> float:
+    """The Domain-Ratio as candidates are chosen by it: with half an item right beside the others.
+
+    A task on which nothing is right makes every Domain-Ratio 0, whatever the other tasks say.
+    """
+    logarithms = [math.log(_smoothed(score) / dense[task]) for task, score in scores.items()]
+    return 100 * math.exp(math.fsum(logarithms) / len(logarithms))
+
+
+def _smoothed(score: Score) -> float:
+    number = len(score.items)
+    if number == 0:
+        return max(score.value, 1e-9)
+    return (max(0.0, score.value) * number + 0.5) / (number + 1)
+
+
+def _influences(scores: Scores, dense: Mapping[str, float]) -> list[Floats] | None:
+    """Task by task: what each item moves the smoothed ratio by, from where it would be at 0."""
+    if any(len(score.items) < 2 for score in scores.values()):
+        return None
+    ratio = smoothed_ratio(scores, dense)
+    return [
+        numpy.asarray(score.items) * (ratio / (len(scores) * len(score.items) * _smoothed(score)))
+        for score in scores.values()
+    ]
+
+
+def _variance(influence: Floats) -> float:
+    """Of the sum of independent items."""
+    return float(numpy.var(influence, ddof=1) * len(influence))

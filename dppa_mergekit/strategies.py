@@ -1,0 +1,144 @@
+"""Search strategies: in which order candidates are tried.
+
+A strategy drives a contest, which remembers; what has been scored best at its end, or when the
+budget is spent, is the result. It knows neither models nor lm-eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dppa_mergekit.contest import ONE, Candidate, Contest
+
+STEP = 10
+"""The paper's step: a tenth."""
+
+COARSE, FINER = 4 * STEP, (2 * STEP, STEP)
+"""The joint search's first grid, and the steps around its best."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The factors of one model that are tuned.
+
+    Attributes:
+        size: How many there are.
+        low: The least, in hundredths.
+        high: The largest.
+        downwards: Whether factors reduce: of random partitions, which were rescaled.
+        patience: Steps without gain after which a climb ends.
+    """
+
+    size: int
+    low: int
+    high: int
+    downwards: bool = False
+    patience: int = 1
+
+    @property
+    def start(self) -> Candidate:
+        """Factors 1."""
+        return (ONE,) * self.size
+
+
+Strategy = Callable[[Contest, Space], None]
+
+
+def paper(contest: Contest, space: Space) -> None:
+    """The paper's hill climb (3.3.2), from both initialisations.
+
+    Method 1: partitions of lower rates are absent while one is tuned, and are added one by one.
+    Method 2: all are there, at factor 1, from the start.
+    """
+    for absent in (0, ONE):
+        factors = [absent] * space.size
+        for place in range(space.size):
+            factors[place] = ONE
+            factors = list(_climb(contest, space, tuple(factors), place))
+
+
+def _climb(contest: Contest, space: Space, start: Candidate, place: int) -> Candidate:
+    """From factor 1 by steps of a tenth, until so many in a row do not improve."""
+    step = -STEP if space.downwards else STEP
+    best, value, misses, factor = start, contest.value(start), 0, ONE
+    while misses < space.patience and space.low <= factor + step <= space.high:
+        factor += step
+        candidate = _moved(start, place, factor)
+        reached = contest.value(candidate)
+        if reached > value:
+            best, value, misses = candidate, reached, 0
+        else:
+            misses += 1
+    return best
+
+
+def joint(contest: Contest, space: Space) -> None:
+    """Coordinate search over all factors together, then the paper's climbs as candidates too.
+
+    First one factor for all partitions, then each by itself, round after round until none
+    improves: a coarse grid, and finer steps around its best.
+    """
+    before = contest.value(space.start)
+    current = _tuned(contest, space, space.start, range(space.size))
+    while True:
+        for place in range(space.size):
+            current = _tuned(contest, space, current, [place])
+        reached = contest.value(current)
+        if reached <= before:
+            break
+        before = reached
+    paper(contest, space)
+
+
+def _tuned(contest: Contest, space: Space, start: Candidate, places: Sequence[int]) -> Candidate:
+    """The best candidate with other factors, all equal, at some places."""
+
+    def at(factor: int) -> Candidate:
+        moved = start
+        for place in places:
+            moved = _moved(moved, place, factor)
+        return moved
+
+    low, high = space.low, space.high
+    first = low + (ONE - low) % COARSE
+    tried = {factor: at(factor) for factor in range(first, high + 1, COARSE)}
+    best = _middle(contest, tried, start)
+    for step in FINER:
+        here = best[places[0]]
+        around = [here - step, here, here + step]
+        tried.update({factor: at(factor) for factor in around if low <= factor <= high})
+        best = _middle(contest, tried, start)
+    contest.preferred = best
+    return best
+
+
+def _middle(contest: Contest, tried: Mapping[int, Candidate], start: Candidate) -> Candidate:
+    """The best of those tried, by their factor; of a plateau of equals around it, the middle.
+
+    Factor 1 if that is on the plateau; the start if it alone is best.
+    """
+    ranked = contest.race([start, *tried.values()])
+    value = contest.value(ranked[0])
+    best = {each for each in ranked if contest.value(each) == value}
+    plateau: list[int] = []
+    for factor in sorted(tried):
+        if tried[factor] in best:
+            plateau.append(factor)
+        elif ranked[0] in (tried[each] for each in plateau):
+            break
+        else:
+            plateau.clear()
+    if ONE in plateau:
+        return tried[ONE]
+    if not plateau:
+        return start
+    middles = plateau[(len(plateau) - 1) // 2 : len(plateau) // 2 + 1]
+    return tried[min(middles, key=lambda factor: abs(factor - ONE))]
+
+
+def _moved(candidate: Candidate, place: int, factor: int) -> Candidate:
+    return (*candidate[:place], factor, *candidate[place + 1 :])
+
+
+STRATEGIES: dict[str, Strategy] = {"paper": paper, "joint": joint}

@@ -1,0 +1,136 @@
+"""Strategies and contests against landscapes whose best is known, without any model."""
+
+from random import Random
+
+import pytest
+from landscape import Landscape, hill
+
+from dppa_mergekit.benches import Items
+from dppa_mergekit.contest import Contest, dealt
+from dppa_mergekit.scores import Score, Scores
+from dppa_mergekit.search import DomainSearch, Options, Tuned
+from dppa_mergekit.tasks import TasksError
+
+
+def run(bench: Landscape, **options: object) -> Tuned:
+    items = {"a": len(bench.thresholds)}
+    return DomainSearch("math", "./math", items, bench, Options(**options)).run()
+
+
+def dipped(a: float, b: float) -> float:
+    """A hill with a dip beside 1, where the first step does not improve."""
+    return hill(2.2, 1.8)(a, b) - (0.6 if 1.0 < a < 1.5 else 0)
+
+
+@pytest.mark.parametrize("strategy", ["paper", "joint"])
+def test_finds_the_top_of_a_hill(strategy: str) -> None:
+    tuned = run(Landscape(hill(1.7, 1.3)), strategy=strategy)
+    assert tuned.factors == pytest.approx({"amplify_90": 1.7, "amplify_80": 1.3}, abs=0.1001)
+    assert tuned.after.value > tuned.before.value
+
+
+def test_joint_finds_what_the_climb_misses() -> None:
+    climbed = run(Landscape(dipped), strategy="paper")
+    joint = run(Landscape(dipped), strategy="joint", max_evaluations=200)
+    assert climbed.factors["amplify_90"] == 1.0
+    assert joint.factors == pytest.approx({"amplify_90": 2.2, "amplify_80": 1.8}, abs=0.1001)
+
+
+def test_patience_steps_over_a_dip() -> None:
+    tuned = run(Landscape(dipped), strategy="paper", patience=5)
+    assert tuned.factors["amplify_90"] == pytest.approx(2.2, abs=0.1001)
+
+
+def test_the_papers_climb_step_by_step() -> None:
+    bench = Landscape(lambda a, b: 0.9 - 5 * (a - 1.2) ** 2 - 5 * (b - 1.1) ** 2 * (b > 0))
+    run(bench, strategy="paper")
+    tried = list(dict.fromkeys(values for values, _ in bench.calls))
+    assert tried == [
+        (1.0, 1.0),
+        # Method 1: the 80 partition is absent while that of 90 is tuned.
+        (1.0, 0.0), (1.1, 0.0), (1.2, 0.0), (1.3, 0.0),
+        (1.2, 1.0), (1.2, 1.1), (1.2, 1.2),
+        # Method 2: it is there, at factor 1.
+        (1.1, 1.0), (1.3, 1.0),
+    ]  # fmt: skip
+
+
+def test_random_partitions_are_climbed_downwards() -> None:
+    bench = Landscape(hill(0.7, 0.8))
+    tuned = run(bench, strategy="paper", low=0.1, high=1.0, downwards=True)
+    assert tuned.factors == pytest.approx({"amplify_90": 0.7, "amplify_80": 0.8}, abs=0.1001)
+    assert max(max(values) for values, _ in bench.calls) == 1.0
+
+
+@pytest.mark.parametrize("strategy", ["paper", "joint"])
+@pytest.mark.parametrize("seed", range(8))
+def test_never_below_the_start(strategy: str, seed: int) -> None:
+    # Nothing is better than 1, and all differences are noise.
+    flat = Landscape(lambda *factors: 0.5, items=60, noise=0.2)
+    tuned = run(flat, strategy=strategy, seed=seed)
+    assert tuned.after.value >= tuned.before.value
+    assert tuned.confirmed is not None
+    assert tuned.confirmed[1].value >= tuned.confirmed[0].value
+
+
+def test_a_plateau_is_resolved_by_its_middle() -> None:
+    def quality(a: float, b: float) -> float:
+        return 0.8 if 1.35 < a < 2.25 else 0.3
+
+    tuned = run(Landscape(quality), strategy="joint")
+    assert tuned.factors == pytest.approx({"amplify_90": 1.8, "amplify_80": 1.0}, abs=0.101)
+
+
+def test_a_tie_goes_to_factors_of_1() -> None:
+    tuned = run(Landscape(lambda *factors: 0.5), strategy="joint")
+    assert tuned.factors == {"amplify_90": 1.0, "amplify_80": 1.0}
+
+
+def test_nothing_is_scored_twice_and_bad_candidates_are_given_up() -> None:
+    bench = Landscape(hill(1.7, 1.3), noise=0.02)
+    tuned = run(bench, strategy="joint")
+    per_fold = len(bench.thresholds) / 6
+    pairs = [(values, place) for place, (values, _) in enumerate(bench.calls)]
+    of_candidate = [values for values, _ in pairs]
+    assert max(of_candidate.count(values) for values in of_candidate) <= 6
+    assert len(bench.calls) * per_fold < 0.7 * tuned.evaluations * len(bench.thresholds)
+
+
+def test_the_budget_holds() -> None:
+    bench = Landscape(hill(1.7, 1.3))
+    tuned = run(bench, strategy="joint", max_evaluations=7)
+    assert tuned.evaluations == len({values for values, _ in bench.calls}) == 7
+
+
+def test_a_dense_score_of_zero_names_the_task() -> None:
+    class Nothing(Landscape):
+        def dense(self, items: Items) -> Scores:
+            return {task: Score.of([0.0] * len(chosen)) for task, chosen in items.items()}
+
+    with pytest.raises(TasksError, match=r"\./math itself scores 0 on task a"):
+        run(Nothing(hill(1.0, 1.0)))
+
+
+def test_items_are_dealt_out_once() -> None:
+    folds = dealt({"a": 250, "b": 61}, seed=3)
+    assert len(folds) == 6
+    for task, number in (("a", 250), ("b", 61)):
+        assert sorted(item for fold in folds for item in fold[task]) == list(range(number))
+    assert len(dealt({"a": 250, "b": 5}, seed=3)) == 1
+
+
+def test_a_race_keeps_what_chance_may_explain() -> None:
+    rng = Random(0)
+    luck = [rng.random() for _ in range(300)]
+    rates = {(100,): 0.60, (110,): 0.61, (200,): 0.30}
+
+    def score(candidate: tuple[int, ...], fold: int) -> Scores:
+        scored.append((candidate, fold))
+        part = luck[fold * 50 : fold * 50 + 50]
+        return {"a": Score.of([float(each < rates[candidate]) for each in part])}
+
+    scored: list[tuple[tuple[int, ...], int]] = []
+    contest = Contest(score, 6, {"a": 1.0}, 10)
+    assert (200,) not in contest.race(list(rates))
+    assert [fold for candidate, fold in scored if candidate == (200,)] == [0]
+    assert [fold for candidate, fold in scored if candidate == (110,)] == [0, 1, 2, 3]

@@ -1,0 +1,263 @@
+"""`mergekit-dppa search` on tiny models: what it writes, how it goes on, what it refuses."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from conftest import Merge
+from search_models import save_search
+
+from dppa_mergekit.command import main
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.resident import ResidentModel
+from dppa_mergekit.search import Options
+from dppa_mergekit.tuning import search_amplification
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_search(tmp_path_factory.mktemp("search"))
+
+
+@pytest.fixture
+def command(saved: Path, tmp_path: Path) -> Command:
+    """command(*options, recipe=..., tasks=...) writes tmp_path/tuned.yml."""
+
+    def run(
+        *options: str,
+        recipe: Path | str = "recipe.yml",
+        tasks: Path | str = "tasks.yml",
+        output: Path | str | None = None,
+    ) -> Result:
+        arguments = [
+            str(saved / recipe),
+            f"--tasks={saved / tasks}",
+            f"--output={tmp_path / 'tuned.yml' if output is None else output}",
+        ]
+        return CliRunner().invoke(main, ["search", *arguments, *options])
+
+    return run
+
+
+def changed(saved: Path, tmp_path: Path, name: str, change: Callable[[dict], object]) -> Path:
+    content = yaml.safe_load((saved / name).read_text(encoding="utf-8"))
+    if name == "tasks.yml":
+        content["include_path"] = str(saved / "tasks")
+    change(content)
+    path = tmp_path / f"changed_{name}"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def journal(tmp_path: Path) -> list[dict]:
+    text = (tmp_path / "tuned.yml.journal.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("strategy", ["joint", "paper"])
+def test_what_it_writes(
+    strategy: str, command: Command, saved: Path, tmp_path: Path, merge: Merge
+) -> None:
+    result = command(f"--strategy={strategy}", "--max-evaluations=8")
+    assert result.exit_code == 0, result.output
+    assert (
+        result.stdout.splitlines()[-1] == f"{tmp_path / 'tuned.yml'}: the recipe with these factors"
+    )
+    before = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
+    tuned = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    # Down to the density of each model, and nothing else has changed.
+    names = [["amplify_90", "amplify_80"], ["amplify_90"]]
+    for entry, wanted in zip(tuned["models"], names, strict=True):
+        found = {name: entry["parameters"].pop(name) for name in wanted}
+        assert all(0 < factor <= 3 for factor in found.values())
+    assert tuned == before
+    assert list(tuned) == list(before)
+    merge(yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8")))
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    assert [each["domain"] for each in record["results"]] == ["math", "law"]
+    assert "| math |" in (tmp_path / "tuned.md").read_text(encoding="utf-8")
+    # Test tasks are never seen, and no merged folder is left.
+    assert "_test" not in (tmp_path / "tuned.yml.journal.jsonl").read_text(encoding="utf-8")
+    assert not list(tmp_path.glob(".dppa-*"))
+    for line in journal(tmp_path)[1:]:
+        if line["candidate"] == "dense":
+            assert next(iter(line["scores"].values()))[0] == 1.0
+
+
+def test_scores_are_those_of_the_merged_checkpoint(
+    command: Command, saved: Path, tmp_path: Path, merge: Merge
+) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    assert command("--strategy=paper", "--max-evaluations=6").exit_code == 0
+    tuned = Recipe.read(tmp_path / "tuned.yml")
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    for name, result in zip(("math", "law"), record["results"], strict=True):
+        merge(tuned.alone(str(saved / name)).content, output=f"alone_{name}")
+        scored = simple_evaluate(
+            "hf",
+            model_args={"pretrained": str(tmp_path / f"alone_{name}")},
+            tasks=[f"{name}_dev"],
+            task_manager=TaskManager(include_path=str(saved / "tasks"), include_defaults=False),
+            batch_size=8,
+            device="cpu",
+            bootstrap_iters=0,
+        )
+        score = scored["results"][f"{name}_dev"]["acc,none"]
+        assert result["after"]["value"] == pytest.approx(100 * float(score), abs=1e-9)
+
+
+def test_goes_on_where_it_was(command: Command, tmp_path: Path) -> None:
+    assert command("--max-evaluations=6").exit_code == 0
+    whole = (tmp_path / "tuned.yml").read_text(encoding="utf-8")
+    lines = (tmp_path / "tuned.yml.journal.jsonl").read_text(encoding="utf-8").splitlines(True)
+    cut = tmp_path / "tuned.yml.journal.jsonl"
+    cut.write_text("".join(lines[: len(lines) // 2]), encoding="utf-8")
+    (tmp_path / "tuned.yml").unlink()
+    assert command("--max-evaluations=6").exit_code == 0
+    assert (tmp_path / "tuned.yml").read_text(encoding="utf-8") == whole
+    strip = [{**line, "seconds": 0} for line in journal(tmp_path)]
+    assert strip == [{**json.loads(line), "seconds": 0} for line in lines]
+    # With all of it there, nothing is evaluated.
+    assert command("--max-evaluations=6").exit_code == 0
+    assert len(journal(tmp_path)) == len(lines)
+
+
+def test_another_search_has_another_journal(command: Command) -> None:
+    assert command("--max-evaluations=2").exit_code == 0
+    result = command("--max-evaluations=2", "--seed=1", "--limit=40")
+    assert result.exit_code == 1
+    assert "differs in tasks, options" in result.stderr
+
+
+def test_a_score_command(command: Command, tmp_path: Path) -> None:
+    script = tmp_path / "score.py"
+    # The norm of a weight stands for a score: 0.4 is best.
+    script.write_text(
+        "import json, sys, pathlib, safetensors.torch as s\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "norm = sum(float(t.norm()) for f in folder.glob('*.safetensors')\n"
+        "           for n, t in s.load_file(f).items() if 'up_proj' in n)\n"
+        "print(json.dumps({'math_dev': norm, 'law_dev': 1.0}))\n",
+        encoding="utf-8",
+    )
+    result = command(
+        f"--score-command={sys.executable} {script} {{model}}",
+        "--max-evaluations=4",
+    )
+    assert result.exit_code == 0, result.output
+    tuned = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    # A larger factor is a larger norm, as far as the budget goes.
+    assert tuned["models"][0]["parameters"]["amplify_90"] > 1.0
+    assert not list(tmp_path.glob(".dppa-*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo nothing", "allowed is JSON"),
+        ("echo '{}'", "printed no score for task 'math_dev'"),
+        ("echo no file >&2; exit 3", "ended with 3: no file"),
+        ("echo '{\"math_dev\": NaN}'", "printed nan for task math_dev"),
+    ],
+)
+def test_a_score_command_that_fails(script: str, message: str, command: Command) -> None:
+    result = command(f"--score-command={script}")
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+def test_from_python(saved: Path, tmp_path: Path) -> None:
+    seen = []
+
+    def score(model, tokenizer) -> dict[str, float]:
+        norm = sum(float(tensor.norm()) for tensor in model.parameters())
+        seen.append((norm, len(tokenizer)))
+        return {"norm": norm}
+
+    recipe = Recipe.read(saved / "recipe.yml")
+    tuned = search_amplification(
+        recipe, str(saved / "math"), score, Options("joint", 6), workspace=tmp_path
+    )
+    assert tuned.factors["amplify_90"] > 1.0
+    # The dense model, and every candidate once.
+    assert len(seen) == tuned.evaluations + 1
+    resident = ResidentModel.load(recipe.alone(str(saved / "math")), tmp_path)
+    resident.set_factors({90: tuned.factors["amplify_90"], 80: tuned.factors["amplify_80"]})
+    assert max(norm for norm, _ in seen[1:]) == pytest.approx(
+        score(resident.model, resident.tokenizer)["norm"]
+    )
+
+
+def test_mistakes_end_in_one_sentence_before_any_evaluation(
+    command: Command, saved: Path, tmp_path: Path
+) -> None:
+    def recipe(change: Callable[[dict], object]) -> Path:
+        return changed(saved, tmp_path, "recipe.yml", change)
+
+    def tasks(change: Callable[[dict], object]) -> Path:
+        return changed(saved, tmp_path, "tasks.yml", change)
+
+    def domain(**values: object) -> Callable[[dict], object]:
+        return lambda content: content["domains"]["math"].update(values)
+
+    cases = [
+        (command(tasks=tasks(domain(dev={"math_dve": "acc,none"}))),
+         "lm-eval knows no task math_dve: did you mean math_dev"),
+        (command(tasks=tasks(domain(dev={"math_dev": "exact_match,none"}))),
+         "has no metric 'exact_match,none'; it has acc,none"),
+        (command(tasks=tasks(domain(model="./maths"))),
+         "has no fine-tuned model ./maths; it has"),
+        (command(tasks=tasks(domain(test={"math_dev": "acc,none"}))),
+         "task math_dev is under math.dev and under math.test"),
+        (command(tasks=tasks(domain(dev={}))), "Domain math has no dev tasks"),
+        (command(tasks=tasks(lambda c: c.update(batchsize=3))), "batchsize: Extra inputs"),
+        (command(tasks=tasks(lambda c: c.update(include_path="nowhere"))), "is not a folder"),
+        (command(recipe=recipe(lambda c: c.update(merge_method="dp"))),
+         "dp has no partitions to amplify; allowed are dppa, dppa_ties, dare_dpa"),
+        (command(recipe=recipe(lambda c: c.update(merge_method="ties"))), "ties has no partitions"),
+        (command(recipe=recipe(lambda c: c.pop("models"))), "Exactly one of 'models'"),
+        (command(output=tmp_path / "no" / "tuned.yml"), "cannot be written"),
+        (command("--range", "1.5", "2"), "allowed is a range with 1 in it"),
+    ]  # fmt: skip
+    for result, message in cases:
+        assert result.exit_code in (1, 2), (message, result.output)
+        assert message in result.stderr, result.stderr
+        assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("tuned.yml*"))
+    result = command("--device=cuda:9")
+    assert result.exit_code == 1
+    assert "GB on cuda:9 and cannot be put there" in result.stderr
+
+
+def test_a_public_test_split_draws_a_warning(
+    command: Command, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = tmp_path / "tasks"
+    shutil.copytree(saved / "tasks", tasks)
+    text = (tasks / "math_dev.yaml").read_text(encoding="utf-8")
+    (tasks / "gsm8k.yaml").write_text(text.replace("task: math_dev", "task: gsm8k"), "utf-8")
+
+    def change(content: dict) -> None:
+        content["domains"]["math"]["dev"] = {"gsm8k": "acc,none"}
+        content["include_path"] = str(tasks)
+
+    path = changed(saved, tmp_path, "tasks.yml", change)
+    assert command("--max-evaluations=1", tasks=path).exit_code == 0
+    assert "gsm8k is a public test split" in caplog.text
+
+
+def test_without_lm_eval(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    result = command()
+    assert result.exit_code == 1
+    assert "pip install 'dppa-mergekit[search]'" in result.stderr
