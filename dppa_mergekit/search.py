@@ -65,6 +65,8 @@ class Tuned:
         confirmed: Both on the items that did not choose; None where all did.
         evaluations: How many candidates were scored.
         seconds: What that took, in this run and in those that it went on with.
+        curves: Recipe parameter -> (factor, Domain-Ratio) of the candidates that differ from the
+            result in this factor alone, on as many items as each was scored on.
     """
 
     domain: str
@@ -76,6 +78,7 @@ class Tuned:
     confirmed: tuple[Estimate, Estimate] | None
     evaluations: int
     seconds: float
+    curves: Mapping[str, Sequence[tuple[float, Estimate]]]
 
 
 @dataclass
@@ -162,6 +165,7 @@ class DomainSearch:
             confirmed,
             len(contest.scored),
             self.seconds,
+            {name: _curve(contest, best, place) for place, name in enumerate(names)},
         )
 
     def _known(self) -> dict[tuple[str, int], Entry]:
@@ -198,6 +202,16 @@ class DomainSearch:
         held = entry["scores"]
         assert isinstance(held, dict)
         return {task: Score(value, tuple(items)) for task, (value, *items) in held.items()}
+
+
+def _curve(contest: Contest, best: Candidate, place: int) -> list[tuple[float, Estimate]]:
+    """Factor at one place, and the estimate, of all candidates that are else the best one."""
+    found = []
+    for candidate in sorted(contest.scored):
+        if candidate[:place] == best[:place] and candidate[place + 1 :] == best[place + 1 :]:
+            folds = [fold for fold in range(contest.folds) if (candidate, fold) in contest.known]
+            found.append((candidate[place] / ONE, contest.estimate(candidate, folds)))
+    return found
 
 
 def _factors(names: Sequence[str], candidate: Candidate) -> dict[str, float]:

@@ -24,6 +24,7 @@ from dppa_mergekit.benches import (
     local_folder,
 )
 from dppa_mergekit.checkpoints import Checkpoint
+from dppa_mergekit.curves import draw, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.harness import Harness, known_tests
 from dppa_mergekit.journal import opened
@@ -96,6 +97,8 @@ class Search:
             tuned = tuned.with_parameters(each.model, each.factors)
         replace(self.output, tuned.to_yaml())
         replace(self.output.with_suffix(".md"), summary(found, self.options.strategy))
+        if is_installed():
+            draw(found, self.output.with_suffix(".png"))
         write_record(self.output, "search", self._subject(), [asdict(each) for each in found])
         return found
 
