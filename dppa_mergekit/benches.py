@@ -6,6 +6,7 @@ the base, with any factors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shlex
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from dppa_mergekit.checkpoints import Checkpoint
 from dppa_mergekit.combination import Combined
+from dppa_mergekit.distillation import Descent, distilled
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident import ResidentModel, load_model, merged
 from dppa_mergekit.scores import Score, Scores
+from dppa_mergekit.teacher import Lessons, key_of, taught
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +51,10 @@ class Bench(Protocol):
         """The scores of the pruned model with factors, each named as in `parameters`."""
         ...
 
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> dict[str, float]:
+        """The factors by which the pruned model is likest to the fine-tuned one, within a range."""
+        ...
+
 
 class Scorer(Protocol):
     """Scores live models; `harness.Harness` does it by lm-eval."""
@@ -55,6 +63,12 @@ class Scorer(Protocol):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Items
     ) -> Scores:
         """The scores on some items of some tasks."""
+        ...
+
+    def prompts(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Items
+    ) -> list[list[int]]:
+        """The tokens of their prompts."""
         ...
 
 
@@ -84,6 +98,9 @@ class LiveBench:
         workspace: A folder on a disk that has room for the merged model.
         placement: Where and how models are held.
         tune_dense: Whether `amplify_dense` is one of the factors.
+        prompts: What the fine-tuned model teaches by; the tasks' own prompts where None.
+        lessons: Where its lessons are kept; nowhere if None.
+        batch_size: Of the teaching.
     """
 
     recipe: Recipe
@@ -92,18 +109,23 @@ class LiveBench:
     workspace: Path
     placement: Placement = Placement()
     tune_dense: bool = False
+    prompts: Sequence[str] | None = None
+    lessons: Path | None = None
+    batch_size: int = 16
     _resident: ResidentModel | None = field(default=None, init=False)
 
     def dense(self, items: Items) -> Scores:
         """The scores of the fine-tuned model as it is."""
+        return self.scorer.score(*self._tuned(), items)
+
+    def _tuned(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         where = self.placement
-        model, tokenizer = load_model(
+        return load_model(
             local_folder(self.model, where.trust_remote_code),
             where.device,
             where.dtype,
             where.trust_remote_code,
         )
-        return self.scorer.score(model, tokenizer, items)
 
     def parameters(self) -> list[str]:
         """The factors that the pruned model has."""
@@ -115,6 +137,27 @@ class LiveBench:
         of_rates = {rate: factors[f"amplify_{rate}"] for rate in resident.rates}
         resident.set_factors(of_rates, factors.get(DENSE))
         return self.scorer.score(resident.model, resident.tokenizer, items)
+
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> dict[str, float]:
+        """The factors by which the pruned model is likest to the fine-tuned one."""
+        lessons = self._taught(items)
+        found = distilled(self._loaded(), lessons, low, high, Descent(seed=seed))
+        dense = {DENSE: 1.0} if self.tune_dense else {}
+        return {f"amplify_{rate}": factor for rate, factor in found.items()} | dense
+
+    def _taught(self, items: Items) -> Lessons:
+        model, tokenizer = self._tuned()
+        if self.prompts is None:
+            prompts = self.scorer.prompts(model, tokenizer, items)
+        else:
+            prompts = [tokenizer(text)["input_ids"] for text in self.prompts]
+        key = key_of(fingerprint(self.model), prompts)
+        known = None if self.lessons is None else Lessons.read(self.lessons, key)
+        if known is None:
+            known = taught(model, tokenizer, prompts, self.batch_size)
+            if self.lessons is not None:
+                known.save(self.lessons, key)
+        return known
 
     def _loaded(self) -> ResidentModel:
         if self._resident is None:
@@ -167,6 +210,10 @@ class FolderBench:
         with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
             return self._run(folder, items)
 
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> dict[str, float]:
+        """Not possible: the teacher must see inside the model."""
+        raise DppaError("Strategy distill needs the model in memory; a score command has folders.")
+
     def _listen(self, combined: Combined) -> None:
         for contribution in combined.contributions.values():
             self._rates.update(contribution.pruned.pruning.rates)
@@ -206,11 +253,26 @@ class CallableScorer:
         scores = self.function(model, tokenizer)
         return {task: Score(float(score)) for task, score in scores.items()}
 
+    def prompts(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Items
+    ) -> list[list[int]]:
+        """Not known of a function."""
+        raise DppaError("Strategy distill needs prompts; give some.")
+
 
 def _named(rates: Sequence[int], tune_dense: bool) -> list[str]:
     if not rates:
         raise RecipeError("The recipe prunes no linear of the model: there are no partitions.")
     return [f"amplify_{rate}" for rate in rates] + ([DENSE] if tune_dense else [])
+
+
+def fingerprint(model: str) -> str:
+    """What differs between two states of a model's checkpoint."""
+    from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
+
+    index = ShardedTensorIndex.from_disk(str(local_folder(model)))
+    files = Checkpoint(model, index).fingerprint()
+    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def local_folder(model: str, trust_remote_code: bool = False) -> Path:

@@ -36,10 +36,17 @@ def main(verbose: bool) -> None:
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["joint", "paper"]),
+    type=click.Choice(["joint", "paper", "distill"]),
     default="joint",
     show_default=True,
-    help="joint: all factors together, by coordinates. paper: the paper's hill climb.",
+    help="joint: all factors together, by coordinates. paper: the paper's hill climb. distill: "
+    "the fine-tuned model teaches, and a few evaluations around its proposal decide.",
+)
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What the model teaches by, a line each, or .jsonl; its dev tasks' prompts if not given.",
 )
 @click.option(
     "--max-evaluations",
@@ -86,6 +93,7 @@ def search(
     tasks_file: Path,
     output: Path,
     strategy: str,
+    prompts_file: Path | None,
     max_evaluations: int,
     patience: int,
     range_: tuple[float, float] | None,
@@ -105,9 +113,11 @@ def search(
     from dataclasses import replace
 
     import torch
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from dppa_mergekit.benches import Placement
     from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.prompts import read_prompts
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.tasks import TasksFile
     from dppa_mergekit.tuning import Search, default_options
@@ -131,7 +141,10 @@ def search(
     placement = Placement(
         device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code
     )
-    run = Search(read, tasks, output, options, placement, tune_dense, score_command)
+    prompts = None if prompts_file is None else read_prompts(prompts_file)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    run = Search(read, tasks, output, options, placement, tune_dense, score_command, prompts)
     try:
         found = run.run()
     except KeyboardInterrupt:

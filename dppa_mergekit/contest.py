@@ -60,6 +60,11 @@ def dealt(items: Mapping[str, int], seed: int) -> list[dict[str, list[int]]]:
     return folds
 
 
+def choosing_folds(number: int) -> range:
+    """Of so many folds, those whose items choose: two thirds, the first ones."""
+    return range(number - number // 3)
+
+
 @dataclass
 class Contest:
     """Candidates of one domain, and what is known of them.
@@ -85,12 +90,12 @@ class Contest:
     @property
     def choosing(self) -> range:
         """The folds that choose; all, where there are too few to confirm."""
-        return range(self.folds - self.folds // 3)
+        return choosing_folds(self.folds)
 
     @property
     def confirming(self) -> range:
         """The folds that confirm."""
-        return range(self.folds - self.folds // 3, self.folds)
+        return range(self.choosing.stop, self.folds)
 
     @property
     def scored(self) -> list[Candidate]:

@@ -18,6 +18,7 @@ from dppa_mergekit.tasks import Metrics, TasksError, TasksFile
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FEWSHOT_SEED = 1234
@@ -110,14 +111,10 @@ class Harness:
             items: Task -> indices of its items, at least one for each.
         """
         from lm_eval import evaluate
-        from lm_eval.models.huggingface import HFLM
 
         with _quiet():
-            language_model = HFLM(
-                pretrained=model, tokenizer=tokenizer, batch_size=self._settings.batch_size
-            )
             results = evaluate(
-                language_model,
+                self._language_model(model, tokenizer),
                 {"tasks": {task: self._tasks[task] for task in items}, "groups": {}},
                 samples={task: sorted(chosen) for task, chosen in items.items()},
                 bootstrap_iters=0,
@@ -130,6 +127,41 @@ class Harness:
             task: self._score(task, results["results"][task], results["samples"][task])
             for task in items
         }
+
+    def prompts(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        items: Mapping[str, Sequence[int]],
+    ) -> list[list[int]]:
+        """The tokens of the prompts of some items, as they are scored by; each once.
+
+        Args:
+            model: Only its settings matter.
+            tokenizer: Its tokenizer.
+            items: Task -> indices of its items.
+        """
+        with _quiet():
+            language_model = self._language_model(model, tokenizer)
+            texts: dict[str, None] = {}
+            for task, chosen in items.items():
+                loaded = self._tasks[task]
+                templated = bool(self._settings.apply_chat_template)
+                loaded.build_all_requests(
+                    samples=sorted(chosen),
+                    system_instruction=self._settings.system_instruction,
+                    apply_chat_template=templated,
+                    fewshot_as_multiturn=self._settings.fewshot_as_multiturn,
+                    chat_template=language_model.apply_chat_template if templated else None,
+                    tokenizer_name=language_model.tokenizer_name if templated else "",
+                )
+                texts.update((str(each.args[0]), None) for each in loaded.instances)
+            return [list(language_model.tok_encode(text)) for text in texts]
+
+    def _language_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFLM:
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self._settings.batch_size)
 
     def _score(
         self, task: str, result: Mapping[str, object], samples: Iterable[Mapping[str, object]]

@@ -47,48 +47,91 @@ class Partition:
         delta = Delta(self.delta.tuned.to(device), None if base is None else base.to(device))
         return replace(self, bits=self.bits.to(device), delta=delta)
 
-    def place(
-        self, factor: float, weight: float, out: torch.Tensor, dtypes: Sequence[torch.dtype]
+    def _write(
+        self,
+        number: int,
+        start: int,
+        factor: float,
+        weight: float,
+        part: torch.Tensor,
+        dtypes: Sequence[torch.dtype],
     ) -> None:
-        """Write base plus the weighted, amplified delta to where the elements belong.
+        """Write base plus the weighted, amplified delta to the places of one chunk.
 
         Args:
+            number: Of the chunk.
+            start: Where it begins.
             factor: Of the partition.
             weight: Of the model.
-            out: (numel,) contiguous, on the partition's device; other elements stay.
-            dtypes: What a sum is cast to, one after the other, before it is cast to that of `out`.
+            part: The chunk's part of the weights; other elements stay.
+            dtypes: What sums are cast to, one after the other.
         """
-        places_of = chunks(out.numel(), out.device)
+        first, last = self.ends[number - 1] if number else 0, self.ends[number]
+        bits = self.bits[start // 8 : (start + part.numel() + 7) // 8]
         passes = passes_over(self.delta)
-        if any(dtype != self.delta.tuned.dtype for dtype in (*dtypes, out.dtype)):
-            passes = None
-        starts = (0, *self.ends)
-
-        def work(numbers: Iterator[int]) -> None:
-            for number in numbers:
-                start, stop = places_of[number]
-                first, last = starts[number], starts[number + 1]
-                bits = self.bits[start // 8 : (stop + 7) // 8]
-                part = out[start:stop]
-                if passes is not None:
-                    passes.place(first, last, bits.numpy(), self.divisor, factor, weight, part)
-                    continue
-                values = self._sums(first, last, factor, weight)
-                for dtype in (*dtypes, out.dtype):
-                    values = values.to(dtype)
-                part.index_copy_(0, places(unpacked(bits, stop - start)), values)
-
-        share(work, range(len(places_of)), out.device)
+        if passes is not None and all(each == self.delta.tuned.dtype for each in dtypes):
+            passes.place(first, last, bits.numpy(), self.divisor, factor, weight, part)
+            return
+        values = self._sums(first, last, factor, weight)
+        for dtype in dtypes:
+            values = values.to(dtype)
+        part.index_copy_(0, places(unpacked(bits, part.numel())), values)
 
     def _sums(self, first: int, last: int, factor: float, weight: float) -> torch.Tensor:
+        values, origin = self._values(first, last)
+        # A merge adds deltas to a sum that begins with 0, which leaves no -0.
+        return values.mul_(factor).mul_(weight).add_(0.0).add_(origin)
+
+    def _values(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The delta, after its division, and the base of some elements."""
         base = self.delta.base
         assert base is not None
         origin = base[first:last].to(self.delta.dtype)
         values = self.delta.tuned[first:last].to(self.delta.dtype) - origin
-        if self.divisor != 1.0:
-            values.div_(self.divisor)
-        # A merge adds deltas to a sum that begins with 0, which leaves no -0.
-        return values.mul_(factor).mul_(weight).add_(0.0).add_(origin)
+        return (values if self.divisor == 1.0 else values.div_(self.divisor)), origin
+
+    def gradient(self, of_weights: torch.Tensor) -> float:
+        """The derivative in the factor, at weight 1: <gradient, delta> over the elements.
+
+        Args:
+            of_weights: (numel,) the gradient in the linear's weights.
+        """
+        total = 0.0
+        for number, (start, stop) in enumerate(chunks(of_weights.numel(), of_weights.device)):
+            first, last = self.ends[number - 1] if number else 0, self.ends[number]
+            here = places(unpacked(self.bits[start // 8 : (stop + 7) // 8], stop - start))
+            values, _ = self._values(first, last)
+            gradient = of_weights[start:stop].index_select(0, here).to(values.dtype)
+            total += float(torch.dot(gradient, values))
+        return total
+
+
+def place(
+    factors: Sequence[tuple[Partition, float]],
+    weight: float,
+    out: torch.Tensor,
+    dtypes: Sequence[torch.dtype],
+) -> None:
+    """Write base plus the weighted, amplified delta to where the elements of partitions belong.
+
+    Chunk by chunk, so that what several partitions have in a chunk is written while it is cached.
+
+    Args:
+        factors: Partitions of one linear, each with its factor.
+        weight: Of the model.
+        out: (numel,) contiguous, on the partitions' device; other elements stay.
+        dtypes: What a sum is cast to, one after the other, before it is cast to that of `out`.
+    """
+    of_chunks = list(enumerate(chunks(out.numel(), out.device)))
+
+    def work(numbered: Iterator[tuple[int, tuple[int, int]]]) -> None:
+        for number, (start, stop) in numbered:
+            for partition, factor in factors:
+                partition._write(
+                    number, start, factor, weight, out[start:stop], (*dtypes, out.dtype)
+                )
+
+    share(work, of_chunks, out.device)
 
 
 def partitions(pruned: Pruned) -> list[Partition]:

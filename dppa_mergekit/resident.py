@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import torch
 from dppa_mergekit.combination import Combination, Combined, Contribution, Listener
 from dppa_mergekit.deltas import Delta
 from dppa_mergekit.errors import CheckpointError, DppaError
-from dppa_mergekit.partitions import Partition, partitions
+from dppa_mergekit.partitions import Partition, partitions, place
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.sparsification import Pruned, Pruning
 
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
 class _Linear:
     """A pruned linear: its place in the live weights, and what may be written there."""
 
+    name: str
+    part: slice
     out: torch.Tensor
     weight: float
     dtypes: Sequence[torch.dtype]
-    partition: Partition
+    partitions: Sequence[Partition]
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,14 @@ class ResidentModel:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        held: Sequence[_Linear],
+        linears: Sequence[_Linear],
         dense: Sequence[_Dense],
     ) -> None:
         """Of a live model, and what was held of its merge."""
-        self.model, self.tokenizer = model, tokenizer
-        self._dense = dense
-        self._held: dict[int, list[_Linear]] = {}
-        for each in held:
-            self._held.setdefault(each.partition.rate, []).append(each)
-        self.rates = tuple(sorted(self._held, reverse=True))
+        self.model, self.tokenizer = model.requires_grad_(False), tokenizer
+        self._linears, self._dense = linears, dense
+        rates = {held.rate for linear in linears for held in linear.partitions}
+        self.rates = tuple(sorted(rates, reverse=True))
         self._factors: dict[int, float] = {}
         self._dense_factor: float | None = None
 
@@ -128,9 +129,15 @@ class ResidentModel:
             model,
             tokenizer,
             [
-                _Linear(_part_of(weights, each), _weight(each), each.dtypes, held.to(model.device))
+                _Linear(
+                    each.name,
+                    each.part,
+                    _part_of(weights, each),
+                    _weight(each),
+                    each.dtypes,
+                    [partition.to(model.device) for partition in of_linear],
+                )
                 for each, of_linear in found
-                for held in of_linear
             ],
             [
                 _Dense(_part_of(weights, each), _weight(each), each.dtypes, _copied(each))
@@ -141,7 +148,7 @@ class ResidentModel:
     @property
     def bytes_held(self) -> int:
         """The memory that the kept elements take, beside the model."""
-        return sum(each.partition.bytes for held in self._held.values() for each in held)
+        return sum(held.bytes for linear in self._linears for held in linear.partitions)
 
     def set_factors(self, factors: Mapping[int, float], dense: float | None = None) -> None:
         """Write the weights for new factors; what keeps its factor is left alone.
@@ -150,17 +157,53 @@ class ResidentModel:
             factors: Rate -> factor of its partition; 1 where missing, 0 is a partition left out.
             dense: Factor of dense tensors; the recipe's where None.
         """
-        for rate, held in self._held.items():
-            factor = float(factors.get(rate, 1.0))
-            if self._factors.get(rate) == factor:
-                continue
-            for each in held:
-                each.partition.place(factor, each.weight, each.out, each.dtypes)
-            self._factors[rate] = factor
+        wanted = {rate: float(factors.get(rate, 1.0)) for rate in self.rates}
+        changed = {rate for rate in self.rates if self._factors.get(rate) != wanted[rate]}
+        for linear in self._linears:
+            moved = [
+                (held, wanted[held.rate]) for held in linear.partitions if held.rate in changed
+            ]
+            if moved:
+                place(moved, linear.weight, linear.out, linear.dtypes)
+        self._factors = wanted
         if dense is not None and dense != self._dense_factor:
             for tensor in self._dense:
                 tensor.write(dense)
             self._dense_factor = dense
+
+    @contextmanager
+    def factor_gradients(self) -> Iterator[dict[int, float]]:
+        """While open, backward passes add dL/dfactor of every rate to what is yielded.
+
+        The gradient of a weight is reduced to that as soon as it is complete, and dropped: no two
+        of them are held at a time.
+        """
+        found = dict.fromkeys(self.rates, 0.0)
+        of_parameter: dict[str, list[_Linear]] = {}
+        for linear in self._linears:
+            of_parameter.setdefault(linear.name, []).append(linear)
+
+        def reduce(linears: Sequence[_Linear], parameter: torch.Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            for linear in linears:
+                flat = gradient.view(-1)[linear.part]
+                for held in linear.partitions:
+                    found[held.rate] += linear.weight * held.gradient(flat)
+            parameter.grad = None
+
+        hooks = []
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in of_parameter)
+            if name in of_parameter:
+                hook = partial(reduce, of_parameter[name])
+                hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.model.requires_grad_(False)
 
 
 @contextmanager

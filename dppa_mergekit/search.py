@@ -15,7 +15,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from dppa_mergekit.benches import Bench, Items
-from dppa_mergekit.contest import ONE, BudgetError, Candidate, Contest, dealt
+from dppa_mergekit.contest import ONE, BudgetError, Candidate, Contest, choosing_folds, dealt
 from dppa_mergekit.journal import Entry, Journal
 from dppa_mergekit.scores import Estimate, Score, Scores
 from dppa_mergekit.strategies import STRATEGIES, Space
@@ -23,6 +23,9 @@ from dppa_mergekit.tasks import TasksError
 
 DENSE_CANDIDATE = "dense"
 """In a journal: the fine-tuned model as it is."""
+
+PROPOSAL = "proposal"
+"""In a journal: the factors that the teacher proposes."""
 
 ALL = -1
 """In a journal: all folds at once."""
@@ -138,6 +141,7 @@ class DomainSearch:
             round(options.high * ONE),
             options.downwards,
             options.patience,
+            lambda: self._proposal(known, folds, names),
         )
         contest = Contest(score, len(folds), dense, options.max_evaluations)
         bar: tqdm[NoReturn] = tqdm(
@@ -167,6 +171,34 @@ class DomainSearch:
             self.seconds,
             {name: _curve(contest, best, place) for place, name in enumerate(names)},
         )
+
+    def _proposal(
+        self,
+        known: Mapping[tuple[str, int], Entry],
+        folds: Sequence[Items],
+        names: Sequence[str],
+    ) -> Candidate:
+        """What the teacher proposes by the items that choose, from the journal if it is there."""
+        entry = known.get((PROPOSAL, ALL))
+        if entry is None:
+            begun = time.perf_counter()
+            choosing = choosing_folds(len(folds))
+            items = {task: [x for fold in choosing for x in folds[fold][task]] for task in folds[0]}
+            options = self.options
+            factors = self.bench.distilled(items, options.low, options.high, options.seed)
+            entry = {
+                "domain": self.domain,
+                "candidate": PROPOSAL,
+                "fold": ALL,
+                "factors": [round(factors[name] * ONE) for name in names],
+                "seconds": round(time.perf_counter() - begun, 3),
+            }
+            if self.journal is not None:
+                self.journal.add(entry)
+        self.seconds += float(str(entry["seconds"]))
+        found = entry["factors"]
+        assert isinstance(found, list)
+        return tuple(found)
 
     def _known(self) -> dict[tuple[str, int], Entry]:
         entries = [] if self.journal is None else self.journal.entries

@@ -28,6 +28,7 @@ class Space:
         high: The largest.
         downwards: Whether factors reduce: of random partitions, which were rescaled.
         patience: Steps without gain after which a climb ends.
+        proposal: Gives what the strategy `distill` begins with.
     """
 
     size: int
@@ -35,6 +36,7 @@ class Space:
     high: int
     downwards: bool = False
     patience: int = 1
+    proposal: Callable[[], Candidate] | None = None
 
     @property
     def start(self) -> Candidate:
@@ -91,6 +93,26 @@ def joint(contest: Contest, space: Space) -> None:
     paper(contest, space)
 
 
+def distill(contest: Contest, space: Space) -> None:
+    """What the teacher proposes, and a handful of candidates around it, twice."""
+    if space.proposal is None:
+        raise ValueError("there is no proposal to begin with")
+    contest.preferred = space.proposal()
+    for step in (2 * STEP, STEP):
+        centre = contest.preferred
+        around = [
+            _moved(centre, place, centre[place] + moved)
+            for place in range(space.size)
+            for moved in (-step, step)
+        ]
+        around += [tuple(factor + moved for factor in centre) for moved in (-step, step)]
+        halfway = tuple((factor + ONE) // 2 for factor in centre)
+        inside = [
+            each for each in around if all(space.low <= factor <= space.high for factor in each)
+        ]
+        contest.preferred = contest.race([space.start, centre, halfway, *inside])[0]
+
+
 def _tuned(contest: Contest, space: Space, start: Candidate, places: Sequence[int]) -> Candidate:
     """The best candidate with other factors, all equal, at some places."""
 
@@ -141,4 +163,4 @@ def _moved(candidate: Candidate, place: int, factor: int) -> Candidate:
     return (*candidate[:place], factor, *candidate[place + 1 :])
 
 
-STRATEGIES: dict[str, Strategy] = {"paper": paper, "joint": joint}
+STRATEGIES: dict[str, Strategy] = {"paper": paper, "joint": joint, "distill": distill}

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +21,8 @@ from dppa_mergekit.benches import (
     FolderBench,
     LiveBench,
     Placement,
-    local_folder,
+    fingerprint,
 )
-from dppa_mergekit.checkpoints import Checkpoint
 from dppa_mergekit.curves import draw, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.harness import Harness, known_tests
@@ -52,6 +51,7 @@ class Search:
         placement: Where and how models are held.
         tune_dense: Whether `amplify_dense` is tuned too.
         score_command: Scores merged folders in place of lm-eval.
+        prompts: What fine-tuned models teach by; their dev tasks' prompts where None.
     """
 
     recipe: Recipe
@@ -61,6 +61,7 @@ class Search:
     placement: Placement
     tune_dense: bool = False
     score_command: str | None = None
+    prompts: Sequence[str] | None = None
 
     def run(self) -> list[Tuned]:
         """Search, and write the tuned recipe, a summary and a record of the run.
@@ -89,7 +90,7 @@ class Search:
                 model = self.recipe.named(domain.model)
                 items = {task: 0 if harness is None else harness.items(task) for task in domain.dev}
                 search = DomainSearch(
-                    name, model, items, self._bench(model, harness), self.options, journal
+                    name, model, items, self._bench(name, model, harness), self.options, journal
                 )
                 found.append(search.run())
         tuned = self.recipe
@@ -115,8 +116,10 @@ class Search:
                 f"{self.recipe.origin}: {self.recipe.method} has no partitions to amplify; "
                 f"allowed are {', '.join(amplified)}."
             )
-        if not any(domain.dev for domain in self.tasks.domains.values()):
-            raise DppaError("The tasks file has no dev tasks, and a search needs some.")
+        if self.options.strategy == "distill" and self.score_command is not None:
+            raise DppaError("--strategy distill needs the model in memory: no --score-command.")
+        if not self.tasks.domains:
+            raise DppaError("The tasks file has no domains, and a search needs some.")
         for name, domain in self.tasks.domains.items():
             self.recipe.named(domain.model)
             if not domain.dev:
@@ -125,7 +128,7 @@ class Search:
         if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise DppaError(f"{self.output} cannot be written: its folder must exist, and be open.")
 
-    def _bench(self, model: str, harness: Harness | None) -> Bench:
+    def _bench(self, domain: str, model: str, harness: Harness | None) -> Bench:
         alone = self.recipe.alone(model)
         workspace = self.output.resolve().parent
         if self.score_command is not None:
@@ -138,7 +141,16 @@ class Search:
                 self.placement.trust_remote_code,
             )
         assert harness is not None
-        return LiveBench(alone, model, harness, workspace, self.placement, self.tune_dense)
+        return LiveBench(
+            alone,
+            model,
+            harness,
+            workspace,
+            self.placement,
+            self.tune_dense,
+            self.prompts,
+            self.output.with_name(f"{self.output.name}.teacher-{domain}.safetensors"),
+        )
 
     def _subject(self) -> dict[str, object]:
         """What the search is of, part by part: a journal of anything else is not gone on with."""
@@ -154,11 +166,12 @@ class Search:
             "recipe": self.recipe.content,
             "tasks": tasks,
             "task files": _folder_hash(self.tasks.include_path),
-            "checkpoints": {model: _fingerprint(model) for model in models},
+            "checkpoints": {model: fingerprint(model) for model in models},
             "options": options,
             "dtype": str(self.placement.dtype),
             "tune_dense": self.tune_dense,
             "score_command": self.score_command,
+            "prompts": None if self.prompts is None else list(self.prompts),
         }
 
 
@@ -169,6 +182,7 @@ def search_amplification(
     options: Options | None = None,
     placement: Placement | None = None,
     tune_dense: bool = False,
+    prompts: Sequence[str] | None = None,
     workspace: Path | None = None,
 ) -> Tuned:
     """The amplification factors of one fine-tuned model, by any evaluation.
@@ -181,6 +195,7 @@ def search_amplification(
         options: How to search.
         placement: Where and how models are held.
         tune_dense: Whether `amplify_dense` is tuned too.
+        prompts: What the fine-tuned model teaches by, for the strategy `distill`.
         workspace: A folder on a disk with room for a merged model; the system's temporary one
             where None.
 
@@ -198,6 +213,7 @@ def search_amplification(
         Path(tempfile.gettempdir()) if workspace is None else workspace,
         placement or Placement(),
         tune_dense,
+        prompts,
     )
     chosen = options or default_options(recipe.method)
     return DomainSearch(named, named, {}, bench, chosen).run()
@@ -222,14 +238,6 @@ def replace(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
-
-
-def _fingerprint(model: str) -> str:
-    from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
-
-    index = ShardedTensorIndex.from_disk(str(local_folder(model)))
-    files = Checkpoint(model, index).fingerprint()
-    return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 def _folder_hash(folder: Path | None) -> str | None:

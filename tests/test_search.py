@@ -22,7 +22,7 @@ def dipped(a: float, b: float) -> float:
     return hill(2.2, 1.8)(a, b) - (0.6 if 1.0 < a < 1.5 else 0)
 
 
-@pytest.mark.parametrize("strategy", ["paper", "joint"])
+@pytest.mark.parametrize("strategy", ["paper", "joint", "distill"])
 def test_finds_the_top_of_a_hill(strategy: str) -> None:
     tuned = run(Landscape(hill(1.7, 1.3)), strategy=strategy)
     assert tuned.factors == pytest.approx({"amplify_90": 1.7, "amplify_80": 1.3}, abs=0.1001)
@@ -62,7 +62,7 @@ def test_random_partitions_are_climbed_downwards() -> None:
     assert max(max(values) for values, _ in bench.calls) == 1.0
 
 
-@pytest.mark.parametrize("strategy", ["paper", "joint"])
+@pytest.mark.parametrize("strategy", ["paper", "joint", "distill"])
 @pytest.mark.parametrize("seed", range(8))
 def test_never_below_the_start(strategy: str, seed: int) -> None:
     # Nothing is better than 1, and all differences are noise.

@@ -61,7 +61,7 @@ def journal(tmp_path: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("strategy", ["joint", "paper"])
+@pytest.mark.parametrize("strategy", ["joint", "paper", "distill"])
 def test_what_it_writes(
     strategy: str, command: Command, saved: Path, tmp_path: Path, merge: Merge
 ) -> None:
