@@ -36,7 +36,7 @@ class Allocation:
         densities: Mapping[Hashable, Mapping[str, float]],
         multiples: Iterable[Multiples],
         progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
-        cached: Mapping[Hashable, Place] | None = None,
+        cached: Mapping[Hashable, Place[tuple[ModelStatistics, ...]]] | None = None,
     ) -> None:
         self._sources = sources
         self._densities = densities
@@ -64,15 +64,30 @@ class Allocation:
     def _taken(self) -> dict[Hashable, Statistics]:
         """The statistics of every model: from an earlier merge, or measured and kept."""
         found = {model: place.read() for model, place in self._cached.items()}
-        known = {model: statistics for model, statistics in found.items() if statistics}
+        known: dict[Hashable, Statistics] = {
+            model: {each.multiples: each for each in statistics}
+            for model, statistics in found.items()
+            if statistics
+        }
         missing = [model for model in self._densities if model not in known]
         measured = (
             measure(self._sources, missing, self._multiples, self._progress) if missing else {}
         )
         for model, statistics in measured.items():
             if model in self._cached:
-                self._cached[model].write(statistics)
+                self._cached[model].write(tuple(statistics.values()))
         return {model: known.get(model) or measured[model] for model in self._densities}
+
+    @property
+    def linears(self) -> set[Linear]:
+        """All linears of the models."""
+        self.prepare()
+        assert self._statistics is not None
+        return {
+            each.linear
+            for statistics in self._statistics.values()
+            for each in statistics[None].linears
+        }
 
     def kept(self, model: Hashable, pruning: DynamicPruning, density: float) -> dict[Linear, int]:
         """The kept count of every linear of a model at one density."""

@@ -16,8 +16,12 @@ from typing import TypeAlias
 import torch
 
 from dppa_mergekit.deltas import Buffer, buffers, chunks, delta_chunks
+from dppa_mergekit.kernel import CombinePass
 from dppa_mergekit.sparsification import Pruned, PrunedChunks
 from dppa_mergekit.threads import share
+
+Chunk: TypeAlias = Callable[[int, int, torch.Tensor], bool]
+"""Writes the merged chunk [start, stop); returns whether a sum is larger than the limit."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +64,66 @@ class Combination:
         Returns:
             Whether a sum was larger than the limit.
         """
+        delta = contributions[0].pruned.pruning.delta
+        compute = self._compiled(contributions, limit) or self._by_torch(contributions, base, limit)
+
+        def work(places: Iterator[tuple[int, int]]) -> bool:
+            chunk, buffer = compute(), Buffer(delta.dtype, delta.device)
+            overflow = False
+            for start, stop in places:
+                total = buffer.of(stop - start)
+                overflow = chunk(start, stop, total) or overflow
+                merged[start:stop] = total
+            return overflow
+
+        return any(share(work, chunks(base.numel(), delta.device), delta.device))
+
+    def _compiled(
+        self, contributions: Sequence[Contribution], limit: float
+    ) -> Callable[[], Chunk] | None:
+        """The compiled pass, if there is one for all of the deltas."""
+        amplified = [each.pruned.amplified(each.weight) for each in contributions]
+        models = [each for each in amplified if each is not None]
+        if len(models) < len(amplified) or len({each.passes.base.dtype for each in models}) > 1:
+            return None
+        divisor = self._divisor([each.weight for each in contributions], torch.float32)
+        return lambda: CombinePass(models, self.consensus, divisor, self.lambda_, limit)
+
+    def _by_torch(
+        self, contributions: Sequence[Contribution], base: torch.Tensor, limit: float
+    ) -> Callable[[], Chunk]:
         deltas = [each.pruned.pruning.delta for each in contributions]
         dtype, device = deltas[0].dtype, deltas[0].device
         weights = torch.tensor([each.weight for each in contributions], dtype=dtype).tolist()
+        divisor = self._divisor(weights, dtype)
 
-        def work(places: Iterator[tuple[int, int]]) -> bool:
+        def compute() -> Chunk:
             readers, origin = delta_chunks(deltas)
             kept = buffers(3, dtype, device)
             pruned = [
                 PrunedChunks(each.pruned, reader, kept)
                 for each, reader in zip(contributions, readers, strict=True)
             ]
-            combine = (_consensus if self.consensus else _weighted_sum)(weights, self.normalize)
-            buffer = Buffer(dtype, device)
-            overflow = False
-            for start, stop in places:
-                total = buffer.of(stop - start).zero_()
-                combine(total, pruned, start, stop)
+            combine = (_consensus if self.consensus else _weighted_sum)(weights, divisor)
+
+            def chunk(start: int, stop: int, total: torch.Tensor) -> bool:
+                combine(total.zero_(), pruned, start, stop)
                 if self.lambda_ != 1:
                     total.mul_(self.lambda_)
                 total.add_(base[start:stop] if origin is None else origin.read(start, stop))
                 low, high = torch.aminmax(total)
-                overflow = overflow or not (-limit <= float(low) and float(high) <= limit)
-                merged[start:stop] = total
-            return overflow
+                return not (-limit <= float(low) and float(high) <= limit)
 
-        return any(share(work, chunks(base.numel(), device), device))
+            return chunk
+
+        return compute
+
+    def _divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
+        """The sum of the weights, in a dtype; None if nothing is to be divided by it."""
+        if not self.normalize:
+            return None
+        total = float(torch.tensor(weights, dtype=dtype).sum())
+        return total if self.consensus or abs(total) >= 1e-8 else None
 
 
 @dataclass(frozen=True)
@@ -112,19 +150,17 @@ Combine = Callable[[torch.Tensor, Sequence[PrunedChunks], int, int], None]
 """Writes the combination of the deltas' chunk [start, stop) to a chunk of zeros."""
 
 
-def _weighted_sum(weights: Sequence[float], normalize: bool) -> Combine:
+def _weighted_sum(weights: Sequence[float], divisor: float | None) -> Combine:
     def combine(total: torch.Tensor, deltas: Sequence[PrunedChunks], start: int, stop: int) -> None:
         for delta, weight in zip(deltas, weights, strict=True):
             delta.add_to(total, weight, start, stop)
-        if normalize:
-            divisor = float(torch.tensor(weights, dtype=total.dtype).sum())
-            if abs(divisor) >= 1e-8:
-                total.div_(divisor)
+        if divisor is not None:
+            total.div_(divisor)
 
     return combine
 
 
-def _consensus(weights: Sequence[float], normalize: bool) -> Combine:
+def _consensus(weights: Sequence[float], divisor: float | None) -> Combine:
     held: list[Buffer] = []
 
     def combine(total: torch.Tensor, deltas: Sequence[PrunedChunks], start: int, stop: int) -> None:
@@ -141,10 +177,10 @@ def _consensus(weights: Sequence[float], normalize: bool) -> Combine:
         for values, weight in zip(weighted, weights, strict=True):
             # What agrees is positive once it is multiplied by the majority's sign.
             total.add_(values.mul_(sign).clamp_(min=0))
-            if normalize:
+            if divisor is not None:
                 taking.add_(values.sign_().mul_(weight))
         total.mul_(sign)
-        if normalize:
+        if divisor is not None:
             # Where none takes part, the sum is zero already.
             total.div_(taking.add_(torch.eq(taking, 0, out=sign)))
 

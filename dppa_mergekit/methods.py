@@ -32,10 +32,11 @@ from dppa_mergekit.deltas import Delta, linear_deltas
 from dppa_mergekit.density import DynamicPruning, Level
 from dppa_mergekit.errors import CheckpointError, ParameterError, RecipeError
 from dppa_mergekit.inputs import check_models, check_tuned
+from dppa_mergekit.kept import Thresholds
 from dppa_mergekit.measurement import TensorSource
 from dppa_mergekit.names import Linear, linears_alone, linears_in
 from dppa_mergekit.planning import is_execution, is_planning, observe, plan_of
-from dppa_mergekit.sparsification import PartitionAmplification, Pruning, prune
+from dppa_mergekit.sparsification import PartitionAmplification, Pruning
 
 LOG = logging.getLogger(__name__)
 
@@ -173,11 +174,13 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             else planned.allocation(self._allocated_by)
         )
         allocation.prepare()
+        thresholds = Thresholds() if planned is None else planned.thresholds(allocation)
         return tuple(
             self._merge(
                 align_dtype(group, dtype),
                 bound,
                 allocation,
+                thresholds,
                 alone=planned is None and len(groups) == 1,
                 out_dtype=out_dtype,
                 final_dtype=None if planned is None else planned.output_dtype,
@@ -213,6 +216,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         group: TensorGroup,
         bound: Bound,
         allocation: Allocation,
+        thresholds: Thresholds,
         *,
         alone: bool,
         out_dtype: torch.dtype | None,
@@ -242,21 +246,22 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         overflow = False
         for expert in range(max(1, held)):
             part = slice(expert * size, (expert + 1) * size)
-            prunings = [
-                self._pruning(
+            linear = Linear(name, expert)
+            prunings = {
+                model: self._pruning(
                     model,
                     each[expert],
-                    Linear(name, expert),
+                    linear,
                     bound,
                     allocation,
                     pruned=held > 0,
                     apart=listener is not None,
                 )
                 for model, each in deltas.items()
-            ]
+            }
             contributions = [
                 Contribution(pruned, _number(bound, "weight", model))
-                for model, pruned in zip(deltas, prune(prunings), strict=True)
+                for model, pruned in zip(prunings, thresholds.prune(linear, prunings), strict=True)
             ]
             overflow |= combination.merge(flat[part], contributions, merged[part], limit)
             if listener is not None:

@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from dppa_mergekit.allocation import Allocation
@@ -22,6 +24,7 @@ from dppa_mergekit.checkpoints import PLAIN_DTYPES, Checkpoint, Header
 from dppa_mergekit.combination import Listener
 from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.errors import CheckpointError, RecipeError
+from dppa_mergekit.kept import KeptPlaces, KeptSets, Thresholds
 from dppa_mergekit.loads import (
     checkpoint_of,
     is_convertible,
@@ -33,7 +36,7 @@ from dppa_mergekit.loads import (
 from dppa_mergekit.measurement import Progress, TensorSource
 from dppa_mergekit.names import block_of, linears_in
 from dppa_mergekit.parameters import REQUIRED
-from dppa_mergekit.statistics import Multiples
+from dppa_mergekit.statistics import ModelStatistics, Multiples
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from dppa_mergekit.loads import Load
 
 LOG = logging.getLogger(__name__)
+
+_STATISTICS = TypeAdapter(tuple[ModelStatistics, ...])
+_KEPT_SETS = TypeAdapter(tuple[KeptSets, ...])
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,7 @@ class Plan:
     _searched: set[ModelReference] = field(default_factory=set)
     _without: set[ModelReference] = field(default_factory=set)
     _allocation: Allocation | None = None
+    _thresholds: Thresholds | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, planned: PlannedTensor) -> None:
@@ -181,6 +188,13 @@ class Plan:
                 self._allocation = self._new_allocation(pruning)
             return self._allocation
 
+    def thresholds(self, allocation: Allocation) -> Thresholds:
+        """The kept sets of this merge's linears."""
+        with self._lock:
+            if self._thresholds is None:
+                self._thresholds = Thresholds(self._places_of_kept_sets(), allocation.linears)
+            return self._thresholds
+
     def _new_allocation(
         self, pruning: Callable[[Mapping[str, object]], DynamicPruning]
     ) -> Allocation:
@@ -197,34 +211,52 @@ class Plan:
             densities,
             multiples,
             None if self.quiet else progress_bar,
-            self._cached(list(densities), multiples),
+            self._cached(multiples),
         )
 
     def _cached(
-        self, models: Sequence[Hashable], multiples: Sequence[Multiples]
-    ) -> dict[Hashable, Place]:
+        self, multiples: Sequence[Multiples]
+    ) -> dict[Hashable, Place[tuple[ModelStatistics, ...]]]:
         """Where the statistics of the models may be found, or kept for the next merge."""
+        pairs = sorted((pair.linear, pair.of_block) for pair in multiples)
         where = folder()
         if where is None:
             return {}
+        return {
+            model: place_of(where, str(model), "statistics", _STATISTICS, [content, pairs])
+            for model, content in self._depends.items()
+        }
+
+    def _places_of_kept_sets(self) -> KeptPlaces:
+        where = folder()
+        if where is None:
+            return {}
+        return {
+            model: place_of(where, str(model), "kept sets", _KEPT_SETS, content)
+            for model, content in self._depends.items()
+        }
+
+    @cached_property
+    def _depends(self) -> dict[Hashable, list[object]]:
+        """Model -> plain data that differs where its deltas do: files, tensors, dtypes."""
         files = {model: checkpoint.fingerprint() for model, checkpoint in self._checkpoints.items()}
-        found = {}
-        for model in models:
-            tensors = [
-                [
-                    planned.name,
-                    planned.vocabulary,
-                    planned.aligned,
-                    reading(planned.loads[planned.base]),
-                    reading(planned.loads[model]),
-                ]
-                for planned in self.tensors.values()
-                if model in planned.loads
-            ]
-            bases = dict.fromkeys(planned.base for planned in self.tensors.values())
-            depends = [[files[base] for base in bases], files[model], tensors]
-            found[model] = place_of(where, str(model), depends, multiples)
-        return found
+        bases = dict.fromkeys(planned.base for planned in self.tensors.values())
+        tensors: dict[Hashable, list[object]] = {}
+        for planned in self.tensors.values():
+            for model in planned.models:
+                tensors.setdefault(model, []).append(
+                    [
+                        planned.name,
+                        planned.vocabulary,
+                        planned.aligned,
+                        reading(planned.loads[planned.base]),
+                        reading(planned.loads[model]),
+                    ]
+                )
+        return {
+            model: [[files[base] for base in bases], files[model], of_model]
+            for model, of_model in tensors.items()
+        }
 
     def _refuse_moved_layers(self, planned: PlannedTensor) -> None:
         for model, load in planned.loads.items():

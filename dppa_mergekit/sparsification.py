@@ -18,7 +18,7 @@ import torch
 
 from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, buffers, delta_chunks
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.kernel import passes_over
+from dppa_mergekit.kernel import Amplified, passes_over
 from dppa_mergekit.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
 from dppa_mergekit.selection import Request, select
@@ -103,6 +103,14 @@ class Pruned:
     pruning: Pruning
     cuts: tuple[Cut, ...]
 
+    def amplified(self, weight: float) -> Amplified | None:
+        """What the compiled pass adds of it, if there is one for it."""
+        known = isinstance(self.pruning.keys, MagnitudeKeys | None) and self.pruning.divisor == 1
+        passes = passes_over(self.pruning.delta) if known else None
+        if passes is None:
+            return None
+        return Amplified(passes, self.cuts or (Cut(-1),), self.pruning.factors, weight)
+
 
 def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
     """Find what every pruning keeps; together, since the deltas of several models share work.
@@ -128,19 +136,14 @@ class PrunedChunks:
     def __init__(self, pruned: Pruned, delta: DeltaChunks, kept: Sequence[Buffer]) -> None:
         """Read a pruned delta, given what reads the delta, and three buffers that others share."""
         self._pruning = pruned.pruning
-        self._cuts = pruned.cuts or (Cut(-1),)
+        self._cuts = pruned.cuts
         self._delta = delta
         self._kept = kept
         self._keys = Buffer(pruned.pruning.delta.dtype, pruned.pruning.delta.device)
-        known = isinstance(self._pruning.keys, MagnitudeKeys | None) and self._pruning.divisor == 1
-        self._passes = passes_over(self._pruning.delta) if known else None
 
     def add_to(self, total: torch.Tensor, weight: float, start: int, stop: int) -> None:
         """Add the chunk [start, stop), times a weight."""
-        if self._passes is None:
-            total.add_(self._read(start, stop).mul_(weight))
-        else:
-            self._passes.add(start, stop, self._cuts, self._pruning.factors, weight, total)
+        total.add_(self._read(start, stop).mul_(weight))
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         """The chunk [start, stop); to be changed at will, until the next.

@@ -11,7 +11,7 @@ from checkpoints import recipe, save_family, tensors_of, unequal
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
-from dppa_mergekit import allocation
+from dppa_mergekit import allocation, sparsification
 from dppa_mergekit.deltas import CHUNK, Delta
 from dppa_mergekit.measurement import delta_statistics
 from dppa_mergekit.sparsification import PartitionAmplification
@@ -47,7 +47,7 @@ def test_a_second_merge_measures_nothing_and_writes_the_same(
     assert run_yaml(content, output="first").exit_code == 0
     assert run_yaml(content, output="second").exit_code == 0
     assert measured == [["math", "law"]]
-    assert len(list(kept.iterdir())) == 2
+    assert len(list(kept.iterdir())) == 4  # statistics, and kept sets
     first, second = (tensors_of(tmp_path / name) for name in ("first", "second"))
     assert unequal(first, second) == []
 
@@ -100,7 +100,7 @@ def test_a_damaged_file_is_a_warning(
         file.write_bytes(damage.encode("latin-1"))
     with caplog.at_level(logging.WARNING):
         assert run_yaml(content, output="second").exit_code == 0
-    assert caplog.text.count("are damaged or cannot be read") == 2
+    assert caplog.text.count("are damaged or cannot be read") == 4
     assert run_yaml(content, output="third").exit_code == 0
     assert measured == [["math", "law"], ["math", "law"]]
     assert unequal(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "third")) == []
@@ -116,7 +116,82 @@ def test_a_folder_that_cannot_be_made_is_a_warning(
     monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(tmp_path / "file" / "folder"))
     with caplog.at_level(logging.WARNING):
         assert run_yaml(recipe(save_family(tmp_path / "family"))).exit_code == 0
-    assert caplog.text.count("cannot be") == 4
+    assert caplog.text.count("cannot be") == 8
+
+
+@pytest.fixture
+def selected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of linears whose thresholds were looked for, merge by merge; 0 is appended."""
+    numbers: list[int] = []
+    select = sparsification.select
+
+    def counting(requests):
+        numbers[-1] += len(requests)
+        return select(requests)
+
+    monkeypatch.setattr(sparsification, "select", counting)
+    return numbers
+
+
+def test_kept_sets_are_found_once(
+    tmp_path: Path,
+    run_yaml: Callable[..., Result],
+    kept: Path,
+    selected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = save_family(tmp_path / "family")
+    others = {
+        "math": {"weight": 0.7, "density": 0.2, "amplify_90": 3.0, "amplify_dense": 0.5},
+        "law": {"weight": -0.2, "density": 0.25, "amplify_90": 3.0},
+    }
+    contents = [
+        recipe(family, models=models, merge_method=method)
+        for method in ("dppa", "dppa_ties")
+        for models in (
+            others,
+            # Of what the first had in two partitions, less is asked.
+            {**others, "math": {"weight": 0.5, "density": 0.2, "amplify_90": 1.0}},
+            # And here more: another density, and one that prunes nothing.
+            {"math": {"weight": 0.7, "density": 0.3}, "law": {"weight": 0.3, "density": 1.0}},
+            others,
+        )
+    ]
+    for number, content in enumerate(contents):
+        selected.append(0)
+        assert run_yaml(content, output=f"cached_{number}").exit_code == 0
+    linears = selected[0] // 2
+    assert linears > 0
+    # What is kept is what the last merge used; one whose model prunes nothing uses none.
+    assert selected == [2 * linears, 0, linears, linears, 0, 0, linears, linears]
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", "off")
+    for number, content in enumerate(contents):
+        selected.append(0)
+        assert run_yaml(content, output=f"found_{number}").exit_code == 0
+        assert selected[-1] > 0
+        cached, found = (tensors_of(tmp_path / f"{name}_{number}") for name in ("cached", "found"))
+        assert unequal(cached, found) == []
+
+
+def test_kept_sets_of_float64_are_others(
+    tmp_path: Path, run_yaml: Callable[..., Result], kept: Path, selected: list[int]
+) -> None:
+    family = save_family(tmp_path / "family")
+    file = family / "law" / "model.safetensors"
+    both = recipe(family)
+    alone = {**both, "models": both["models"][:1]}
+    save_file(
+        {name: tensor.double() for name, tensor in load_file(file).items()},
+        file,
+        metadata={"format": "pt"},
+    )
+    for number, content in enumerate((alone, alone, both, both)):
+        selected.append(0)
+        assert run_yaml(content, output=str(number)).exit_code == 0
+    linears = selected[0]
+    # Beside a model of float64, the deltas of the other are float64 too.
+    assert selected == [linears, 0, 2 * linears, 0]
+    assert unequal(tensors_of(tmp_path / "2"), tensors_of(tmp_path / "3")) == []
 
 
 @pytest.mark.parametrize("multiple", [0.3, 2.0, 5.0])

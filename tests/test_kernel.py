@@ -15,14 +15,13 @@ from mergekit.merge_methods.api import merge_state_dicts
 
 from dppa_mergekit import kernel
 from dppa_mergekit.deltas import CHUNK, Delta
-from dppa_mergekit.kernel import Passes, Room, passes_over
+from dppa_mergekit.kernel import BLOCK, Amplified, CombinePass, Passes, Room, passes_over
 from dppa_mergekit.keys import Cut
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-BLOCK = 64  # of passes.c
 LENGTHS = st.one_of(
     st.integers(1, 3 * BLOCK), st.sampled_from([BLOCK - 1, BLOCK, BLOCK + 1, 40 * BLOCK + 5])
 )
@@ -141,33 +140,75 @@ def test_look(dtype: torch.dtype, length: int, seed: int, start: int, ranks: lis
     assert numpy.array_equal(held, keys[inside])
 
 
-@dtypes
-@settings(deadline=None)
-@given(
-    length=LENGTHS, seed=st.integers(0, 99), start=st.integers(0, 70),
-    factors=st.lists(st.floats(0, 3, width=32), min_size=1, max_size=10),
-    weight=st.floats(-2, 2, width=32),
-)  # fmt: skip
-def test_add(
-    dtype: torch.dtype, length: int, seed: int, start: int, factors: list[float], weight: float
-) -> None:
-    tuned, base = pair(dtype, start + length, seed)
-    values = delta(tuned, base)[start:]
-    keys = numpy.abs(values).view(numpy.int32)
+def cuts_of(keys: numpy.ndarray, number: int) -> list[Cut]:
+    """Nested sets; of every second one, half of what equals the threshold is kept."""
     ordered = numpy.sort(keys)[::-1]
-    above = [int(ordered[length * (i + 1) // (len(factors) + 1) - 1]) for i in range(len(factors))]
-    total = torch.linspace(-1, 1, length)
-    expected = total.numpy().copy()
-    hashes = oracle.hash_indices(start + length)[start:]
-    # Half of what equals the threshold is kept, in every second set.
-    cuts = [Cut(bound, 2**31 if i % 2 else -1) for i, bound in enumerate(above)]
+    above = [int(ordered[len(keys) * (i + 1) // (number + 1) - 1]) for i in range(number)]
+    return [Cut(bound, 2**31 if i % 2 else -1) for i, bound in enumerate(above)]
+
+
+def amplified(values: numpy.ndarray, cuts: list[Cut], factors: list[float]) -> numpy.ndarray:
+    """Every value times the factor of the first set that holds it, or zero, one by one."""
+    keys, result = numpy.abs(values).view(numpy.int32), numpy.zeros_like(values)
+    hashes = oracle.hash_indices(len(values))
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
         for cut, factor in zip(cuts, factors, strict=True):
             if key > cut.above or (key == cut.above and hashes[i] <= cut.last):
-                expected[i] += (value * numpy.float32(factor)) * numpy.float32(weight)
+                result[i] = value * numpy.float32(factor)
                 break
-    passes(tuned, base).add(start, start + length, cuts, factors, weight, total)
-    assert numpy.array_equal(total.numpy(), expected)
+    return result
+
+
+MODELS = st.lists(
+    st.tuples(
+        st.lists(st.floats(0, 3, width=32), min_size=1, max_size=10), st.floats(-2, 2, width=32)
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@dtypes
+@settings(deadline=None)
+@given(
+    length=LENGTHS, seed=st.integers(0, 99), start=st.integers(0, 70), models=MODELS,
+    consensus=st.booleans(), normalize=st.booleans(), lambda_=st.sampled_from([1.0, 0.7]),
+)  # fmt: skip
+def test_combine(
+    dtype: torch.dtype, length: int, seed: int, start: int,
+    models: list[tuple[list[float], float]], consensus: bool, normalize: bool, lambda_: float,
+) -> None:  # fmt: skip
+    _, base = pair(dtype, start + length, seed)
+    parts, weighted = [], []
+    for number, (factors, weight) in enumerate(models):
+        moved, origin = pair(dtype, start + length, 100 + seed + number)
+        tuned = (base.float() + moved.float() - origin.float()).to(dtype)
+        values = delta(tuned, base)
+        cuts = cuts_of(numpy.abs(values).view(numpy.int32), len(factors))
+        parts.append(Amplified(passes(tuned, base), cuts, factors, weight))
+        weighted.append(amplified(values, cuts, factors) * numpy.float32(weight))
+    weights = [numpy.float32(weight) for _, weight in models]
+    expected = numpy.zeros(start + length, numpy.float32)
+    for each in weighted:
+        expected += each
+    divisor = numpy.float32(3)
+    if consensus:
+        sign = numpy.where(expected < 0, numpy.float32(-1), numpy.float32(1))
+        expected, divisor = numpy.zeros_like(expected), numpy.zeros_like(expected)
+        for each, weight in zip(weighted, weights, strict=True):
+            agreeing = each * sign
+            expected += numpy.where(agreeing > 0, agreeing, numpy.float32(0))
+            divisor += numpy.where(agreeing > 0, weight, numpy.float32(0))
+        expected *= sign
+        divisor[divisor == 0] = 1
+    if normalize:
+        expected = expected / divisor
+    expected = (expected * numpy.float32(lambda_) + base.float().numpy())[start:]
+    for limit in (float(numpy.abs(expected).max()), float(numpy.abs(expected).max()) * 0.99):
+        combine = CombinePass(parts, consensus, 3.0 if normalize else None, lambda_, limit)
+        total = torch.empty(length)
+        assert combine(start, start + length, total) == (numpy.abs(expected) > limit).any()
+        assert numpy.array_equal(total.numpy(), expected)
 
 
 def test_hashes() -> None:
@@ -187,7 +228,8 @@ def test_all_values_of_16_bits_are_widened_exactly(dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         tuned = patterns.to(torch.int16).view(dtype)
     total = torch.zeros(len(tuned))
-    passes(tuned, torch.zeros_like(tuned)).add(0, len(tuned), [Cut(-1)], [1.0], 1.0, total)
+    model = Amplified(passes(tuned, torch.zeros_like(tuned)), [Cut(-1)], [1.0], 1.0)
+    CombinePass([model], False, None, 1.0, 1.0)(0, len(tuned), total)
     assert torch.equal(total.nan_to_num(7.0), tuned.float().nan_to_num(7.0))
 
 

@@ -27,6 +27,10 @@ _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 _POINTER, _LENGTH, _FLOAT, _KEY = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
 
+BLOCK = 64
+"""Elements that the passes compute together, as in passes.c."""
+
+
 class Room:
     """Memory for what the passes find in one chunk; for one thread."""
 
@@ -130,39 +134,6 @@ class Passes:
         )
         return hashed[:found]
 
-    def add(
-        self,
-        start: int,
-        stop: int,
-        cuts: Sequence[Cut],
-        factors: Sequence[float],
-        weight: float,
-        total: torch.Tensor,
-    ) -> None:
-        """Add a chunk of the weighted, amplified delta.
-
-        Args:
-            start: Where the chunk begins.
-            stop: Where it ends.
-            cuts: Nested kept sets, the smallest first.
-            factors: (cuts,) of the elements that are in this set and in no smaller one.
-            weight: Of the delta.
-            total: (stop - start,) float32, contiguous; added to.
-        """
-        above = numpy.array([cut.above for cut in cuts], numpy.int32)
-        last = numpy.array([cut.last for cut in cuts], numpy.int64)
-        scales = numpy.array(factors, numpy.float32)
-        self._pass("add")(
-            *self._chunk(start, stop),
-            start,
-            len(cuts),
-            above.ctypes.data,
-            last.ctypes.data,
-            scales.ctypes.data,
-            weight,
-            total.data_ptr(),
-        )
-
     def place(
         self,
         start: int,
@@ -222,6 +193,128 @@ def passes_over(delta: Delta) -> Passes | None:
     return Passes(library, tuned, base)
 
 
+@dataclass(frozen=True)
+class Amplified:
+    """One of several deltas of one base, and what of it is added.
+
+    Attributes:
+        passes: Over the delta.
+        cuts: Nested kept sets, the smallest first.
+        factors: (cuts,) of the elements that are in this set and in no smaller one.
+        weight: Of the amplified delta.
+    """
+
+    passes: Passes
+    cuts: Sequence[Cut]
+    factors: Sequence[float]
+    weight: float
+
+
+class CombinePass:
+    """The pass that adds the combination of several deltas to their base; for one thread."""
+
+    def __init__(
+        self,
+        models: Sequence[Amplified],
+        consensus: bool,
+        divisor: float | None,
+        lambda_: float,
+        limit: float,
+    ) -> None:
+        """Combine deltas of one base and dtype.
+
+        Args:
+            models: At least one.
+            consensus: TIES sign consensus.
+            divisor: What the sum is divided by; under consensus that is the weight of what takes
+                part, unless this is None, which is no division.
+            lambda_: Factor of the combined delta.
+            limit: What no result should exceed.
+        """
+        first = models[0].passes
+        self._models = models
+        self._base = first.base
+        self._pass = getattr(first.compiled, f"combine_{_TYPES[first.base.dtype]}")
+        self._above = [
+            numpy.array([cut.above for cut in each.cuts], numpy.int32) for each in models
+        ]
+        self._last = [numpy.array([cut.last for cut in each.cuts], numpy.int64) for each in models]
+        self._factors = [numpy.array(each.factors, numpy.float32) for each in models]
+        self._weighted = numpy.empty((len(models), BLOCK), numpy.float32)
+        self._amplified = (_Amplified * len(models))(
+            *(
+                _Amplified(
+                    each.passes.tuned.data_ptr(),
+                    above.ctypes.data,
+                    last.ctypes.data,
+                    factors.ctypes.data,
+                    len(above),
+                    each.weight,
+                )
+                for each, above, last, factors in zip(
+                    models, self._above, self._last, self._factors, strict=True
+                )
+            )
+        )
+        self._combination = _Combination(
+            ctypes.addressof(self._amplified),
+            len(models),
+            consensus,
+            divisor is not None,
+            1.0 if divisor is None else divisor,
+            lambda_,
+            limit,
+        )
+
+    def __call__(self, start: int, stop: int, total: torch.Tensor) -> bool:
+        """Write a chunk of the base plus the combined deltas.
+
+        Args:
+            start: Where the chunk begins.
+            stop: Where it ends.
+            total: (stop - start,) float32, contiguous; written to.
+
+        Returns:
+            Whether a result exceeds the limit.
+        """
+        beyond: int = self._pass(
+            self._base.data_ptr(),
+            start,
+            stop,
+            ctypes.byref(self._combination),
+            self._weighted.ctypes.data,
+            total.data_ptr(),
+        )
+        return beyond > 0
+
+
+class _Amplified(ctypes.Structure):
+    """As in passes.c."""
+
+    _fields_ = (
+        ("tuned", _POINTER),
+        ("above", _POINTER),
+        ("last", _POINTER),
+        ("factor", _POINTER),
+        ("cuts", _LENGTH),
+        ("weight", _FLOAT),
+    )
+
+
+class _Combination(ctypes.Structure):
+    """As in passes.c."""
+
+    _fields_ = (
+        ("model", _POINTER),
+        ("models", _LENGTH),
+        ("consensus", ctypes.c_int32),
+        ("normalize", ctypes.c_int32),
+        ("divisor", _FLOAT),
+        ("lambda", _FLOAT),
+        ("limit", _FLOAT),
+    )
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
@@ -233,7 +326,7 @@ def _library() -> ctypes.CDLL | None:
         for name, arguments in _ARGUMENTS.items():
             for dtype in _TYPES.values():
                 function = getattr(library, f"{name}_{dtype}")
-                function.argtypes = [_POINTER, _POINTER, _LENGTH, *arguments]
+                function.argtypes = [_POINTER, *arguments]
                 function.restype = _LENGTH if name in _COUNTING else None
         library.hashes.argtypes = [_POINTER, _POINTER, _LENGTH, _KEY, _LENGTH, _POINTER]
         library.hashes.restype = _LENGTH
@@ -243,13 +336,14 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-_COUNTING = ("sums", "look")
+_COUNTING = ("sums", "look", "combine")
 """Passes that return how many elements they found."""
 
 _ARGUMENTS = {
-    "sums": [_FLOAT, _POINTER, _POINTER, _POINTER],
-    "tails": [_LENGTH, _POINTER, _POINTER, _POINTER],
-    "look": [_LENGTH, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER],
-    "place": [_POINTER, _LENGTH, _FLOAT, _FLOAT, _FLOAT, _POINTER],
-    "add": [_LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER, _FLOAT, _POINTER],
+    "sums": [_POINTER, _LENGTH, _FLOAT, _POINTER, _POINTER, _POINTER],
+    "tails": [_POINTER, _LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER],
+    "look": [_POINTER, _LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER],
+    "place": [_POINTER, _LENGTH, _POINTER, _LENGTH, _FLOAT, _FLOAT, _FLOAT, _POINTER],
+    "combine": [_LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER],
 }
+"""After the address of a tensor."""

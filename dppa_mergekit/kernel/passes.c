@@ -20,6 +20,9 @@ allocated, and nothing but the outputs is written.
 #define FOR_THIS_PROCESSOR
 #endif
 
+/* Also into what is compiled for one processor: a call would go back to what fits all. */
+#define INLINE static inline __attribute__((always_inline))
+
 #define BLOCK 64 /* values that are computed together, in the first-level cache */
 #define LANES 16 /* sums that are kept apart, so that they can be added at once */
 
@@ -95,11 +98,18 @@ int64_t hashes(const int32_t *place, const int32_t *keys, int64_t length, int32_
     return found;
 }
 
-/* Of a mask of one byte a value, eight at once. */
-static inline uint64_t eight(const uint8_t *mask) {
-    uint64_t word;
-    memcpy(&word, mask, sizeof word);
-    return word;
+/* A bit for each of a block's values, which are 0 or 1; the lowest is the first. */
+INLINE uint64_t bits_of(const int32_t *mask) {
+    uint8_t bytes[BLOCK];
+    uint64_t bits = 0, eight;
+    for (int i = 0; i < BLOCK; i++)
+        bytes[i] = (uint8_t)mask[i];
+    for (int i = 0; i < BLOCK; i += 8) {
+        memcpy(&eight, bytes + i, sizeof eight);
+        /* Of the product's highest byte, bit k is byte k: no two of the 64 terms meet. */
+        bits |= (eight * 0x0102040810204080u >> 56) << i;
+    }
+    return bits;
 }
 
 /* The next 64 bits, fewer at the end; the lowest of a byte is the first. */
@@ -109,11 +119,63 @@ static inline uint64_t bits_from(const uint8_t *bits, int64_t left) {
     return word;
 }
 
-/* The next that is set; bytes are 0 or 1, the lowest of the word is the first of the mask. */
-static inline int first_of(uint64_t word) { return __builtin_ctzll(word) >> 3; }
-
 /* Few are set: from one to the next. Many: every value is written, and kept if it is set. */
-#define MANY(set) ((set) > BLOCK / 16)
+#define MANY(set) ((set) > BLOCK / 4)
+
+/* One of the models that are combined, and what is kept of its delta. A cut keeps what has a larger
+   key, and what has this key and a hash that is not above its last; of no hash if that is -1. */
+struct amplified {
+    const void *tuned;
+    const int32_t *above;
+    const int64_t *last;
+    const float *factor;
+    int64_t cuts;
+    float weight;
+};
+
+struct combination {
+    const struct amplified *model;
+    int64_t models;
+    int32_t consensus, normalize;
+    float divisor, lambda, limit;
+};
+
+/* The sum of a block's deltas; under consensus, of those whose sign is that of the sum of all. */
+INLINE void summed(const struct combination *how, const float (*weighted)[BLOCK], float *total) {
+    float sign[BLOCK], agreeing[BLOCK], taking[BLOCK], divisor = how->divisor;
+    for (int i = 0; i < BLOCK; i++)
+        total[i] = 0.0f + weighted[0][i];
+    for (int64_t m = 1; m < how->models; m++)
+        for (int i = 0; i < BLOCK; i++)
+            total[i] += weighted[m][i];
+    if (!how->consensus) {
+        if (how->normalize)
+            for (int i = 0; i < BLOCK; i++)
+                total[i] /= divisor;
+        return;
+    }
+    /* Plus where the sum is zero. */
+    for (int i = 0; i < BLOCK; i++)
+        sign[i] = total[i] < 0.0f ? -1.0f : 1.0f;
+    for (int64_t m = 0; m < how->models; m++) {
+        float weight = how->model[m].weight;
+        /* What agrees is positive once it is multiplied by the majority's sign. */
+        for (int i = 0; i < BLOCK; i++)
+            agreeing[i] = weighted[m][i] * sign[i];
+        for (int i = 0; i < BLOCK; i++)
+            agreeing[i] = agreeing[i] > 0.0f ? agreeing[i] : 0.0f;
+        for (int i = 0; i < BLOCK; i++)
+            total[i] = (m ? total[i] : 0.0f) + agreeing[i];
+        for (int i = 0; i < BLOCK; i++)
+            taking[i] = (m ? taking[i] : 0.0f) + (agreeing[i] > 0.0f ? weight : 0.0f);
+    }
+    for (int i = 0; i < BLOCK; i++)
+        total[i] *= sign[i];
+    /* Where none takes part, the sum is zero already. */
+    if (how->normalize)
+        for (int i = 0; i < BLOCK; i++)
+            total[i] /= taking[i] == 0.0f ? 1.0f : taking[i];
+}
 
 #define PASSES(TYPE)                                                                              \
                                                                                                   \
@@ -140,7 +202,7 @@ int64_t sums_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, float f
         int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
         int here = 0, set = 0;                                                                    \
         float magnitude[BLOCK];                                                                   \
-        uint8_t mask[BLOCK];                                                                      \
+        int32_t inside[BLOCK];                                                                    \
         delta_##TYPE(tuned + start, base + start, size, magnitude);                               \
         for (int i = 0; i < BLOCK; i++)                                                           \
             magnitude[i] = __builtin_fabsf(magnitude[i]);                                         \
@@ -155,16 +217,15 @@ int64_t sums_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, float f
         if (!set)                                                                                 \
             continue;                                                                             \
         for (int i = 0; i < BLOCK; i++)                                                           \
-            mask[i] = magnitude[i] > floor;                                                       \
+            inside[i] = magnitude[i] > floor;                                                     \
         if (MANY(set))                                                                            \
             for (int i = 0; i < size; i++) {                                                      \
                 above[found] = magnitude[i];                                                      \
-                found += mask[i];                                                                 \
+                found += inside[i];                                                               \
             }                                                                                     \
         else                                                                                      \
-            for (int i = 0; set && i < size; i += 8)                                              \
-                for (uint64_t word = eight(mask + i); word; word &= word - 1)                     \
-                    above[found++] = magnitude[i + first_of(word)];                               \
+            for (uint64_t bits = bits_of(inside); bits; bits &= bits - 1)                         \
+                above[found++] = magnitude[__builtin_ctzll(bits)];                                \
     }                                                                                             \
     *sum = 0;                                                                                     \
     for (int lane = 0; lane < LANES; lane++)                                                      \
@@ -187,13 +248,15 @@ void tails_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t b
             magnitude[i] = __builtin_fabsf(magnitude[i]);                                         \
         for (int64_t n = 0; n < bounds; n++) {                                                    \
             float above = bound[n];                                                               \
-            double lanes[LANES] = {0};                                                            \
+            double lanes[LANES];                                                                  \
             int here = 0;                                                                         \
             for (int i = 0; i < BLOCK; i++)                                                       \
                 here += magnitude[i] > above;                                                     \
             if (!here)                                                                            \
                 continue;                                                                         \
-            for (int i = 0; i < BLOCK; i += LANES)                                                \
+            for (int lane = 0; lane < LANES; lane++)                                              \
+                lanes[lane] = magnitude[lane] > above ? magnitude[lane] : 0.0f;                   \
+            for (int i = LANES; i < BLOCK; i += LANES)                                            \
                 for (int lane = 0; lane < LANES; lane++)                                          \
                     lanes[lane] += magnitude[i + lane] > above ? magnitude[i + lane] : 0.0f;      \
             for (int lane = 1; lane < LANES; lane++)                                              \
@@ -216,83 +279,113 @@ int64_t look_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t
     for (int64_t start = 0; start < length; start += BLOCK) {                                     \
         int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
         float delta[BLOCK];                                                                       \
-        int32_t key[BLOCK];                                                                       \
-        uint8_t mask[BLOCK] = {0};                                                                \
+        int32_t key[BLOCK], inside[BLOCK];                                                        \
         int set = 0;                                                                              \
         delta_##TYPE(tuned + start, base + start, size, delta);                                   \
         for (int i = 0; i < BLOCK; i++)                                                           \
             key[i] = key_of(delta[i]);                                                            \
         for (int64_t n = 0; n < intervals; n++) {                                                 \
             int32_t from = low[n], to = high[n], larger = 0;                                      \
-            for (int i = 0; i < BLOCK; i++)                                                       \
-                mask[i] |= (key[i] >= from) & (key[i] <= to);                                     \
+            if (n == 0)                                                                           \
+                for (int i = 0; i < BLOCK; i++)                                                   \
+                    inside[i] = (key[i] >= from) & (key[i] <= to);                                \
+            else                                                                                  \
+                for (int i = 0; i < BLOCK; i++)                                                   \
+                    inside[i] |= (key[i] >= from) & (key[i] <= to);                               \
             for (int i = 0; i < BLOCK; i++)                                                       \
                 larger += key[i] > to;                                                            \
             above[n] += larger;                                                                   \
         }                                                                                         \
         for (int i = 0; i < BLOCK; i++)                                                           \
-            set += mask[i];                                                                       \
+            set += inside[i];                                                                     \
         if (MANY(set))                                                                            \
             for (int i = 0; i < size; i++) {                                                      \
                 place[found] = (int32_t)(start + i);                                              \
                 keys[found] = key[i];                                                             \
-                found += mask[i];                                                                 \
+                found += inside[i];                                                               \
             }                                                                                     \
-        else                                                                                      \
-            for (int i = 0; set && i < size; i += 8)                                              \
-                for (uint64_t word = eight(mask + i); word; word &= word - 1) {                   \
-                    int here = i + first_of(word);                                                \
-                    place[found] = (int32_t)(start + here);                                       \
-                    keys[found++] = key[here];                                                    \
-                }                                                                                 \
+        else if (set)                                                                             \
+            for (uint64_t bits = bits_of(inside); bits; bits &= bits - 1) {                       \
+                int here = __builtin_ctzll(bits);                                                 \
+                place[found] = (int32_t)(start + here);                                           \
+                keys[found++] = key[here];                                                        \
+            }                                                                                     \
     }                                                                                             \
     return found;                                                                                 \
 }                                                                                                 \
                                                                                                   \
-/* total += weight * (factor * delta), with the factor of the first cut that keeps the element;   \
-   0 where none does. A cut keeps what has a larger key, and what has this key and a hash that    \
-   is not above its last; of no hash if that is -1. */                                            \
-FOR_THIS_PROCESSOR                                                                                \
-void add_##TYPE(const TYPE *tuned, const TYPE *base, int64_t length, int64_t first,               \
-                int64_t cuts, const int32_t *above, const int64_t *last, const float *factor,     \
-                float weight, float *total) {                                                     \
-    for (int64_t start = 0; start < length; start += BLOCK) {                                     \
-        int size = length - start < BLOCK ? (int)(length - start) : BLOCK;                        \
-        float delta[BLOCK], scale[BLOCK] = {0};                                                   \
-        int32_t key[BLOCK];                                                                       \
-        uint32_t hash[BLOCK];                                                                     \
-        int hashed = 0;                                                                           \
-        delta_##TYPE(tuned + start, base + start, size, delta);                                   \
+/* weight * (factor * delta) of a block, with the factor of the first cut that keeps the element; 0\
+   where none does. The base is wide already; the hashes of the block are computed when they are  \
+   first needed. */                                                                               \
+INLINE void weighted_##TYPE(const TYPE *tuned, const float *base, int size,                       \
+                            const struct amplified *model, uint32_t first, uint32_t *hash,        \
+                            int *hashed, float *delta) {                                          \
+    float scale[BLOCK], weight = model->weight;                                                   \
+    int32_t key[BLOCK];                                                                           \
+    if (size == BLOCK)                                                                            \
         for (int i = 0; i < BLOCK; i++)                                                           \
-            key[i] = key_of(delta[i]);                                                            \
-        for (int64_t n = cuts - 1; n >= 0; n--) {                                                 \
-            int32_t threshold = above[n], equal = 0;                                              \
-            uint32_t limit = (uint32_t)last[n];                                                   \
-            float by = factor[n];                                                                 \
+            delta[i] = wide_##TYPE(tuned[i]) - base[i];                                           \
+    else                                                                                          \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            delta[i] = i < size ? wide_##TYPE(tuned[i]) - base[i] : 0.0f;                         \
+    for (int i = 0; i < BLOCK; i++)                                                               \
+        key[i] = key_of(delta[i]);                                                                \
+    for (int64_t left = model->cuts, n = left - 1; n >= 0; n--) {                                 \
+        int32_t threshold = model->above[n], equal = 0;                                           \
+        int64_t last = model->last[n];                                                            \
+        float by = model->factor[n];                                                              \
+        if (n == left - 1)                                                                        \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                scale[i] = key[i] > threshold ? by : 0.0f;                                        \
+        else                                                                                      \
             for (int i = 0; i < BLOCK; i++)                                                       \
                 scale[i] = key[i] > threshold ? by : scale[i];                                    \
-            if (last[n] < 0)                                                                      \
-                continue;                                                                         \
-            for (int i = 0; i < BLOCK; i++)                                                       \
-                equal |= key[i] == threshold;                                                     \
-            if (!equal)                                                                           \
-                continue;                                                                         \
-            if (!hashed)                                                                          \
-                for (int i = 0; i < BLOCK; i++)                                                   \
-                    hash[i] = hash_of((uint32_t)(first + start) + (uint32_t)i);                   \
-            hashed = 1;                                                                           \
-            for (int i = 0; i < BLOCK; i++)                                                       \
-                scale[i] = (key[i] == threshold) & (hash[i] <= limit) ? by : scale[i];            \
-        }                                                                                         \
+        if (last < 0)                                                                             \
+            continue;                                                                             \
         for (int i = 0; i < BLOCK; i++)                                                           \
-            delta[i] = delta[i] * scale[i] * weight;                                              \
+            equal |= key[i] == threshold;                                                         \
+        if (!equal)                                                                               \
+            continue;                                                                             \
+        if (!*hashed)                                                                             \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                hash[i] = hash_of(first + (uint32_t)i);                                           \
+        *hashed = 1;                                                                              \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            scale[i] = (key[i] == threshold) & (hash[i] <= (uint32_t)last) ? by : scale[i];       \
+    }                                                                                             \
+    for (int i = 0; i < BLOCK; i++)                                                               \
+        delta[i] = delta[i] * scale[i] * weight;                                                  \
+}                                                                                                 \
+                                                                                                  \
+/* base + lambda * combined deltas; returned is how many results exceed the limit. `weighted` has \
+   room for a block of every model. */                                                            \
+FOR_THIS_PROCESSOR                                                                                \
+int64_t combine_##TYPE(const TYPE *base, int64_t start, int64_t stop,                             \
+                       const struct combination *how, float (*weighted)[BLOCK], float *total) {   \
+    float lambda = how->lambda, limit = how->limit;                                               \
+    int64_t beyond = 0;                                                                           \
+    for (int64_t at = start; at < stop; at += BLOCK) {                                            \
+        int size = stop - at < BLOCK ? (int)(stop - at) : BLOCK, hashed = 0, here = 0;            \
+        float wide[BLOCK], sum[BLOCK];                                                            \
+        uint32_t hash[BLOCK];                                                                     \
         if (size == BLOCK)                                                                        \
             for (int i = 0; i < BLOCK; i++)                                                       \
-                total[start + i] += delta[i];                                                     \
+                wide[i] = wide_##TYPE(base[at + i]);                                              \
         else                                                                                      \
-            for (int i = 0; i < size; i++)                                                        \
-                total[start + i] += delta[i];                                                     \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                wide[i] = i < size ? wide_##TYPE(base[at + i]) : 0.0f;                            \
+        for (int64_t m = 0; m < how->models; m++)                                                 \
+            weighted_##TYPE((const TYPE *)how->model[m].tuned + at, wide, size, &how->model[m],   \
+                            (uint32_t)at, hash, &hashed, weighted[m]);                            \
+        summed(how, (const float (*)[BLOCK])weighted, sum);                                       \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            sum[i] = sum[i] * lambda + wide[i];                                                   \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            here += !(__builtin_fabsf(sum[i]) <= limit);                                          \
+        beyond += here;                                                                           \
+        memcpy(total + (at - start), sum, (size_t)size * sizeof *sum);                            \
     }                                                                                             \
+    return beyond;                                                                                \
 }                                                                                                 \
                                                                                                   \
 /* Of kept elements, whose values lie one after the other: base + weight * (factor * delta), in    \
