@@ -11,7 +11,8 @@ import json
 import math
 import shlex
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,7 +23,7 @@ from dppa_mergekit.checkpoints import Checkpoint
 from dppa_mergekit.combination import Combined
 from dppa_mergekit.distillation import Descent, distilled
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.resident import ResidentModel, load_model, merged
 from dppa_mergekit.scores import Score, Scores
 from dppa_mergekit.teacher import Lessons, key_of, taught
@@ -36,8 +37,15 @@ Items = Mapping[str, Sequence[int]]
 DENSE = "amplify_dense"
 
 
+Proposal = dict[str, list[float]]
+"""Factor -> what is proposed for it: one value, or one for each layer, first to last."""
+
+Trial = tuple[Mapping[str, Setting], Items]
+"""Factors, or weights, and the items on which they are tried."""
+
+
 class Bench(Protocol):
-    """Where the candidates of one model are tried."""
+    """Where the candidates of one model, or of one merge, are tried."""
 
     def dense(self, items: Items) -> Scores:
         """The scores of the fine-tuned model as it is."""
@@ -47,11 +55,15 @@ class Bench(Protocol):
         """The factors that the pruned model has: `amplify_90`, ... down to its density."""
         ...
 
-    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+    def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the pruned model with factors, each named as in `parameters`."""
         ...
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> dict[str, float]:
+    def score_all(self, trials: Sequence[Trial]) -> Iterator[Scores]:
+        """The scores of several trials, in order, one by one as they come."""
+        ...
+
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one, within a range."""
         ...
 
@@ -87,8 +99,21 @@ class Placement:
     trust_remote_code: bool = False
 
 
+class OneByOne(ABC):
+    """A bench that makes one trial after the other."""
+
+    @abstractmethod
+    def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
+        """The scores of one trial."""
+
+    def score_all(self, trials: Sequence[Trial]) -> Iterator[Scores]:
+        """The scores of several, each when it is asked for."""
+        for factors, items in trials:
+            yield self.score(factors, items)
+
+
 @dataclass
-class LiveBench:
+class LiveBench(OneByOne):
     """One resident model whose factors are set in memory; loaded when it is first needed.
 
     Attributes:
@@ -101,6 +126,7 @@ class LiveBench:
         prompts: What the fine-tuned model teaches by; the tasks' own prompts where None.
         lessons: Where its lessons are kept; nowhere if None.
         batch_size: Of the teaching.
+        per_block: Whether the teacher proposes factors for each block.
     """
 
     recipe: Recipe
@@ -112,6 +138,7 @@ class LiveBench:
     prompts: Sequence[str] | None = None
     lessons: Path | None = None
     batch_size: int = 16
+    per_block: bool = False
     _resident: ResidentModel | None = field(default=None, init=False)
 
     def dense(self, items: Items) -> Scores:
@@ -131,19 +158,26 @@ class LiveBench:
         """The factors that the pruned model has."""
         return _named(self._loaded().rates, self.tune_dense)
 
-    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+    def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the pruned model with factors."""
         resident = self._loaded()
         of_rates = {rate: factors[f"amplify_{rate}"] for rate in resident.rates}
-        resident.set_factors(of_rates, factors.get(DENSE))
+        dense = factors.get(DENSE)
+        resident.set_factors(of_rates, None if dense is None else at_layer(dense, 0, 1))
         return self.scorer.score(resident.model, resident.tokenizer, items)
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> dict[str, float]:
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one."""
         lessons = self._taught(items)
-        found = distilled(self._loaded(), lessons, low, high, Descent(seed=seed))
-        dense = {DENSE: 1.0} if self.tune_dense else {}
-        return {f"amplify_{rate}": factor for rate, factor in found.items()} | dense
+        resident = self._loaded()
+        if self.per_block and not resident.layers:
+            raise DppaError(
+                "Factors for each block need all blocks in one stack; an encoder beside a decoder "
+                "are two."
+            )
+        found = distilled(resident, lessons, low, high, Descent(seed=seed), self.per_block)
+        dense = {DENSE: [1.0]} if self.tune_dense else {}
+        return {f"amplify_{rate}": factors for rate, factors in found.items()} | dense
 
     def _taught(self, items: Items) -> Lessons:
         model, tokenizer = self._tuned()
@@ -173,13 +207,13 @@ class LiveBench:
 
 
 @dataclass
-class FolderBench:
+class FolderBench(OneByOne):
     """Merged folders, which a command of the user's scores as a whole.
 
     Attributes:
         recipe: Of the model alone.
         model: The fine-tuned model, as the recipe spells it.
-        command: With {model} where the folder goes; it prints JSON, task -> score.
+        command: What scores them.
         workspace: A folder on a disk that has room for the merged model.
         tune_dense: Whether `amplify_dense` is one of the factors.
         trust_remote_code: As mergekit has it.
@@ -187,7 +221,7 @@ class FolderBench:
 
     recipe: Recipe
     model: str
-    command: str
+    command: ScoreCommand
     workspace: Path
     tune_dense: bool = False
     trust_remote_code: bool = False
@@ -195,7 +229,7 @@ class FolderBench:
 
     def dense(self, items: Items) -> Scores:
         """The scores of the fine-tuned model as it is."""
-        return self._run(local_folder(self.model, self.trust_remote_code), items)
+        return self.command.run(local_folder(self.model, self.trust_remote_code), items)
 
     def parameters(self) -> list[str]:
         """The factors that the pruned model has."""
@@ -204,13 +238,13 @@ class FolderBench:
                 pass
         return _named(sorted(self._rates, reverse=True), self.tune_dense)
 
-    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+    def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the pruned model with factors."""
         recipe = self.recipe.with_parameters(self.model, factors)
         with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
-            return self._run(folder, items)
+            return self.command.run(folder, items)
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> dict[str, float]:
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """Not possible: the teacher must see inside the model."""
         raise DppaError("Strategy distill needs the model in memory; a score command has folders.")
 
@@ -218,8 +252,24 @@ class FolderBench:
         for contribution in combined.contributions.values():
             self._rates.update(contribution.pruned.pruning.rates)
 
-    def _run(self, folder: Path, items: Items) -> Scores:
-        command = self.command.replace("{model}", shlex.quote(str(folder.resolve())))
+
+@dataclass(frozen=True)
+class ScoreCommand:
+    """A command of the user's that scores a folder as a whole.
+
+    Attributes:
+        text: With {model} where the folder goes; it prints JSON, task -> score.
+    """
+
+    text: str
+
+    def run(self, folder: Path, items: Items) -> Scores:
+        """The scores on some tasks.
+
+        Raises:
+            DppaError: The command fails, or prints something else.
+        """
+        command = self.text.replace("{model}", shlex.quote(str(folder.resolve())))
         ended = subprocess.run(command, shell=True, capture_output=True, text=True)
         if ended.returncode:
             last = (ended.stderr.strip().splitlines() or ["no message"])[-1]

@@ -133,12 +133,14 @@ class Combined:
     Attributes:
         name: The tensor's name.
         part: Where in the flat tensor the linear is: one of several, if it holds stacked experts.
+        combination: How the contributions became one.
         contributions: By the name of the model.
         dtypes: What the result is cast to, one after the other.
     """
 
     name: str
     part: slice
+    combination: Combination
     contributions: Mapping[str, Contribution]
     dtypes: Sequence[torch.dtype]
 

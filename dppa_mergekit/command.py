@@ -35,12 +35,36 @@ def main(verbose: bool) -> None:
     help="Where the recipe goes, with its factors filled in.",
 )
 @click.option(
+    "--tune",
+    type=click.Choice(["factors", "weights"]),
+    default="factors",
+    show_default=True,
+    help="The factors of each model, alone on the base, or the weights of all in the whole merge.",
+)
+@click.option("--shared", is_flag=True, help="With weights: one for all models.")
+@click.option(
+    "--by",
+    type=click.Choice(["mean", "worst"]),
+    default="mean",
+    show_default=True,
+    help="With weights: which Domain-Ratio counts.",
+)
+@click.option(
+    "--guard-loss",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="With weights: the share of the base model's score that guard tasks may lose.",
+)
+@click.option(
     "--strategy",
     type=click.Choice(["joint", "paper", "distill"]),
-    default="joint",
-    show_default=True,
-    help="joint: all factors together, by coordinates. paper: the paper's hill climb. distill: "
-    "the fine-tuned model teaches, and a few evaluations around its proposal decide.",
+    help="Of factors. joint: all together, by coordinates. paper: the paper's hill climb. distill: "
+    "the fine-tuned model teaches, and a few evaluations around its proposal decide.  "
+    "[default: joint]",
+)
+@click.option(
+    "--per-block", is_flag=True, help="With distill: factors for each block, as gradients."
 )
 @click.option(
     "--prompts",
@@ -53,7 +77,7 @@ def main(verbose: bool) -> None:
     type=click.IntRange(min=1),
     default=60,
     show_default=True,
-    help="Candidates for each domain.",
+    help="Candidates for each domain, or for the merge.",
 )
 @click.option(
     "--patience",
@@ -66,7 +90,7 @@ def main(verbose: bool) -> None:
     "--range",
     "range_",
     type=(click.FloatRange(min=0), click.FloatRange(min=0)),
-    help="The least and the largest factor.  [default: 0.2 3; of dare_dpa 0.1 1]",
+    help="The least and the largest value.  [default: 0.2 3; of dare_dpa 0.1 1; of weights 0 1.5]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Deals out the items.")
 @click.option("--tune-dense", is_flag=True, help="Tune amplify_dense too.")
@@ -87,12 +111,23 @@ def main(verbose: bool) -> None:
     help="Scores in place of lm-eval: a shell command with {model} for a merged folder, that "
     'prints JSON, as in {"task": 0.5}.',
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Try candidates in so many processes, each with its own model (and GPU, with cuda).",
+)
+@click.option("--ray-address", help="Of a Ray cluster for the workers, in place of this machine.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model.")
 def search(
     recipe: Path,
     tasks_file: Path,
     output: Path,
-    strategy: str,
+    tune: str,
+    shared: bool,
+    by: str,
+    guard_loss: float,
+    strategy: str | None,
+    per_block: bool,
     prompts_file: Path | None,
     max_evaluations: int,
     patience: int,
@@ -104,9 +139,11 @@ def search(
     batch_size: int | None,
     limit: int | None,
     score_command: str | None,
+    workers: int | None,
+    ray_address: str | None,
     trust_remote_code: bool,
 ) -> None:
-    """Find the amplification factors of RECIPE's models, each alone on the base, by evaluation.
+    """Find the factors of RECIPE's models, each alone on the base, or its weights, by evaluation.
 
     Killed, the same command goes on where it was.
     """
@@ -119,24 +156,30 @@ def search(
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.prompts import read_prompts
     from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.summary import written
     from dppa_mergekit.tasks import TasksFile
-    from dppa_mergekit.tuning import Search, default_options
+    from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge, default_options
+    from dppa_mergekit.workers import Cluster
 
     read = Recipe.read(recipe)
     tasks = TasksFile.read(tasks_file)
     changes = {"batch_size": batch_size, "limit": limit}
     tasks = tasks.model_copy(update={key: value for key, value in changes.items() if value})
+    merge = WholeMerge(shared, by == "worst", guard_loss) if tune == "weights" else None
+    defaults = default_options(read.method) if merge is None else WEIGHT_OPTIONS
     options = replace(
-        default_options(read.method),
-        strategy=strategy,
+        defaults,
+        strategy=strategy or defaults.strategy,
         max_evaluations=max_evaluations,
         patience=patience,
         seed=seed,
+        per_block=per_block,
     )
     if range_ is not None:
         low, high = range_
-        if not low <= 1 <= high:
-            raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range with 1 in it.")
+        if not (low <= 1 <= high if merge is None else low < high):
+            allowed = "with 1 in it" if merge is None else "from less to more"
+            raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range {allowed}.")
         options = replace(options, low=low, high=high)
     placement = Placement(
         device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code
@@ -144,7 +187,12 @@ def search(
     prompts = None if prompts_file is None else read_prompts(prompts_file)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
-    run = Search(read, tasks, output, options, placement, tune_dense, score_command, prompts)
+    if ray_address is not None and workers is None:
+        raise ParameterError("--ray-address says where workers run; it needs --workers.")
+    cluster = None if workers is None else Cluster(workers, ray_address)
+    run = Search(
+        read, tasks, output, options, placement, tune_dense, score_command, prompts, merge, cluster
+    )
     try:
         found = run.run()
     except KeyboardInterrupt:
@@ -154,9 +202,11 @@ def search(
         )
         sys.exit(130)
     for each in found:
-        factors = ", ".join(f"{name} {factor:g}" for name, factor in each.factors.items())
+        factors = ", ".join(f"{name} {written(factor)}" for name, factor in each.factors.items())
         click.echo(
             f"{each.domain}: {factors}; dev Domain-Ratio {each.before} -> {each.after} "
             f"({each.evaluations} candidates, {each.seconds:.0f} s)"
         )
-    click.echo(f"{output}: the recipe with these factors")
+        for name, (before, after) in each.parts.items():
+            click.echo(f"  {name}: {before} -> {after}")
+    click.echo(f"{output}: the recipe with these {tune}")

@@ -13,18 +13,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
-from dppa_mergekit.scores import (
-    Estimate,
-    Scores,
-    difference,
-    domain_ratio,
-    joined,
-    ratio_estimate,
-    smoothed_ratio,
-)
+from dppa_mergekit.scores import Estimate, Objective, Scores, joined
 
 Candidate: TypeAlias = tuple[int, ...]
-"""Factors in hundredths; 0 is a partition left out."""
+"""Factors or weights, in hundredths."""
 
 ONE = 100
 """A factor of 1."""
@@ -67,22 +59,27 @@ def choosing_folds(number: int) -> range:
 
 @dataclass
 class Contest:
-    """Candidates of one domain, and what is known of them.
+    """Candidates of one search, and what is known of them.
 
     Attributes:
-        score: Of a candidate on the items of one fold, by its number.
+        score: Of candidates, each on the items of one fold, by its number: their scores, in
+            order, one by one as they come.
         folds: How many there are.
-        dense: Task -> score of the dense fine-tuned model.
+        objective: By what they are compared.
         budget: How many candidates may be scored.
+        start: What the search begins with.
+        complete: Whether a candidate may win: one that leaves a partition out may not.
         known: Candidate and fold -> scores.
         told: Called when a candidate has been scored.
         preferred: Of equals, the one that a strategy would have win.
     """
 
-    score: Callable[[Candidate, int], Scores]
+    score: Callable[[Sequence[tuple[Candidate, int]]], Iterable[Scores]]
     folds: int
-    dense: Mapping[str, float]
+    objective: Objective
     budget: int
+    start: Candidate
+    complete: Callable[[Candidate], bool] = lambda candidate: True
     known: dict[tuple[Candidate, int], Scores] = field(default_factory=dict)
     told: Callable[[Candidate], None] = lambda candidate: None
     preferred: Candidate | None = None
@@ -108,34 +105,47 @@ class Contest:
         Raises:
             BudgetError: It is a new candidate, and too many have been scored.
         """
-        found = []
-        for fold in folds:
-            if (candidate, fold) not in self.known:
-                scored = self.scored
-                if candidate not in scored and len(scored) >= self.budget:
-                    raise BudgetError
-                self.known[candidate, fold] = self.score(candidate, fold)
-                self.told(candidate)
-            found.append(self.known[candidate, fold])
-        return joined(found)
+        wanted = [(candidate, fold) for fold in folds]
+        self._know(wanted)
+        return joined([self.known[each] for each in wanted])
+
+    def _know(self, wanted: Iterable[tuple[Candidate, int]]) -> None:
+        """Score what is not known, in order, together.
+
+        Raises:
+            BudgetError: One is a new candidate, and too many have been scored; those before it are.
+        """
+        missing = [each for each in dict.fromkeys(wanted) if each not in self.known]
+        scored, allowed = set(self.scored), 0
+        for candidate, _ in missing:
+            scored.add(candidate)
+            if len(scored) > self.budget:
+                break
+            allowed += 1
+        for each, scores in zip(missing, self.score(missing[:allowed]), strict=False):
+            self.known[each] = scores
+            self.told(each[0])
+        if allowed < len(missing):
+            raise BudgetError
 
     def value(self, candidate: Candidate) -> float:
-        """By what candidates are chosen: the smoothed Domain-Ratio on the choosing items."""
-        return smoothed_ratio(self.scores(candidate, self.choosing), self.dense)
+        """By what candidates are chosen: the smoothed objective on the choosing items."""
+        return self.objective.smoothed(self.scores(candidate, self.choosing))
 
     def estimate(self, candidate: Candidate, folds: Iterable[int] | None = None) -> Estimate:
-        """The Domain-Ratio with its standard error; on all items where no folds are named."""
+        """The objective with its standard error; on all items where no folds are named."""
         chosen = range(self.folds) if folds is None else folds
-        return ratio_estimate(self.scores(candidate, chosen), self.dense)
+        return self.objective.estimate(self.scores(candidate, chosen))
 
     def race(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Those that no other beats by more than chance, scored on all choosing items; best first.
 
-        Of equals, those nearer 1 come first.
+        Of equals, those nearer the start come first.
         """
         alive = list(dict.fromkeys(candidates))
         for last in self.choosing:
             seen = range(last + 1)
+            self._know((each, fold) for each in alive for fold in seen)
             of_candidate = {each: self.scores(each, seen) for each in alive}
             leader = min(alive, key=lambda each: self._rank(of_candidate[each], each))
             alive = [
@@ -146,49 +156,45 @@ class Contest:
         return sorted(alive, key=lambda each: self._rank(self.scores(each, self.choosing), each))
 
     def leaders(self) -> list[Candidate]:
-        """All candidates that were scored on all choosing items and leave nothing out; best first.
+        """All complete candidates that were scored on all choosing items; best first.
 
-        Of equals, the preferred comes first, then those nearer 1.
+        Of equals, the preferred comes first, then those nearer the start.
         """
         whole = [
             each
             for each in self.scored
-            if 0 not in each and all((each, fold) in self.known for fold in self.choosing)
+            if self.complete(each) and all((each, fold) in self.known for fold in self.choosing)
         ]
         return sorted(whole, key=lambda each: self._rank(self.scores(each, self.choosing), each))
 
-    def confirmed(self, start: Candidate) -> Candidate:
+    def confirmed(self) -> Candidate:
         """The best candidate that is no worse than the start on the items that did not choose it.
 
-        Nor on all items, by the exact Domain-Ratio.
-
-        Args:
-            start: What the search began with, and what it ends with if no other holds.
+        Nor on all items, by the exact objective. The start, if no other holds.
         """
         for candidate in self.leaders():
-            if candidate == start or self._holds(candidate, start):
+            if candidate == self.start or self._holds(candidate):
                 return candidate
-        return start
+        return self.start
 
-    def _holds(self, candidate: Candidate, start: Candidate) -> bool:
+    def _holds(self, candidate: Candidate) -> bool:
+        exact = self.objective.exact
         every = range(self.folds)
-        gain = domain_ratio(self.scores(candidate, every), self.dense) - domain_ratio(
-            self.scores(start, every), self.dense
-        )
+        gain = exact(self.scores(candidate, every)) - exact(self.scores(self.start, every))
         if not self.confirming or gain < 0:
             return gain >= 0
-        fresh, of_start = (self.scores(each, self.confirming) for each in (candidate, start))
-        return difference(fresh, of_start, self.dense).value >= 0
+        fresh, of_start = (self.scores(each, self.confirming) for each in (candidate, self.start))
+        return self.objective.difference(fresh, of_start).value >= 0
 
     def _rank(self, scores: Scores, candidate: Candidate) -> tuple[float, int, Candidate]:
-        away = -1 if candidate == self.preferred else distance(candidate)
-        return -smoothed_ratio(scores, self.dense), away, candidate
+        away = -1 if candidate == self.preferred else distance(candidate, self.start)
+        return -self.objective.smoothed(scores), away, candidate
 
     def _may_win(self, leader: Scores, other: Scores) -> bool:
-        behind = difference(leader, other, self.dense)
+        behind = self.objective.difference(leader, other)
         return behind.error is None or behind.value <= DEVIATIONS * behind.error
 
 
-def distance(candidate: Candidate) -> int:
-    """How far a candidate is from factors 1."""
-    return sum(abs(factor - ONE) for factor in candidate)
+def distance(candidate: Candidate, start: Candidate) -> int:
+    """How far a candidate is from another."""
+    return sum(abs(each - other) for each, other in zip(candidate, start, strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from dppa_mergekit.recipes import at_layer
 from dppa_mergekit.search import Tuned
 
 PANEL = (4.2, 3.4)
@@ -41,9 +42,15 @@ def draw(found: Sequence[Tuned], path: Path) -> None:
                 ecolor=line.get_color(),
                 alpha=0.4,
             )
-            panel.axvline(each.factors[name], color=line.get_color(), linewidth=0.8, linestyle=":")
+            panel.axvline(
+                at_layer(each.factors[name], 0, 1),
+                color=line.get_color(),
+                linewidth=0.8,
+                linestyle=":",
+            )
         panel.set_title(each.domain)
         panel.set_xlabel("factor")
-        panel.legend(fontsize="small")
+        if each.curves:
+            panel.legend(fontsize="small")
     panels[0].set_ylabel("dev Domain-Ratio, %")
     figure.savefig(path, dpi=150)

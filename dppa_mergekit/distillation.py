@@ -38,9 +38,14 @@ class Descent:
 
 
 def distilled(
-    resident: ResidentModel, lessons: Lessons, low: float, high: float, descent: Descent
-) -> dict[int, float]:
-    """Rate -> factor, by gradient descent from factors 1.
+    resident: ResidentModel,
+    lessons: Lessons,
+    low: float,
+    high: float,
+    descent: Descent,
+    per_block: bool = False,
+) -> dict[int, list[float]]:
+    """Rate -> factor, or factors from the first layer to the last, by descent from factors 1.
 
     Args:
         resident: The pruned model; its factors are changed.
@@ -48,8 +53,11 @@ def distilled(
         low: The least factor.
         high: The largest.
         descent: How to descend.
+        per_block: Whether every layer has factors of its own.
     """
-    factors = torch.ones(len(resident.rates), dtype=torch.float64)
+    factors = torch.ones(
+        len(resident.rates), resident.layers if per_block else 1, dtype=torch.float64
+    )
     optimizer = torch.optim.Adam([factors], lr=descent.learning_rate)
     total = torch.zeros_like(factors)
     last = max(1, round(descent.steps * descent.averaged))
@@ -57,11 +65,11 @@ def distilled(
     with resident.factor_gradients() as gradients:
         for step in range(descent.steps):
             resident.set_factors(dict(zip(resident.rates, factors.tolist(), strict=True)))
-            gradients.update(dict.fromkeys(gradients, 0.0))
+            gradients.zero_()
             with torch.enable_grad():
                 loss = divergence(resident.model, lessons.some(next(drawn)))
                 torch.autograd.backward(loss)
-            factors.grad = torch.tensor(list(gradients.values()), dtype=torch.float64)
+            factors.grad = gradients.clone() if per_block else gradients.sum(1, keepdim=True)
             optimizer.step()
             factors.clamp_(low, high)
             if step >= descent.steps - last:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,13 +40,15 @@ class Journal:
     path: Path
     entries: list[Entry]
     _file: TextIO = field(repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, entry: Entry) -> None:
-        """Write one entry, and wait until the disk has it."""
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.entries.append(entry)
+        """Write one entry, and wait until the disk has it; from any thread."""
+        with self._lock:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self.entries.append(entry)
 
 
 @contextmanager

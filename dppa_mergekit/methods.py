@@ -266,7 +266,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             overflow |= combination.merge(flat[part], contributions, merged[part], limit)
             if listener is not None:
                 named = dict(zip(map(str, deltas), contributions, strict=True))
-                listener(Combined(name, part, named, dtypes))
+                listener(Combined(name, part, combination, named, dtypes))
         if overflow:
             LOG.warning(
                 "Tensor %s: the sum is too large for %s; what does not "

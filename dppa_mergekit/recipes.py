@@ -6,7 +6,7 @@ Everything that is not filled in stays as it was, but for comments and layout.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
 
 Node: TypeAlias = dict[str, object]
+
+Setting: TypeAlias = float | Sequence[float]
+"""A number, or mergekit's gradient: knots from the first layer to the last."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,32 @@ class Recipe:
 
     def tuned(self) -> list[str]:
         """The fine-tuned models, as the recipe spells them, in its order."""
-        base = _identity(self.content.get("base_model"))
-        named = {_identity(each["model"]): str(each["model"]) for each in _inputs(self.content)}
-        return [name for identity, name in named.items() if identity != base]
+        base = identity(self.content.get("base_model"))
+        named = {identity(each["model"]): str(each["model"]) for each in _inputs(self.content)}
+        return [name for key, name in named.items() if key != base]
+
+    def weights(self) -> dict[str, float]:
+        """The weights of the fine-tuned models, as the recipe spells them.
+
+        Raises:
+            RecipeError: One is not a plain number.
+        """
+        shared = self.content.get("parameters")
+        default = shared.get("weight") if isinstance(shared, dict) else None
+        found: dict[str, float] = {}
+        for each in _inputs(self.content):
+            name = str(each["model"])
+            if identity(name) == identity(self.content.get("base_model")):
+                continue
+            held = each.get("parameters")
+            weight = held.get("weight", default) if isinstance(held, dict) else default
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise RecipeError(
+                    f"{self.origin}: the weight of {name} is {weight!r}; to be tuned, it must "
+                    f"begin as a number."
+                )
+            found[self.named(name)] = float(weight)
+        return found
 
     def named(self, model: str) -> str:
         """How the recipe spells a fine-tuned model.
@@ -81,7 +107,7 @@ class Recipe:
             RecipeError: It has no such model.
         """
         for name in self.tuned():
-            if _identity(name) == _identity(model):
+            if identity(name) == identity(model):
                 return name
         raise RecipeError(
             f"{self.origin} has no fine-tuned model {model}; it has {', '.join(self.tuned())}."
@@ -95,9 +121,9 @@ class Recipe:
             values: Parameter -> number, or what else mergekit allows.
         """
         content = deepcopy(self.content)
-        wanted = _identity(self.named(model))
+        wanted = identity(self.named(model))
         for each in _inputs(content):
-            if _identity(each["model"]) == wanted:
+            if identity(each["model"]) == wanted:
                 held = each.get("parameters")
                 each["parameters"] = {**(held if isinstance(held, dict) else {}), **values}
         return Recipe(content, self.origin)
@@ -109,7 +135,7 @@ class Recipe:
             model: Any spelling of it.
         """
         recipe = self.with_parameters(model, {"weight": 1.0})
-        kept = {_identity(self.named(model)), _identity(self.content.get("base_model"))}
+        kept = {identity(self.named(model)), identity(self.content.get("base_model"))}
         for holder in _holders(recipe.content):
             for key in ("models", "sources"):
                 inputs = holder.get(key)
@@ -117,16 +143,37 @@ class Recipe:
                     holder[key] = [
                         each
                         for each in inputs
-                        if isinstance(each, dict) and _identity(each.get("model")) in kept
+                        if isinstance(each, dict) and identity(each.get("model")) in kept
                     ]
             shared = holder.get("parameters")
             if isinstance(shared, dict):
                 shared.pop("lambda", None)
         return recipe
 
+    def weighted(self, weights: Mapping[str, float]) -> Recipe:
+        """The recipe with the weights of fine-tuned models set anew, whatever they were.
+
+        Args:
+            weights: Any spelling of a model -> its weight.
+        """
+        recipe = self
+        for model, weight in weights.items():
+            recipe = recipe.with_parameters(model, {"weight": weight})
+        return recipe
+
     def to_yaml(self) -> str:
         """The text of its file."""
         return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
+
+
+def at_layer(setting: Setting, layer: int, layers: int) -> float:
+    """What a setting is in one of so many layers, by mergekit's own interpolation."""
+    if isinstance(setting, (int, float)):
+        return float(setting)
+    from mergekit.config import evaluate_setting
+
+    place = layer / (layers - 1) if layers > 1 else 1
+    return float(evaluate_setting("", list(setting), place, validate=float))
 
 
 def _holders(content: Node) -> Iterator[Node]:
@@ -152,7 +199,7 @@ def _inputs(content: Node) -> Iterator[Node]:
                     yield each
 
 
-def _identity(model: object) -> object:
+def identity(model: object) -> object:
     """What is the same for two spellings of one model: real paths where they exist."""
     if isinstance(model, str) and os.path.exists(model):
         return os.path.realpath(model)

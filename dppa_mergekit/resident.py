@@ -21,8 +21,9 @@ import torch
 from dppa_mergekit.combination import Combination, Combined, Contribution, Listener
 from dppa_mergekit.deltas import Delta
 from dppa_mergekit.errors import CheckpointError, DppaError
+from dppa_mergekit.names import block_of
 from dppa_mergekit.partitions import Partition, partitions, place
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.sparsification import Pruned, Pruning
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Linear:
-    """A pruned linear: its place in the live weights, and what may be written there."""
+    """A pruned linear: its layer and place in the live weights, and what may be written there."""
 
     name: str
+    layer: int
     part: slice
     out: torch.Tensor
     weight: float
@@ -71,6 +73,7 @@ class ResidentModel:
         model: The live model, in evaluation mode.
         tokenizer: Its tokenizer.
         rates: The pruning rates whose partitions it has, highest first: 90, 80, ...
+        layers: How many layers its pruned linears are in, where all are in one stack; 0 if not.
     """
 
     def __init__(
@@ -85,7 +88,11 @@ class ResidentModel:
         self._linears, self._dense = linears, dense
         rates = {held.rate for linear in linears for held in linear.partitions}
         self.rates = tuple(sorted(rates, reverse=True))
-        self._factors: dict[int, float] = {}
+        stacks = {block.stack for each in linears if (block := block_of(each.name)) is not None}
+        self.layers = max((each.layer for each in linears), default=-1) + 1
+        if len(stacks) != 1:
+            self.layers = 0
+        self._factors: list[dict[int, float]] = [{} for _ in linears]
         self._dense_factor: float | None = None
 
     @classmethod
@@ -131,8 +138,9 @@ class ResidentModel:
             [
                 _Linear(
                     each.name,
+                    _layer(each.name),
                     each.part,
-                    _part_of(weights, each),
+                    part_in(weights, each),
                     _weight(each),
                     each.dtypes,
                     [partition.to(model.device) for partition in of_linear],
@@ -140,7 +148,7 @@ class ResidentModel:
                 for each, of_linear in found
             ],
             [
-                _Dense(_part_of(weights, each), _weight(each), each.dtypes, _copied(each))
+                _Dense(part_in(weights, each), _weight(each), each.dtypes, _copied(each))
                 for each in dense
             ],
         )
@@ -150,35 +158,42 @@ class ResidentModel:
         """The memory that the kept elements take, beside the model."""
         return sum(held.bytes for linear in self._linears for held in linear.partitions)
 
-    def set_factors(self, factors: Mapping[int, float], dense: float | None = None) -> None:
+    def set_factors(self, factors: Mapping[int, Setting], dense: float | None = None) -> None:
         """Write the weights for new factors; what keeps its factor is left alone.
 
         Args:
-            factors: Rate -> factor of its partition; 1 where missing, 0 is a partition left out.
+            factors: Rate -> factor of its partition, or knots from the first layer to the last,
+                where there is one stack of layers; 1 where missing, 0 is a partition left out.
             dense: Factor of dense tensors; the recipe's where None.
         """
-        wanted = {rate: float(factors.get(rate, 1.0)) for rate in self.rates}
-        changed = {rate for rate in self.rates if self._factors.get(rate) != wanted[rate]}
-        for linear in self._linears:
+        for linear, before in zip(self._linears, self._factors, strict=True):
+            wanted = {
+                held.rate: at_layer(factors.get(held.rate, 1.0), linear.layer, self.layers)
+                for held in linear.partitions
+            }
             moved = [
-                (held, wanted[held.rate]) for held in linear.partitions if held.rate in changed
+                (held, wanted[held.rate])
+                for held in linear.partitions
+                if before.get(held.rate) != wanted[held.rate]
             ]
             if moved:
                 place(moved, linear.weight, linear.out, linear.dtypes)
-        self._factors = wanted
+            before.update(wanted)
         if dense is not None and dense != self._dense_factor:
             for tensor in self._dense:
                 tensor.write(dense)
             self._dense_factor = dense
 
     @contextmanager
-    def factor_gradients(self) -> Iterator[dict[int, float]]:
-        """While open, backward passes add dL/dfactor of every rate to what is yielded.
+    def factor_gradients(self) -> Iterator[torch.Tensor]:
+        """While open, backward passes add to what is yielded: (rates, layers) dL/dfactor.
 
         The gradient of a weight is reduced to that as soon as it is complete, and dropped: no two
         of them are held at a time.
         """
-        found = dict.fromkeys(self.rates, 0.0)
+        layers = max((each.layer for each in self._linears), default=-1) + 1
+        found = torch.zeros(len(self.rates), layers, dtype=torch.float64)
+        rows = {rate: row for row, rate in enumerate(self.rates)}
         of_parameter: dict[str, list[_Linear]] = {}
         for linear in self._linears:
             of_parameter.setdefault(linear.name, []).append(linear)
@@ -189,7 +204,8 @@ class ResidentModel:
             for linear in linears:
                 flat = gradient.view(-1)[linear.part]
                 for held in linear.partitions:
-                    found[held.rate] += linear.weight * held.gradient(flat)
+                    of_factor = linear.weight * held.gradient(flat)
+                    found[rows[held.rate], linear.layer] += of_factor
             parameter.grad = None
 
         hooks = []
@@ -266,18 +282,31 @@ def load_model(
         ) from error
 
 
-def _part_of(weights: Mapping[str, torch.Tensor], combined: Combined) -> torch.Tensor:
-    """Where in the live weights a linear, or a dense tensor, is; flat."""
+def part_in(weights: Mapping[str, torch.Tensor], combined: Combined) -> torch.Tensor:
+    """Where in live weights a linear, or a dense tensor, is; flat.
+
+    Raises:
+        CheckpointError: It is not there, or has another shape.
+    """
     live = weights.get(combined.name)
-    (contribution,) = combined.contributions.values()
-    numel = contribution.pruned.pruning.delta.numel
+    numel = next(iter(combined.contributions.values())).pruned.pruning.delta.numel
     part = None if live is None else live.view(-1)[combined.part]
     if part is None or part.numel() != numel:
-        raise CheckpointError(
-            f"Tensor {combined.name} is not among the weights of the model that transformers "
-            f"loads, or has another shape there; its factors cannot be set in memory."
-        )
+        raise not_live(combined.name)
     return part
+
+
+def not_live(name: str) -> CheckpointError:
+    """That a tensor of a merge is not one of the model that transformers loads."""
+    return CheckpointError(
+        f"Tensor {name} is not among the weights of the model that transformers loads, or has "
+        f"another shape there; it cannot be changed in memory."
+    )
+
+
+def _layer(name: str) -> int:
+    block = block_of(name)
+    return 0 if block is None else block.number
 
 
 def _weight(combined: Combined) -> float:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
 import numpy
 from numpy.typing import NDArray
@@ -138,3 +138,135 @@ def _influences(scores: Scores, dense: Mapping[str, float]) -> list[Floats] | No
 def _variance(influence: Floats) -> float:
     """Of the sum of independent items."""
     return float(numpy.var(influence, ddof=1) * len(influence))
+
+
+class Objective(Protocol):
+    """By what candidates are compared: the more, the better."""
+
+    def exact(self, scores: Scores) -> float:
+        """What a candidate is worth."""
+        ...
+
+    def smoothed(self, scores: Scores) -> float:
+        """The same, as candidates are chosen by it."""
+        ...
+
+    def estimate(self, scores: Scores) -> Estimate:
+        """What people are shown."""
+        ...
+
+    def difference(self, left: Scores, right: Scores) -> Estimate:
+        """How much more `left` is worth, on the same items."""
+        ...
+
+    def parts(self, scores: Scores) -> Mapping[str, Estimate]:
+        """What the estimate is made of, for people, by name; nothing where it is of one piece."""
+        ...
+
+
+@dataclass(frozen=True)
+class DomainObjective:
+    """The Domain-Ratio of one domain.
+
+    Attributes:
+        dense: Task -> score of the dense fine-tuned model, above 0; of the domain's tasks.
+    """
+
+    dense: Mapping[str, float]
+
+    def exact(self, scores: Scores) -> float:
+        """The Domain-Ratio."""
+        return domain_ratio(self._own(scores), self.dense)
+
+    def smoothed(self, scores: Scores) -> float:
+        """The smoothed Domain-Ratio."""
+        return smoothed_ratio(self._own(scores), self.dense)
+
+    def estimate(self, scores: Scores) -> Estimate:
+        """The Domain-Ratio with its standard error."""
+        return ratio_estimate(self._own(scores), self.dense)
+
+    def difference(self, left: Scores, right: Scores) -> Estimate:
+        """The difference of the smoothed Domain-Ratios."""
+        return difference(self._own(left), self._own(right), self.dense)
+
+    def parts(self, scores: Scores) -> Mapping[str, Estimate]:
+        """None."""
+        return {}
+
+    def _own(self, scores: Scores) -> Scores:
+        return {task: scores[task] for task in self.dense}
+
+
+LOST = 1e6
+"""What a share of a guard's score, lost beyond what is allowed, weighs: more than any ratio."""
+
+
+@dataclass(frozen=True)
+class MergeObjective:
+    """The mean, or the least, of the Domain-Ratios of several domains, unless a guard is lost.
+
+    Attributes:
+        domains: Their objectives, by name.
+        worst: The least in place of the mean.
+        guard: Task -> score of the base model, above 0.
+        loss: The share of it that may be lost.
+    """
+
+    domains: Mapping[str, DomainObjective]
+    worst: bool = False
+    guard: Mapping[str, float] = field(default_factory=dict)
+    loss: float = 0.0
+
+    def exact(self, scores: Scores) -> float:
+        """The Domain-Ratio of the merge, less what the guards lose too much."""
+        return self._of([each.exact(scores) for each in self._each]) - self._lost(scores)
+
+    def smoothed(self, scores: Scores) -> float:
+        """The same by smoothed Domain-Ratios."""
+        return self._of([each.smoothed(scores) for each in self._each]) - self._lost(scores)
+
+    def estimate(self, scores: Scores) -> Estimate:
+        """The Domain-Ratio of the merge with its standard error."""
+        return self._joined([each.estimate(scores) for each in self._each])
+
+    def parts(self, scores: Scores) -> Mapping[str, Estimate]:
+        """The Domain-Ratios, and that of the guards to the base model."""
+        found = {name: each.estimate(scores) for name, each in self.domains.items()}
+        if self.guard:
+            found["guard"] = DomainObjective(self.guard).estimate(scores)
+        return found
+
+    def difference(self, left: Scores, right: Scores) -> Estimate:
+        """The difference of the smoothed values; its error is that of the mean's, paired."""
+        each = [domain.difference(left, right) for domain in self._each]
+        value = self.smoothed(left) - self.smoothed(right)
+        if not self.worst:
+            return Estimate(value, self._joined(each).error)
+        places = {self._least(scores) for scores in (left, right)}
+        errors = [each[place].error for place in places]
+        known = [error for error in errors if error is not None]
+        return Estimate(value, math.hypot(*known) if len(known) == len(errors) else None)
+
+    @property
+    def _each(self) -> list[DomainObjective]:
+        return list(self.domains.values())
+
+    def _of(self, ratios: Sequence[float]) -> float:
+        return min(ratios) if self.worst else math.fsum(ratios) / len(ratios)
+
+    def _joined(self, estimates: Sequence[Estimate]) -> Estimate:
+        if self.worst:
+            return min(estimates, key=lambda each: each.value)
+        number = len(estimates)
+        errors = [each.error for each in estimates if each.error is not None]
+        error = math.hypot(*errors) / number if len(errors) == number else None
+        return Estimate(math.fsum(each.value for each in estimates) / number, error)
+
+    def _least(self, scores: Scores) -> int:
+        values = [each.smoothed(scores) for each in self._each]
+        return values.index(min(values))
+
+    def _lost(self, scores: Scores) -> float:
+        shares = [1 - scores[task].value / score for task, score in self.guard.items()]
+        return LOST * math.fsum(max(0.0, share - self.loss) for share in shares)

@@ -1,28 +1,29 @@
-"""DPA's search: the amplification factors of a fine-tuned model of a recipe, by evaluation.
+"""A search by evaluation: the factors of one fine-tuned model, or the weights of a whole merge.
 
-The model is tuned alone on the base, at weight 1: its partitions down to its density get factors.
-What scores it is given, as a bench; only its dev tasks are seen.
+For its factors (DPA) a model is alone on the base, at weight 1: its partitions down to its density
+get factors. What scores candidates is given, as a bench; only dev tasks are seen.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from tqdm import tqdm
 
-from dppa_mergekit.benches import Bench, Items
+from dppa_mergekit.benches import Bench, Items, Proposal
 from dppa_mergekit.contest import ONE, BudgetError, Candidate, Contest, choosing_folds, dealt
 from dppa_mergekit.journal import Entry, Journal
-from dppa_mergekit.scores import Estimate, Score, Scores
+from dppa_mergekit.recipes import Setting
+from dppa_mergekit.scores import DomainObjective, Estimate, Objective, Score, Scores
 from dppa_mergekit.strategies import STRATEGIES, Space
 from dppa_mergekit.tasks import TasksError
 
 DENSE_CANDIDATE = "dense"
-"""In a journal: the fine-tuned model as it is."""
+"""In a journal: the fine-tuned models as they are; of guard tasks, the base model."""
 
 PROPOSAL = "proposal"
 """In a journal: the factors that the teacher proposes."""
@@ -37,12 +38,14 @@ class Options:
 
     Attributes:
         strategy: A name in STRATEGIES.
-        max_evaluations: Candidates for each domain.
+        max_evaluations: Candidates for each search.
         patience: Steps without gain after which the paper's climb ends.
-        low: The least factor.
+        low: The least factor or weight.
         high: The largest.
         downwards: Whether factors reduce, as those of random partitions do.
         seed: Of the order in which items are dealt out.
+        per_block: Whether the teacher proposes factors for each block; then candidates lie on the
+            way from factors 1 to its proposal.
     """
 
     strategy: str = "joint"
@@ -52,41 +55,50 @@ class Options:
     high: float = 3.0
     downwards: bool = False
     seed: int = 0
+    per_block: bool = False
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found for one domain.
+    """What a search found for one domain, or for a merge.
 
     Attributes:
-        domain: Its name.
+        domain: Its name; that of a merge is MERGE.
         model: Its fine-tuned model, as the recipe spells it.
-        factors: Recipe parameter -> factor.
-        dense: Task -> score of the dense fine-tuned model.
-        before: Dev Domain-Ratio at factors 1.
-        after: At the factors found.
+        factors: Recipe parameter -> factor, or factors for each block; of a merge, what has a
+            weight -> weight.
+        dense: Task -> score of the domain's dense fine-tuned model; of guard tasks, of the base.
+        before: Dev Domain-Ratio at the start: at factors 1, or at the recipe's weights.
+        after: At what was found.
         confirmed: Both on the items that did not choose; None where all did.
         evaluations: How many candidates were scored.
         seconds: What that took, in this run and in those that it went on with.
-        curves: Recipe parameter -> (factor, Domain-Ratio) of the candidates that differ from the
-            result in this factor alone, on as many items as each was scored on.
+        parts: What a merge's Domain-Ratio is made of: domain -> before and after.
+        curves: Of each of the factors, unless they are for each block: (factor, Domain-Ratio) of
+            the candidates that differ from the result in it alone, on as many items as each was
+            scored on.
     """
 
     domain: str
     model: str
-    factors: Mapping[str, float]
+    factors: Mapping[str, Setting]
     dense: Mapping[str, float]
     before: Estimate
     after: Estimate
     confirmed: tuple[Estimate, Estimate] | None
     evaluations: int
     seconds: float
+    parts: Mapping[str, tuple[Estimate, Estimate]]
     curves: Mapping[str, Sequence[tuple[float, Estimate]]]
 
 
+MERGE = "merge"
+"""In place of a domain: the whole merge."""
+
+
 @dataclass
-class DomainSearch:
-    """The search for the factors of one domain's model.
+class CandidateSearch:
+    """The search for the factors of one domain's model, or for the weights of a merge.
 
     Attributes:
         domain: The domain's name.
@@ -96,6 +108,8 @@ class DomainSearch:
         bench: Where candidates are tried.
         options: How to search.
         journal: Where evaluations are kept, and come from; None to keep none.
+        objective: From task -> score of the dense models, by what candidates are compared.
+        weights: What weights the search begins with; None for a search of factors.
         seconds: Of all evaluations so far.
     """
 
@@ -105,6 +119,8 @@ class DomainSearch:
     bench: Bench
     options: Options
     journal: Journal | None = None
+    objective: Callable[[Mapping[str, float]], Objective] = DomainObjective
+    weights: Sequence[float] | None = None
     seconds: float = field(default=0.0, init=False)
 
     def run(self) -> Tuned:
@@ -118,32 +134,45 @@ class DomainSearch:
         if self.items and all(self.items.values()):
             folds = list(dealt(self.items, self.options.seed))
         every = {task: sorted(x for fold in folds for x in fold[task]) for task in self.items}
-        scores = self._evaluated(known, DENSE_CANDIDATE, ALL, lambda: self.bench.dense(every))
+        (scores,) = self._evaluated(
+            known,
+            [(DENSE_CANDIDATE, ALL)],
+            lambda missing: (self.bench.dense(every) for _ in missing),
+        )
         dense = {task: score.value for task, score in scores.items()}
         for task, value in dense.items():
             if not value > 0:
                 raise TasksError(
-                    f"{self.model} itself scores {value:g} on task {task}, and a ratio to that "
+                    f"Task {task}: the unmerged model itself scores {value:g}, and a ratio to that "
                     f"says nothing: leave the task out, or mend it."
                 )
         names = self.bench.parameters()
+        options = self.options
+        taught = self._proposal(known, folds, names) if options.strategy == "distill" else {}
 
-        def score(candidate: Candidate, fold: int) -> Scores:
-            factors = _factors(names, candidate)
+        def factors(candidate: Candidate) -> dict[str, Setting]:
+            if self.weights is not None and candidate == space.start:
+                # As the recipe has them, to the last digit.
+                return dict(zip(names, self.weights, strict=True))
+            values = {name: each / ONE for name, each in zip(names, candidate, strict=True)}
+            if not options.per_block:
+                return dict(values)
+            moved = {
+                name: [round(1 + values[name] * (factor - 1), 4) for factor in taught[name]]
+                for name in names
+            }
+            return {name: each[0] if len(each) == 1 else each for name, each in moved.items()}
+
+        def score(wanted: Sequence[tuple[Candidate, int]]) -> Iterator[Scores]:
+            trials = [(factors(candidate), folds[fold]) for candidate, fold in wanted]
+            texts = [(_text(names, candidate), fold) for candidate, fold in wanted]
             return self._evaluated(
-                known, _text(factors), fold, lambda: self.bench.score(factors, folds[fold])
+                known,
+                texts,
+                lambda missing: self.bench.score_all([trials[place] for place in missing]),
             )
 
-        options = self.options
-        space = Space(
-            len(names),
-            round(options.low * ONE),
-            round(options.high * ONE),
-            options.downwards,
-            options.patience,
-            lambda: self._proposal(known, folds, names),
-        )
-        contest = Contest(score, len(folds), dense, options.max_evaluations)
+        contest, space = self._contest(score, len(folds), dense, names, taught)
         bar: tqdm[NoReturn] = tqdm(
             total=options.max_evaluations, desc=self.domain, unit="candidate", delay=2
         )
@@ -152,7 +181,7 @@ class DomainSearch:
             contest.value(space.start)
             with suppress(BudgetError):
                 STRATEGIES[options.strategy](contest, space)
-            best = contest.confirmed(space.start)
+            best = contest.confirmed()
         confirmed = None
         if contest.confirming:
             confirmed = (
@@ -162,22 +191,64 @@ class DomainSearch:
         return Tuned(
             self.domain,
             self.model,
-            _factors(names, best),
+            factors(best),
             dense,
             contest.estimate(space.start),
             contest.estimate(best),
             confirmed,
             len(contest.scored),
             self.seconds,
-            {name: _curve(contest, best, place) for place, name in enumerate(names)},
+            _parts(contest, best),
+            {}
+            if options.per_block
+            else {name: _curve(contest, best, place) for place, name in enumerate(names)},
         )
+
+    def _contest(
+        self,
+        score: Callable[[Sequence[tuple[Candidate, int]]], Iterator[Scores]],
+        folds: int,
+        dense: Mapping[str, float],
+        names: Sequence[str],
+        taught: Proposal,
+    ) -> tuple[Contest, Space]:
+        """What candidates there are, and the contest of them."""
+        options = self.options
+        if options.per_block:
+            # Shares of the way from factors 1 to the proposal, or beyond it.
+            start, low, high = [0.0] * len(names), 0.0, 2.0
+            proposal = (ONE,) * len(names)
+        else:
+            start = [1.0] * len(names) if self.weights is None else list(self.weights)
+            low, high = options.low, options.high
+            proposal = tuple(round(taught[name][0] * ONE) for name in names if taught)
+        begin = tuple(round(value * ONE) for value in start)
+        space = Space(
+            begin,
+            round(low * ONE),
+            round(high * ONE),
+            options.downwards,
+            options.patience,
+            proposal or None,
+        )
+        # A factor of 0 leaves a partition out, which is a step on the way and no result.
+        partial = self.weights is not None or options.per_block
+        contest = Contest(
+            score,
+            folds,
+            self.objective(dense),
+            options.max_evaluations,
+            begin,
+            lambda candidate: partial or 0 not in candidate,
+        )
+        return contest, space
 
     def _proposal(
         self,
         known: Mapping[tuple[str, int], Entry],
         folds: Sequence[Items],
         names: Sequence[str],
-    ) -> Candidate:
+    ) -> Proposal:
         """What the teacher proposes by the items that choose, from the journal if it is there."""
         entry = known.get((PROPOSAL, ALL))
         if entry is None:
@@ -185,20 +256,20 @@ class DomainSearch:
             choosing = choosing_folds(len(folds))
             items = {task: [x for fold in choosing for x in folds[fold][task]] for task in folds[0]}
             options = self.options
-            factors = self.bench.distilled(items, options.low, options.high, options.seed)
+            found = self.bench.distilled(items, options.low, options.high, options.seed)
             entry = {
                 "domain": self.domain,
                 "candidate": PROPOSAL,
                 "fold": ALL,
-                "factors": [round(factors[name] * ONE) for name in names],
+                "factors": {name: found[name] for name in names},
                 "seconds": round(time.perf_counter() - begun, 3),
             }
             if self.journal is not None:
                 self.journal.add(entry)
         self.seconds += float(str(entry["seconds"]))
-        found = entry["factors"]
-        assert isinstance(found, list)
-        return tuple(found)
+        factors = entry["factors"]
+        assert isinstance(factors, dict)
+        return factors
 
     def _known(self) -> dict[tuple[str, int], Entry]:
         entries = [] if self.journal is None else self.journal.entries
@@ -211,29 +282,45 @@ class DomainSearch:
     def _evaluated(
         self,
         known: Mapping[tuple[str, int], Entry],
-        candidate: str,
-        fold: int,
-        evaluate: Callable[[], Scores],
-    ) -> Scores:
-        """The scores that the journal has of a candidate, or new ones, which it then has."""
-        entry = known.get((candidate, fold))
-        if entry is None:
+        wanted: Sequence[tuple[str, int]],
+        evaluate: Callable[[Sequence[int]], Iterator[Scores]],
+    ) -> Iterator[Scores]:
+        """Scores of candidates, in order: what the journal has, or new ones, which it then has.
+
+        Args:
+            known: What it has, by candidate and fold.
+            wanted: Candidates and folds.
+            evaluate: Given places in `wanted`, yields new scores.
+        """
+        fresh = evaluate([place for place, each in enumerate(wanted) if each not in known])
+        begun = time.perf_counter()
+        for candidate, fold in wanted:
+            entry = known.get((candidate, fold))
+            if entry is None:
+                scores = next(fresh)
+                entry = {
+                    "domain": self.domain,
+                    "candidate": candidate,
+                    "fold": fold,
+                    "scores": {task: [each.value, *each.items] for task, each in scores.items()},
+                    "errors": {task: each.error for task, each in scores.items()},
+                    "seconds": round(time.perf_counter() - begun, 3),
+                }
+                if self.journal is not None:
+                    self.journal.add(entry)
             begun = time.perf_counter()
-            scores = evaluate()
-            entry = {
-                "domain": self.domain,
-                "candidate": candidate,
-                "fold": fold,
-                "scores": {task: [score.value, *score.items] for task, score in scores.items()},
-                "errors": {task: score.error for task, score in scores.items()},
-                "seconds": round(time.perf_counter() - begun, 3),
-            }
-            if self.journal is not None:
-                self.journal.add(entry)
-        self.seconds += float(str(entry["seconds"]))
-        held = entry["scores"]
-        assert isinstance(held, dict)
-        return {task: Score(value, tuple(items)) for task, (value, *items) in held.items()}
+            self.seconds += float(str(entry["seconds"]))
+            held = entry["scores"]
+            assert isinstance(held, dict)
+            yield {task: Score(value, tuple(items)) for task, (value, *items) in held.items()}
+
+
+def _parts(contest: Contest, best: Candidate) -> dict[str, tuple[Estimate, Estimate]]:
+    every = range(contest.folds)
+    before, after = (
+        contest.objective.parts(contest.scores(each, every)) for each in (contest.start, best)
+    )
+    return {name: (before[name], after[name]) for name in after}
 
 
 def _curve(contest: Contest, best: Candidate, place: int) -> list[tuple[float, Estimate]]:
@@ -246,12 +333,8 @@ def _curve(contest: Contest, best: Candidate, place: int) -> list[tuple[float, E
     return found
 
 
-def _factors(names: Sequence[str], candidate: Candidate) -> dict[str, float]:
-    return {name: factor / ONE for name, factor in zip(names, candidate, strict=True)}
-
-
-def _text(factors: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {factor:g}" for name, factor in factors.items())
+def _text(names: Sequence[str], candidate: Candidate) -> str:
+    return ", ".join(f"{name} {each / ONE:g}" for name, each in zip(names, candidate, strict=True))
 
 
 def _show(
@@ -261,4 +344,4 @@ def _show(
     bar.update(len(contest.scored) - bar.n)
     best = contest.leaders()[:1]
     value = f"best {contest.estimate(best[0], contest.choosing)}, " if best else ""
-    bar.set_postfix_str(value + _text(_factors(names, candidate)), refresh=False)
+    bar.set_postfix_str(value + _text(names, candidate), refresh=False)

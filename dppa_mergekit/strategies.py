@@ -20,28 +20,28 @@ COARSE, FINER = 4 * STEP, (2 * STEP, STEP)
 
 @dataclass(frozen=True)
 class Space:
-    """The factors of one model that are tuned.
+    """The factors of one model, or the weights of a merge, that are tuned.
 
     Attributes:
-        size: How many there are.
-        low: The least, in hundredths.
+        start: What they are, in hundredths.
+        low: The least.
         high: The largest.
         downwards: Whether factors reduce: of random partitions, which were rescaled.
         patience: Steps without gain after which a climb ends.
-        proposal: Gives what the strategy `distill` begins with.
+        proposal: What the strategy `distill` begins with.
     """
 
-    size: int
+    start: Candidate
     low: int
     high: int
     downwards: bool = False
     patience: int = 1
-    proposal: Callable[[], Candidate] | None = None
+    proposal: Candidate | None = None
 
     @property
-    def start(self) -> Candidate:
-        """Factors 1."""
-        return (ONE,) * self.size
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.start)
 
 
 Strategy = Callable[[Contest, Space], None]
@@ -76,10 +76,15 @@ def _climb(contest: Contest, space: Space, start: Candidate, place: int) -> Cand
 
 
 def joint(contest: Contest, space: Space) -> None:
-    """Coordinate search over all factors together, then the paper's climbs as candidates too.
+    """Coordinate search over all factors together, then the paper's climbs as candidates too."""
+    coordinates(contest, space)
+    paper(contest, space)
 
-    First one factor for all partitions, then each by itself, round after round until none
-    improves: a coarse grid, and finer steps around its best.
+
+def coordinates(contest: Contest, space: Space) -> None:
+    """First one value for all, then each by itself, round after round until none improves.
+
+    A coarse grid, and finer steps around its best.
     """
     before = contest.value(space.start)
     current = _tuned(contest, space, space.start, range(space.size))
@@ -90,14 +95,13 @@ def joint(contest: Contest, space: Space) -> None:
         if reached <= before:
             break
         before = reached
-    paper(contest, space)
 
 
 def distill(contest: Contest, space: Space) -> None:
     """What the teacher proposes, and a handful of candidates around it, twice."""
     if space.proposal is None:
         raise ValueError("there is no proposal to begin with")
-    contest.preferred = space.proposal()
+    contest.preferred = space.proposal
     for step in (2 * STEP, STEP):
         centre = contest.preferred
         around = [
@@ -106,7 +110,9 @@ def distill(contest: Contest, space: Space) -> None:
             for moved in (-step, step)
         ]
         around += [tuple(factor + moved for factor in centre) for moved in (-step, step)]
-        halfway = tuple((factor + ONE) // 2 for factor in centre)
+        halfway = tuple(
+            (each + first) // 2 for each, first in zip(centre, space.start, strict=True)
+        )
         inside = [
             each for each in around if all(space.low <= factor <= space.high for factor in each)
         ]
@@ -123,22 +129,25 @@ def _tuned(contest: Contest, space: Space, start: Candidate, places: Sequence[in
         return moved
 
     low, high = space.low, space.high
-    first = low + (ONE - low) % COARSE
+    centre = space.start[places[0]]
+    first = low + (centre - low) % COARSE
     tried = {factor: at(factor) for factor in range(first, high + 1, COARSE)}
-    best = _middle(contest, tried, start)
+    best = _middle(contest, tried, start, centre)
     for step in FINER:
         here = best[places[0]]
         around = [here - step, here, here + step]
         tried.update({factor: at(factor) for factor in around if low <= factor <= high})
-        best = _middle(contest, tried, start)
+        best = _middle(contest, tried, start, centre)
     contest.preferred = best
     return best
 
 
-def _middle(contest: Contest, tried: Mapping[int, Candidate], start: Candidate) -> Candidate:
-    """The best of those tried, by their factor; of a plateau of equals around it, the middle.
+def _middle(
+    contest: Contest, tried: Mapping[int, Candidate], start: Candidate, centre: int
+) -> Candidate:
+    """The best of those tried, by their value; of a plateau of equals around it, the middle.
 
-    Factor 1 if that is on the plateau; the start if it alone is best.
+    What the space starts with if that is on the plateau; the start if it alone is best.
     """
     ranked = contest.race([start, *tried.values()])
     value = contest.value(ranked[0])
@@ -151,16 +160,21 @@ def _middle(contest: Contest, tried: Mapping[int, Candidate], start: Candidate) 
             break
         else:
             plateau.clear()
-    if ONE in plateau:
-        return tried[ONE]
+    if centre in plateau:
+        return tried[centre]
     if not plateau:
         return start
     middles = plateau[(len(plateau) - 1) // 2 : len(plateau) // 2 + 1]
-    return tried[min(middles, key=lambda factor: abs(factor - ONE))]
+    return tried[min(middles, key=lambda factor: abs(factor - centre))]
 
 
 def _moved(candidate: Candidate, place: int, factor: int) -> Candidate:
     return (*candidate[:place], factor, *candidate[place + 1 :])
 
 
-STRATEGIES: dict[str, Strategy] = {"paper": paper, "joint": joint, "distill": distill}
+STRATEGIES: dict[str, Strategy] = {
+    "paper": paper,
+    "joint": joint,
+    "distill": distill,
+    "coordinates": coordinates,
+}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dppa_mergekit.search import Tuned
+from dppa_mergekit.recipes import Setting
+from dppa_mergekit.search import MERGE, Tuned
 
 
 def summary(found: Sequence[Tuned], strategy: str) -> str:
     """Tables of factors and of dev Domain-Ratios, for people."""
+    what = "Weights of the merge" if found[0].domain == MERGE else "Amplification factors"
     names = list(dict.fromkeys(name for each in found for name in each.factors))
     factors = _table(
         ["domain", "model", *names],
@@ -16,13 +18,13 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
             [
                 each.domain,
                 each.model,
-                *(f"{each.factors[n]:g}" if n in each.factors else "" for n in names),
+                *(written(each.factors[n]) if n in each.factors else "" for n in names),
             ]
             for each in found
         ],
     )
     ratios = _table(
-        ["domain", "factors 1", "tuned", "gain on items that did not choose", "candidates", "time"],
+        ["domain", "before", "tuned", "gain on items that did not choose", "candidates", "time"],
         [
             [
                 each.domain,
@@ -35,13 +37,25 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
                 f"{each.seconds:.0f} s",
             ]
             for each in found
+        ]
+        + [
+            [name, str(before), str(after), "", "", ""]
+            for each in found
+            for name, (before, after) in each.parts.items()
         ],
     )
     return (
-        f"# Amplification factors, by search (strategy {strategy})\n\n{factors}\n"
-        f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error. The "
-        f"factors were chosen on these tasks.\n\n{ratios}"
+        f"# {what}, by search (strategy {strategy})\n\n{factors}\n"
+        f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: at factors "
+        f"1 or the recipe's weights, and as tuned. The choice was made on these tasks.\n\n{ratios}"
     )
+
+
+def written(factor: Setting) -> str:
+    """A factor, or the range of those for each block."""
+    if isinstance(factor, (int, float)):
+        return f"{factor:g}"
+    return f"{min(factor):.2f} to {max(factor):.2f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

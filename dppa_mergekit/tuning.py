@@ -9,8 +9,11 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,17 +24,21 @@ from dppa_mergekit.benches import (
     FolderBench,
     LiveBench,
     Placement,
+    ScoreCommand,
     fingerprint,
 )
 from dppa_mergekit.curves import draw, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.harness import Harness, known_tests
-from dppa_mergekit.journal import opened
+from dppa_mergekit.journal import Journal, opened
+from dppa_mergekit.merge_benches import FolderMergeBench, MergeBench, weights_of
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.records import write_record
-from dppa_mergekit.search import DomainSearch, Options, Tuned
+from dppa_mergekit.scores import DomainObjective, MergeObjective
+from dppa_mergekit.search import MERGE, CandidateSearch, Options, Tuned
 from dppa_mergekit.summary import summary
 from dppa_mergekit.tasks import TasksFile
+from dppa_mergekit.workers import Cluster, bench_of, connected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,9 +46,28 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
+WEIGHTED = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
+"""Methods of mergekit's own whose weights can be tuned, beside those of this package."""
+
+
+@dataclass(frozen=True)
+class WholeMerge:
+    """How the weights of a whole merge are tuned.
+
+    Attributes:
+        shared: One weight for all models.
+        worst: By the least Domain-Ratio, in place of the mean.
+        guard_loss: The share of the base model's scores that may be lost on guard tasks.
+    """
+
+    shared: bool = False
+    worst: bool = False
+    guard_loss: float = 0.05
+
+
 @dataclass(frozen=True)
 class Search:
-    """A search over the models of a recipe.
+    """A search over the models of a recipe: for the factors of each, or the weights of the merge.
 
     Attributes:
         recipe: Of the whole merge.
@@ -52,6 +78,8 @@ class Search:
         tune_dense: Whether `amplify_dense` is tuned too.
         score_command: Scores merged folders in place of lm-eval.
         prompts: What fine-tuned models teach by; their dev tasks' prompts where None.
+        merge: How weights are tuned; None to tune factors.
+        cluster: Where workers try candidates; None to try them in this process.
     """
 
     recipe: Recipe
@@ -62,6 +90,8 @@ class Search:
     tune_dense: bool = False
     score_command: str | None = None
     prompts: Sequence[str] | None = None
+    merge: WholeMerge | None = None
+    cluster: Cluster | None = None
 
     def run(self) -> list[Tuned]:
         """Search, and write the tuned recipe, a summary and a record of the run.
@@ -72,36 +102,130 @@ class Search:
         self._check()
         harness = None
         if self.score_command is None:
-            metrics = {
-                task: metric
-                for domain in self.tasks.domains.values()
-                for task, metric in domain.dev.items()
-            }
-            harness = Harness(self.tasks, metrics)
-        for task in known_tests(task for each in self.tasks.domains.values() for task in each.dev):
+            harness = Harness(self.tasks, self._dev())
+        for task in known_tests(self._dev()):
             LOG.warning(
-                "dev task %s is a public test split; factors tuned on it make its score mean "
+                "dev task %s is a public test split; what is tuned on it makes its score mean "
                 "little.",
                 task,
             )
-        with opened(self.journal, self._subject()) as journal:
-            found = []
-            for name, domain in self.tasks.domains.items():
-                model = self.recipe.named(domain.model)
-                items = {task: 0 if harness is None else harness.items(task) for task in domain.dev}
-                search = DomainSearch(
-                    name, model, items, self._bench(name, model, harness), self.options, journal
-                )
-                found.append(search.run())
-        tuned = self.recipe
-        for each in found:
-            tuned = tuned.with_parameters(each.model, each.factors)
+        with (
+            opened(self.journal, self._subject()) as journal,
+            nullcontext() if self.cluster is None else connected(self.cluster),
+        ):
+            if self.merge is None:
+                found = self._factors(harness, journal)
+                tuned = self.recipe
+                for each in found:
+                    tuned = tuned.with_parameters(each.model, each.factors)
+            else:
+                found = [self._weights(self.merge, harness, journal)]
+                tuned = self.recipe.weighted(weights_of(self.recipe, found[0].factors))
         replace(self.output, tuned.to_yaml())
         replace(self.output.with_suffix(".md"), summary(found, self.options.strategy))
         if is_installed():
             draw(found, self.output.with_suffix(".png"))
         write_record(self.output, "search", self._subject(), [asdict(each) for each in found])
         return found
+
+    def _dev(self) -> dict[str, str]:
+        """Dev task -> metric: of the domains, and of the guard where a merge is tuned."""
+        parts = [domain.dev for domain in self.tasks.domains.values()]
+        if self.merge is not None:
+            parts.append(self.tasks.guard.dev)
+        return {task: metric for part in parts for task, metric in part.items()}
+
+    def _factors(self, harness: Harness | None, journal: Journal) -> list[Tuned]:
+        names = list(self.tasks.domains)
+        at_once = 1 if self.cluster is None else min(self.cluster.workers, len(names))
+
+        def found(name: str) -> Tuned:
+            domain = self.tasks.domains[name]
+            items = {task: 0 if harness is None else harness.items(task) for task in domain.dev}
+            model = self.recipe.named(domain.model)
+            with self._tried_on(name, harness, at_once) as bench:
+                return CandidateSearch(name, model, items, bench, self.options, journal).run()
+
+        if at_once == 1:
+            return [found(name) for name in names]
+        threads = ThreadPoolExecutor(at_once)
+        try:
+            return list(threads.map(found, names))
+        except BaseException:
+            # Those that still wait for workers end with these.
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    def _weights(self, how: WholeMerge, harness: Harness | None, journal: Journal) -> Tuned:
+        domains = {name: list(domain.dev) for name, domain in self.tasks.domains.items()}
+        guard = list(self.tasks.guard.dev)
+
+        def objective(dense: Mapping[str, float]) -> MergeObjective:
+            return MergeObjective(
+                {
+                    name: DomainObjective({task: dense[task] for task in tasks})
+                    for name, tasks in domains.items()
+                },
+                how.worst,
+                {task: dense[task] for task in guard},
+                how.guard_loss,
+            )
+
+        begin = list(self.recipe.weights().values())
+        with self._tried_on(MERGE, harness, 1) as bench:
+            return CandidateSearch(
+                MERGE,
+                str(self.recipe.content["base_model"]),
+                {task: 0 if harness is None else harness.items(task) for task in self._dev()},
+                bench,
+                self.options,
+                journal,
+                objective,
+                [sum(begin) / len(begin)] if how.shared else begin,
+            ).run()
+
+    @contextmanager
+    def _tried_on(self, name: str, harness: Harness | None, at_once: int) -> Iterator[Bench]:
+        """The bench of a domain, or of the merge: here, or its share of the workers."""
+        if self.cluster is None:
+            yield self._bench(name, harness)
+            return
+        workers = self.cluster.workers // at_once
+        gpu = self.placement.device.startswith("cuda")
+        with bench_of(
+            partial(self._bench_in_worker, name), workers, at_once * workers, gpu
+        ) as bench:
+            yield bench
+
+    def _bench_in_worker(self, name: str) -> Bench:
+        harness = None if self.score_command is not None else Harness(self.tasks, self._dev())
+        return self._bench(name, harness)
+
+    def _bench(self, name: str, harness: Harness | None) -> Bench:
+        return (
+            self._bench_of_domain(name, harness)
+            if self.merge is None
+            else self._bench_of_merge(self.merge, harness)
+        )
+
+    def _bench_of_merge(self, how: WholeMerge, harness: Harness | None) -> Bench:
+        experts: dict[str, list[str]] = {}
+        for domain in self.tasks.domains.values():
+            experts.setdefault(self.recipe.named(domain.model), []).extend(domain.dev)
+        if self.tasks.guard.dev:
+            experts[str(self.recipe.content["base_model"])] = list(self.tasks.guard.dev)
+        workspace = self.output.resolve().parent
+        if self.score_command is not None:
+            return FolderMergeBench(
+                self.recipe,
+                experts,
+                ScoreCommand(self.score_command),
+                workspace,
+                how.shared,
+                self.placement.trust_remote_code,
+            )
+        assert harness is not None
+        return MergeBench(self.recipe, experts, harness, workspace, self.placement, how.shared)
 
     @property
     def journal(self) -> Path:
@@ -111,11 +235,26 @@ class Search:
     def _check(self) -> None:
         """Refuse what can be refused before anything is loaded."""
         amplified = amplified_methods()
-        if self.recipe.method not in amplified:
+        if self.merge is not None:
+            known = [*all_methods(), *WEIGHTED]
+            if self.recipe.method not in known:
+                raise RecipeError(
+                    f"{self.recipe.origin}: the weights of {self.recipe.method} cannot be tuned; "
+                    f"allowed are {', '.join(known)}."
+                )
+            if self.options.strategy != "coordinates":
+                raise DppaError(
+                    f"--strategy {self.options.strategy} is for factors; weights are tuned by "
+                    f"coordinates."
+                )
+            self.recipe.weights()
+        elif self.recipe.method not in amplified:
             raise RecipeError(
                 f"{self.recipe.origin}: {self.recipe.method} has no partitions to amplify; "
                 f"allowed are {', '.join(amplified)}."
             )
+        if self.options.per_block and self.options.strategy != "distill":
+            raise DppaError("--per-block needs --strategy distill: a teacher for so many factors.")
         if self.options.strategy == "distill" and self.score_command is not None:
             raise DppaError("--strategy distill needs the model in memory: no --score-command.")
         if not self.tasks.domains:
@@ -128,14 +267,15 @@ class Search:
         if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             raise DppaError(f"{self.output} cannot be written: its folder must exist, and be open.")
 
-    def _bench(self, domain: str, model: str, harness: Harness | None) -> Bench:
+    def _bench_of_domain(self, domain: str, harness: Harness | None) -> Bench:
+        model = self.recipe.named(self.tasks.domains[domain].model)
         alone = self.recipe.alone(model)
         workspace = self.output.resolve().parent
         if self.score_command is not None:
             return FolderBench(
                 alone,
                 model,
-                self.score_command,
+                ScoreCommand(self.score_command),
                 workspace,
                 self.tune_dense,
                 self.placement.trust_remote_code,
@@ -150,6 +290,7 @@ class Search:
             self.tune_dense,
             self.prompts,
             self.output.with_name(f"{self.output.name}.teacher-{domain}.safetensors"),
+            per_block=self.options.per_block,
         )
 
     def _subject(self) -> dict[str, object]:
@@ -158,7 +299,10 @@ class Search:
         options = asdict(self.options)
         # More evaluations go on where fewer ended.
         del options["max_evaluations"]
-        tasks = self.tasks.model_dump(mode="json", exclude={"include_path", "guard"})
+        unseen = {"include_path"} if self.merge is not None else {"include_path", "guard"}
+        tasks = self.tasks.model_dump(mode="json", exclude=unseen)
+        if self.merge is not None:
+            del tasks["guard"]["test"]
         for domain in tasks["domains"].values():
             del domain["test"]
         return {
@@ -172,6 +316,7 @@ class Search:
             "tune_dense": self.tune_dense,
             "score_command": self.score_command,
             "prompts": None if self.prompts is None else list(self.prompts),
+            "merge": None if self.merge is None else asdict(self.merge),
         }
 
 
@@ -206,6 +351,7 @@ def search_amplification(
     if recipe.method not in amplified_methods():
         raise RecipeError(f"{recipe.origin}: {recipe.method} has no partitions to amplify.")
     named = recipe.named(model)
+    chosen = options or default_options(recipe.method)
     bench = LiveBench(
         recipe.alone(named),
         named,
@@ -214,20 +360,31 @@ def search_amplification(
         placement or Placement(),
         tune_dense,
         prompts,
+        per_block=chosen.per_block,
     )
-    chosen = options or default_options(recipe.method)
-    return DomainSearch(named, named, {}, bench, chosen).run()
+    return CandidateSearch(named, named, {}, bench, chosen).run()
+
+
+def all_methods() -> list[str]:
+    """The merge methods of this package."""
+    from dppa_mergekit.methods import VARIANTS
+
+    return [variant.name for variant in VARIANTS]
 
 
 def amplified_methods() -> list[str]:
-    """The merge methods that have partitions."""
+    """Those that have partitions."""
     from dppa_mergekit.methods import VARIANTS
 
     return [variant.name for variant in VARIANTS if variant.amplified]
 
 
+WEIGHT_OPTIONS = Options(strategy="coordinates", low=0.0, high=1.5)
+"""How to search for the weights of a merge."""
+
+
 def default_options(method: str) -> Options:
-    """How to search for a method: random partitions were rescaled, so their factors reduce."""
+    """How to search for factors: random partitions were rescaled, so theirs reduce."""
     if method == "dare_dpa":
         return Options(low=0.1, high=1.0, downwards=True)
     return Options()

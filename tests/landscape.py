@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
-from dppa_mergekit.benches import Items
+from dppa_mergekit.benches import Items, OneByOne, Proposal
 from dppa_mergekit.journal import opened
 from dppa_mergekit.scores import Score, Scores
-from dppa_mergekit.search import DomainSearch, Options
+from dppa_mergekit.search import CandidateSearch, Options
 
 Quality = Callable[..., float]
 
 
-class Landscape:
+class Landscape(OneByOne):
     """Items have thresholds; one is right if the quality of the factors is above it, but for noise.
 
     `calls` has (factors, number of items) of every evaluation.
@@ -53,8 +53,8 @@ class Landscape:
             scores[task] = Score.of(right)
         return scores
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> dict[str, float]:
-        return dict.fromkeys(self.names, 1.5)
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+        return {name: [1.5] for name in self.names}
 
 
 def hill(*best: float) -> Quality:
@@ -67,7 +67,7 @@ def main(journal: Path) -> None:
     bench = Landscape(hill(1.7, 1.3), noise=0.05, seconds=0.01)
     with opened(journal, {"recipe": "a hill"}) as held:
         items = {"a": len(bench.thresholds)}
-        tuned = DomainSearch("math", "./math", items, bench, Options(), held).run()
+        tuned = CandidateSearch("math", "./math", items, bench, Options(), held).run()
     print(tuned.factors, tuned.before, tuned.after, tuned.confirmed, tuned.evaluations)
 
 

@@ -30,8 +30,8 @@ def save_search(folder: Path, items: int = 48) -> Path:
     (tasks / "loader.py").write_text(LOADER, encoding="utf-8")
     domains = {}
     for name in ("math", "law"):
-        _save_task(tasks, f"{name}_dev", folder / name, items, seed=1)
-        _save_task(tasks, f"{name}_test", folder / name, items, seed=2)
+        save_task(tasks, f"{name}_dev", folder / name, items, seed=1)
+        save_task(tasks, f"{name}_test", folder / name, items, seed=2)
         domains[name] = {
             "model": str(folder / name),
             "dev": {f"{name}_dev": "acc,none"},
@@ -45,7 +45,7 @@ def save_search(folder: Path, items: int = 48) -> Path:
     return folder
 
 
-def _save_task(folder: Path, name: str, model: Path, items: int, seed: int) -> None:
+def save_task(folder: Path, name: str, model: Path, items: int, seed: int) -> None:
     """A task of multiple choice: which of four tokens the model finds likeliest."""
     live = AutoModelForCausalLM.from_pretrained(model)
     random = Random(f"{name} {seed}")

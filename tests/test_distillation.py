@@ -29,21 +29,23 @@ def resident_of(folder: Path, method: str = "dppa") -> ResidentModel:
 @pytest.mark.parametrize("method", ["dppa", "dare_dpa"])
 def test_gradients_in_factors_are_autograds(family: Path, method: str) -> None:
     resident = resident_of(family, method)
-    point = {90: 1.3, 80: 0.8, 70: 1.1}
+    point = {90: [1.3, 0.9], 80: [0.8, 1.2], 70: [1.1, 1.1]}
     lessons = taught(resident.model, resident.tokenizer, PROMPTS, 2)
-    weights = {}
+    weights = []
     for rate in (90, 80, 70):
-        # By finite difference of the weights, which are linear in the factors: the direction.
-        resident.set_factors({**point, rate: point[rate] + 1})
-        higher = {name: each.clone() for name, each in resident.model.state_dict().items()}
-        resident.set_factors(point)
-        weights[rate] = {
-            name: higher[name] - each for name, each in resident.model.state_dict().items()
-        }
+        for layer in range(2):
+            # By finite difference of the weights, which are linear in the factors: the direction.
+            knots = [factor + (place == layer) for place, factor in enumerate(point[rate])]
+            resident.set_factors({**point, rate: knots})
+            higher = {name: each.clone() for name, each in resident.model.state_dict().items()}
+            resident.set_factors(point)
+            weights.append(
+                {name: higher[name] - each for name, each in resident.model.state_dict().items()}
+            )
     start = {name: each.clone() for name, each in resident.model.state_dict().items()}
-    factors = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    factors = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     moved = {
-        name: each + sum(factors[i] * weights[rate][name] for i, rate in enumerate(weights))
+        name: each + sum(factors[i] * of_factor[name] for i, of_factor in enumerate(weights))
         for name, each in start.items()
         if name != "lm_head.weight"  # tied
     }
@@ -58,9 +60,10 @@ def test_gradients_in_factors_are_autograds(family: Path, method: str) -> None:
     with resident.factor_gradients() as found:
         divergence(resident.model, lessons).backward()
     assert factors.grad is not None
-    assert list(found.values()) == pytest.approx(factors.grad.tolist(), rel=1e-6, abs=1e-12)
+    assert found.shape == (3, 2)
+    assert found.flatten().tolist() == pytest.approx(factors.grad.tolist(), rel=1e-6, abs=1e-12)
     assert all(each.grad is None for each in resident.model.parameters())
-    assert max(map(abs, found.values())) > 1e-8
+    assert float(found.abs().min()) > 1e-9
 
 
 def test_lessons_are_the_greedy_answers(family: Path) -> None:

@@ -30,13 +30,15 @@ def lines(path: Path) -> list[dict[str, object]]:
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
+    begun = time.perf_counter()
     undisturbed, errors = start(tmp_path / "whole").communicate()
+    seconds = time.perf_counter() - begun
     assert undisturbed.startswith("{'amplify_90'"), errors
     random = Random(1)
     killed = 0
     for _ in range(20):
         process = start(tmp_path / "killed")
-        time.sleep(1.5 + 1.5 * random.random())
+        time.sleep((0.5 + 0.5 * random.random()) * seconds)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1

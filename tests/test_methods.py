@@ -1,15 +1,20 @@
 """The merge methods against the oracle, and at their edges against mergekit's own methods."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import oracle
 import pytest
 import torch
 from checkpoints import recipe, save_family, tensors_of
+from mergekit import multigpu_executor
 from mergekit.architecture import get_architecture_info
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
@@ -20,7 +25,8 @@ from mergekit.options import MergeOptions
 from mergekit.plan import MergePlanner
 from mergekit.sparsify import magnitude
 
-from dppa_mergekit import DppaError, planning
+from dppa_mergekit import DppaError, allocation, planning
+from dppa_mergekit.measurement import TensorSource
 
 Tensors = dict[str, torch.Tensor]
 Merge = Callable[..., Tensors]
@@ -346,6 +352,41 @@ def test_merging_in_threads(family: Path, merge: Merge) -> None:
         )
     merged = {task.output_weight.name: value for part in parts for task, value in part}
     assert_equal(merged, wanted)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_mergekits_executor_of_several_devices(
+    devices: int, family: Path, merge: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its frame but the GPUs: each device is a thread on the CPU, without a stream."""
+    measured = []
+
+    def counting(sources: Sequence[TensorSource], *rest: object) -> object:
+        read = [replace(source, load=partial(loading, source)) for source in sources]
+        return measure(read, *rest)
+
+    def loading(source: TensorSource) -> object:
+        measured.append(source.name)
+        return source.load()
+
+    measure = allocation.measure
+    monkeypatch.setattr(allocation, "measure", counting)
+    idle = SimpleNamespace(synchronize=lambda device: None)
+    monkeypatch.setattr(multigpu_executor, "get_torch_accelerator_type", lambda: "cpu")
+    monkeypatch.setattr(multigpu_executor, "get_torch_accelerator_module", lambda kind: idle)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    content = recipe(family, "dppa", MODELS)
+    wanted = merge(content)
+    names = sorted(measured)
+    measured.clear()
+    executor = multigpu_executor.MultiGPUExecutor(tasks(content), devices, torch.device("cpu"))
+    assert len(executor.gpu_assignments) == devices
+    merged = {task.output_weight.name: value for task, value in executor.run(quiet=True)}
+    assert_equal(merged, wanted)
+    # Of the statistics, each tensor is read once, or twice for its tails, as by one device.
+    assert sorted(measured) == names
+    assert len(names) >= len(wanted)
 
 
 def test_truncated_vocabularies(family: Path, merge: Merge) -> None:

@@ -1,6 +1,6 @@
 """Weights of the model in memory, against those that mergekit's own command writes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,10 @@ from checkpoints import recipe, save_family
 from conftest import Merge
 
 from dppa_mergekit import kernel
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes import Recipe, Setting
 from dppa_mergekit.resident import ResidentModel
 
-FACTORS: list[dict[int, float]] = [
+FACTORS: Sequence[Mapping[int, Setting]] = [
     {90: 2.1, 80: 1.4},
     {90: 1.7, 80: 0.0},
     {90: 1.0, 80: 1.0},
@@ -25,7 +25,7 @@ def check(
     tmp_path: Path,
     merge: Merge,
     method: str = "dppa",
-    factors: list[dict[int, float]] = FACTORS,
+    factors: Sequence[Mapping[int, Setting]] = FACTORS,
     live_dtype: torch.dtype | None = None,
     tune_dense: bool = False,
     parameters: Mapping[str, object] | None = None,
@@ -60,6 +60,15 @@ def check(
 )
 def test_architectures(architecture: str, tmp_path: Path, merge: Merge) -> None:
     check(save_family(tmp_path, architecture), tmp_path, merge)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_factors_by_layer(layers: int, tmp_path: Path, merge: Merge) -> None:
+    folder = save_family(tmp_path, num_hidden_layers=layers)
+    # Two knots, between which mergekit interpolates, and one for each of five layers.
+    factors = [{90: [2.1, 0.7], 80: 1.4}, {90: 1.3, 80: [0.1, 0.7, 1.9, 1.1, 0.3]}]
+    resident = check(folder, tmp_path, merge, factors=factors)
+    assert resident.layers == layers
 
 
 @pytest.mark.parametrize("method", ["dppa_ties", "dare_dpa"])

@@ -1,5 +1,6 @@
 """Strategies and contests against landscapes whose best is known, without any model."""
 
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import pytest
@@ -7,14 +8,14 @@ from landscape import Landscape, hill
 
 from dppa_mergekit.benches import Items
 from dppa_mergekit.contest import Contest, dealt
-from dppa_mergekit.scores import Score, Scores
-from dppa_mergekit.search import DomainSearch, Options, Tuned
+from dppa_mergekit.scores import DomainObjective, Score, Scores
+from dppa_mergekit.search import CandidateSearch, Options, Tuned
 from dppa_mergekit.tasks import TasksError
 
 
 def run(bench: Landscape, **options: object) -> Tuned:
     items = {"a": len(bench.thresholds)}
-    return DomainSearch("math", "./math", items, bench, Options(**options)).run()
+    return CandidateSearch("math", "./math", items, bench, Options(**options)).run()
 
 
 def dipped(a: float, b: float) -> float:
@@ -107,7 +108,7 @@ def test_a_dense_score_of_zero_names_the_task() -> None:
         def dense(self, items: Items) -> Scores:
             return {task: Score.of([0.0] * len(chosen)) for task, chosen in items.items()}
 
-    with pytest.raises(TasksError, match=r"\./math itself scores 0 on task a"):
+    with pytest.raises(TasksError, match="Task a: the unmerged model itself scores 0"):
         run(Nothing(hill(1.0, 1.0)))
 
 
@@ -124,13 +125,14 @@ def test_a_race_keeps_what_chance_may_explain() -> None:
     luck = [rng.random() for _ in range(300)]
     rates = {(100,): 0.60, (110,): 0.61, (200,): 0.30}
 
-    def score(candidate: tuple[int, ...], fold: int) -> Scores:
-        scored.append((candidate, fold))
-        part = luck[fold * 50 : fold * 50 + 50]
-        return {"a": Score.of([float(each < rates[candidate]) for each in part])}
+    def score(wanted: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Scores]:
+        for candidate, fold in wanted:
+            scored.append((candidate, fold))
+            part = luck[fold * 50 : fold * 50 + 50]
+            yield {"a": Score.of([float(each < rates[candidate]) for each in part])}
 
     scored: list[tuple[tuple[int, ...], int]] = []
-    contest = Contest(score, 6, {"a": 1.0}, 10)
+    contest = Contest(score, 6, DomainObjective({"a": 1.0}), 10, (100,))
     assert (200,) not in contest.race(list(rates))
     assert [fold for candidate, fold in scored if candidate == (200,)] == [0]
     assert [fold for candidate, fold in scored if candidate == (110,)] == [0, 1, 2, 3]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from conftest import Merge
-from search_models import save_search
+from search_models import save_search, save_task
 
 from dppa_mergekit.command import main
 from dppa_mergekit.recipes import Recipe
@@ -61,6 +61,23 @@ def journal(tmp_path: Path) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def evaluated(saved: Path, model: Path, task: str) -> float:
+    """The accuracy of a checkpoint by lm-eval's own entry point."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    scored = simple_evaluate(
+        "hf",
+        model_args={"pretrained": str(model)},
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(saved / "tasks"), include_defaults=False),
+        batch_size=8,
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    return float(scored["results"][task]["acc,none"])
+
+
 @pytest.mark.parametrize("strategy", ["joint", "paper", "distill"])
 def test_what_it_writes(
     strategy: str, command: Command, saved: Path, tmp_path: Path, merge: Merge
@@ -94,25 +111,13 @@ def test_what_it_writes(
 def test_scores_are_those_of_the_merged_checkpoint(
     command: Command, saved: Path, tmp_path: Path, merge: Merge
 ) -> None:
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
-
     assert command("--strategy=paper", "--max-evaluations=6").exit_code == 0
     tuned = Recipe.read(tmp_path / "tuned.yml")
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
     for name, result in zip(("math", "law"), record["results"], strict=True):
         merge(tuned.alone(str(saved / name)).content, output=f"alone_{name}")
-        scored = simple_evaluate(
-            "hf",
-            model_args={"pretrained": str(tmp_path / f"alone_{name}")},
-            tasks=[f"{name}_dev"],
-            task_manager=TaskManager(include_path=str(saved / "tasks"), include_defaults=False),
-            batch_size=8,
-            device="cpu",
-            bootstrap_iters=0,
-        )
-        score = scored["results"][f"{name}_dev"]["acc,none"]
-        assert result["after"]["value"] == pytest.approx(100 * float(score), abs=1e-9)
+        score = evaluated(saved, tmp_path / f"alone_{name}", f"{name}_dev")
+        assert result["after"]["value"] == pytest.approx(100 * score, abs=1e-9)
 
 
 def test_goes_on_where_it_was(command: Command, tmp_path: Path) -> None:
@@ -197,6 +202,124 @@ def test_from_python(saved: Path, tmp_path: Path) -> None:
     )
 
 
+def test_factors_for_each_block(
+    command: Command, saved: Path, tmp_path: Path, merge: Merge
+) -> None:
+    arguments = ("--strategy=distill", "--per-block", "--max-evaluations=8")
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output
+    tuned = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    for name, entry, found in zip(("math", "law"), tuned["models"], record["results"], strict=True):
+        factors = entry["parameters"]["amplify_90"]
+        assert len(factors) == 3
+        assert len(set(factors)) > 1 or set(factors) == {1.0}
+        assert found["after"]["value"] >= found["before"]["value"]
+        alone = Recipe.read(tmp_path / "tuned.yml").alone(str(saved / name))
+        merge(alone.content, output=f"alone_{name}")
+        score = evaluated(saved, tmp_path / f"alone_{name}", f"{name}_dev")
+        assert found["after"]["value"] == pytest.approx(100 * score, abs=1e-9)
+    lines = len(journal(tmp_path))
+    before = (tmp_path / "tuned.yml").read_text(encoding="utf-8")
+    # Gone on with, it asks no teacher and evaluates nothing.
+    assert command(*arguments).exit_code == 0
+    assert (tmp_path / "tuned.yml").read_text(encoding="utf-8") == before
+    assert len(journal(tmp_path)) == lines
+
+
+def weights_of(path: Path) -> list[float]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [each["parameters"]["weight"] for each in content["models"]]
+
+
+@pytest.mark.parametrize("method", ["dppa", "ties"])
+def test_weights_of_the_whole_merge(
+    method: str, command: Command, saved: Path, tmp_path: Path, merge: Merge
+) -> None:
+    def change(content: dict) -> None:
+        content["merge_method"] = method
+        for each in content["models"]:
+            each["parameters"]["weight"] = 0.1
+
+    recipe = changed(saved, tmp_path, "recipe.yml", change)
+    result = command("--tune=weights", "--max-evaluations=9", recipe=recipe)
+    assert result.exit_code == 0, result.output
+    before, tuned = (
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+        for path in (recipe, tmp_path / "tuned.yml")
+    )
+    assert weights_of(tmp_path / "tuned.yml") != weights_of(recipe)
+    for content in (before, tuned):
+        for each in content["models"]:
+            del each["parameters"]["weight"]
+    assert tuned == before
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    (found,) = record["results"]
+    assert found["after"]["value"] > found["before"]["value"]
+    ratios = [after["value"] for _, after in found["parts"].values()]
+    assert found["after"]["value"] == pytest.approx(sum(ratios) / 2)
+    assert "  math: " in result.stdout
+    # The scores are those of the checkpoint that the recipe gives.
+    merge(yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8")), output="whole")
+    for name in ("math", "law"):
+        score = evaluated(saved, tmp_path / "whole", f"{name}_dev")
+        assert found["parts"][name][1]["value"] == pytest.approx(100 * score, abs=1e-9)
+
+
+def test_one_weight_by_the_worst_domain(command: Command, saved: Path, tmp_path: Path) -> None:
+    result = command("--tune=weights", "--shared", "--by=worst", "--max-evaluations=9")
+    assert result.exit_code == 0, result.output
+    first, second = weights_of(tmp_path / "tuned.yml")
+    assert first == second
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    (found,) = record["results"]
+    ratios = [after["value"] for _, after in found["parts"].values()]
+    assert found["after"]["value"] == min(ratios)
+
+
+def test_a_guard_that_may_lose_nothing(command: Command, saved: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    shutil.copytree(saved / "tasks", tasks)
+    save_task(tasks, "guard_dev", saved / "base", 48, seed=3)
+
+    def change(content: dict) -> None:
+        content["guard"] = {"dev": {"guard_dev": "acc,none"}}
+        content["include_path"] = str(tasks)
+
+    path = changed(saved, tmp_path, "tasks.yml", change)
+    results = {}
+    for loss in ("0", "1"):
+        output = tmp_path / f"tuned{loss}.yml"
+        arguments = ("--tune=weights", "--max-evaluations=12", f"--guard-loss={loss}")
+        assert command(*arguments, tasks=path, output=output).exit_code == 0
+        record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))
+        (results[loss],) = record[output.name]["results"]
+    lost = {loss: 100 - found["parts"]["guard"][1]["value"] for loss, found in results.items()}
+    # The base answers as itself where weights are small; where all may be lost, more is gained.
+    assert lost["0"] < lost["1"]
+    assert results["0"]["after"]["value"] < results["1"]["after"]["value"]
+
+
+def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) -> None:
+    def recipe(change: Callable[[dict], object]) -> Path:
+        return changed(saved, tmp_path, "recipe.yml", change)
+
+    def gradient(content: dict) -> None:
+        content["models"][0]["parameters"]["weight"] = [0.1, 0.9]
+
+    cases = [
+        (command("--tune=weights", recipe=recipe(lambda c: c.update(merge_method="slerp"))),
+         "the weights of slerp cannot be tuned; allowed are dppa"),
+        (command("--tune=weights", recipe=recipe(gradient)), "it must begin as a number"),
+        (command("--tune=weights", "--strategy=paper"), "weights are tuned by coordinates"),
+        (command("--tune=weights", "--range", "1", "0.5"), "a range from less to more"),
+    ]  # fmt: skip
+    for result, message in cases:
+        assert result.exit_code == 1, (message, result.output)
+        assert message in result.stderr, result.stderr
+    assert not list(tmp_path.glob("tuned.yml*"))
+
+
 def test_mistakes_end_in_one_sentence_before_any_evaluation(
     command: Command, saved: Path, tmp_path: Path
 ) -> None:
@@ -227,6 +350,9 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command(recipe=recipe(lambda c: c.pop("models"))), "Exactly one of 'models'"),
         (command(output=tmp_path / "no" / "tuned.yml"), "cannot be written"),
         (command("--range", "1.5", "2"), "allowed is a range with 1 in it"),
+        (command("--per-block"), "--per-block needs --strategy distill"),
+        (command("--ray-address=auto"), "it needs --workers"),
+        (command("--strategy=distill", "--score-command=true"), "no --score-command"),
     ]  # fmt: skip
     for result, message in cases:
         assert result.exit_code in (1, 2), (message, result.output)
