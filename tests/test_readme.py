@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from checkpoints import save_family
 
 from dppa_mergekit import methods
 from dppa_mergekit import parameters as recipe
+from dppa_mergekit.tasks import TasksFile
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -78,9 +80,13 @@ def test_method_table() -> None:
     assert listed == [variant.name for variant in methods.VARIANTS]
 
 
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
 def test_the_recipe_is_one() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    content = yaml.safe_load(text)
+    recipe_text, _ = blocks("yaml")
+    content = yaml.safe_load(recipe_text)
     known = {each.name: each for each in PER_MODEL}
     assert content["merge_method"] == "dppa"
     for model in content["models"]:
@@ -89,12 +95,28 @@ def test_the_recipe_is_one() -> None:
 
 
 def test_the_python_runs() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    _, *merging = blocks("python")
     names: dict[str, object] = {}
-    exec("\n".join(blocks), names)
+    exec("\n".join(merging), names)
     pruned = names["pruned"]
     assert int((pruned != 0).sum()) == round(0.2 * pruned.numel())  # type: ignore[attr-defined]
+
+
+def test_the_tasks_file_is_one(tmp_path: Path) -> None:
+    _, text = blocks("yaml")
+    (tmp_path / "tasks").mkdir()
+    path = tmp_path / "tasks.yml"
+    path.write_text(text, encoding="utf-8")
+    assert list(TasksFile.read(path).domains) == ["math"]
+
+
+def test_the_search_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_family(tmp_path)
+    (tmp_path / "recipe.yml").write_text(blocks("yaml")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(blocks("python")[0], names)
+    assert names["tuned"].before.value == 100.0  # type: ignore[attr-defined]
 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:

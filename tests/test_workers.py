@@ -2,12 +2,15 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import landscape
 import pytest
 from click.testing import CliRunner
 from landscape import Landscape, hill
+from ray import cloudpickle
 from search_models import save_search
 
 from dppa_mergekit.benches import Items
@@ -75,6 +78,9 @@ class Refusing(Landscape):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    # Workers do not find the modules of the tests by name.
+    for module in (landscape, sys.modules[__name__]):
+        cloudpickle.register_pickle_by_value(module)
     with connected(Cluster(2)):
         yield
 
