@@ -3,14 +3,16 @@
     python tests/benchmarks/factors.py FOLDER --size 1.0B
 
 One fine-tuned model of the random checkpoints is held pruned at density 0.2, with two partitions.
-In memory: new factors are written to the live weights. By way of a checkpoint: the live model is
-saved and loaded again, which is what is left of a candidate when a search writes a checkpoint for
-each; the merge itself would come on top. Rounds alternate between both.
+In memory: new factors are written to the live weights. By way of a checkpoint: `mergekit-yaml`
+merges the recipe with new factors, what it knows of the kept sets included, and transformers loads
+the result until every page of it is in memory. Of that, saving and loading are timed alone too,
+with the live model. Rounds alternate between all.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from statistics import median
 
 import click
 import torch
+from merge_runs import mergekit_yaml
 from model_sizes import SIZES
 from random_models import Family, ensured
 from tables import markdown
@@ -26,6 +29,11 @@ from transformers import AutoModelForCausalLM
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident import ResidentModel
 
+PAGE = 4096
+"""Bytes of memory that are read from a file at once."""
+
+WHOLE = ("save and load", "mergekit-yaml and load")
+"""By way of a checkpoint."""
 
 def seconds(work: Callable[[], object]) -> float:
     """How long it takes."""
@@ -34,10 +42,15 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
+def tuned_model(family: Family) -> Path:
+    """The fine-tuned model."""
+    return (family.path / "tuned_1").resolve()
+
+
 def recipe(family: Family) -> Recipe:
     """One model alone, pruned at 80 %."""
     parameters = {"weight": 1.0, "density": 0.2}
-    model = str((family.path / "tuned_1").resolve())
+    model = str(tuned_model(family))
     return Recipe(
         {
             "merge_method": "dppa",
@@ -57,26 +70,45 @@ def main(folder: Path, size: str, rounds: int) -> None:
     resident = ResidentModel.load(recipe(family), folder)
     own = sum(each.nbytes for each in resident.model.parameters())
     saved = folder / "saved"
-    both, single, checkpoint = [], [], []
+
+    def load() -> None:
+        model = AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
+        for parameter in model.parameters():
+            parameter.view(-1).view(torch.uint8)[::PAGE].sum()
 
     def reload() -> None:
-        shutil.rmtree(saved, ignore_errors=True)
         resident.model.save_pretrained(saved)
-        AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
+        load()
 
+    def merge(factor: float) -> None:
+        path = saved.with_suffix(".yml")
+        factors = {"amplify_90": factor, "amplify_80": factor}
+        merging = recipe(family).with_parameters(str(tuned_model(family)), factors)
+        path.write_text(merging.to_yaml(), encoding="utf-8")
+        subprocess.run([*mergekit_yaml(), path, saved], check=True, capture_output=True)
+        load()
+
+    taken: dict[str, list[float]] = {}
     for turn in range(rounds):
         factor = 1.5 + turn / 10
-        both.append(seconds(lambda f=factor: resident.set_factors({90: f, 80: f})))
-        single.append(seconds(lambda f=factor: resident.set_factors({90: f, 80: f + 0.05})))
-        checkpoint.append(seconds(reload))
+        changes: dict[str, Callable[[], object]] = {
+            "two factors": lambda f=factor: resident.set_factors({90: f, 80: f}),
+            "one factor": lambda f=factor: resident.set_factors({90: f, 80: f + 0.05}),
+            "save and load": reload,
+            "mergekit-yaml and load": lambda f=factor: merge(f),
+        }
+        for name, change in changes.items():
+            shutil.rmtree(saved, ignore_errors=True)
+            taken.setdefault(name, []).append(seconds(change))
     shutil.rmtree(saved, ignore_errors=True)
+    saved.with_suffix(".yml").unlink()
+    medians = {name: median(each) for name, each in taken.items()}
     rows = [
-        ["two factors", f"{median(both):.2f} s", f"1/{median(checkpoint) / median(both):.0f}"],
-        ["one factor", f"{median(single):.2f} s", f"1/{median(checkpoint) / median(single):.0f}"],
-        ["save and load", f"{median(checkpoint):.2f} s", "1"],
+        [name, f"{value:.2f} s", *(f"{value / medians[whole]:.3f} x" for whole in WHOLE)]
+        for name, value in medians.items()
     ]
     click.echo(f"{size}, {torch.get_num_threads()} threads, {rounds} rounds\n")
-    click.echo(markdown(["change", "median", "of save and load"], rows))
+    click.echo(markdown(["change", "median", *(f"of {whole}" for whole in WHOLE)], rows))
     click.echo(
         f"\nBeside the model's {own / 1e9:.2f} GB: {resident.bytes_held / 1e9:.2f} GB, "
         f"{resident.bytes_held / own:.2f} x"
