@@ -35,6 +35,7 @@ PAGE = 4096
 WHOLE = ("save and load", "mergekit-yaml and load")
 """By way of a checkpoint."""
 
+
 def seconds(work: Callable[[], object]) -> float:
     """How long it takes."""
     begun = time.perf_counter()
