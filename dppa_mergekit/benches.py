@@ -6,7 +6,6 @@ the base, with any factors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shlex
@@ -17,16 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
-from dppa_mergekit.checkpoints import Checkpoint
 from dppa_mergekit.combination import Combined
 from dppa_mergekit.distillation import Descent, distilled
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
-from dppa_mergekit.resident import ResidentModel, load_model, merged
+from dppa_mergekit.resident import ResidentModel, merged
 from dppa_mergekit.scores import Score, Scores
-from dppa_mergekit.teacher import Lessons, key_of, taught
+from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,21 +80,6 @@ class Scorer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where and how models are held.
-
-    Attributes:
-        device: As torch names it.
-        dtype: Of the live weights; as they are stored where None.
-        trust_remote_code: As transformers has it.
-    """
-
-    device: str = "cpu"
-    dtype: torch.dtype | None = None
-    trust_remote_code: bool = False
-
-
 class OneByOne(ABC):
     """A bench that makes one trial after the other."""
 
@@ -133,7 +114,7 @@ class LiveBench(OneByOne):
     model: str
     scorer: Scorer
     workspace: Path
-    placement: Placement = Placement()
+    placement: Placement = AS_STORED
     tune_dense: bool = False
     prompts: Sequence[str] | None = None
     lessons: Path | None = None
@@ -143,16 +124,11 @@ class LiveBench(OneByOne):
 
     def dense(self, items: Items) -> Scores:
         """The scores of the fine-tuned model as it is."""
-        return self.scorer.score(*self._tuned(), items)
+        return self.scorer.score(*self._unmerged.load(), items)
 
-    def _tuned(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        where = self.placement
-        return load_model(
-            local_folder(self.model, where.trust_remote_code),
-            where.device,
-            where.dtype,
-            where.trust_remote_code,
-        )
+    @property
+    def _unmerged(self) -> Unmerged:
+        return Unmerged(self.model, self.placement)
 
     def parameters(self) -> list[str]:
         """The factors that the pruned model has."""
@@ -168,7 +144,11 @@ class LiveBench(OneByOne):
 
     def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one."""
-        lessons = self._taught(items)
+        lessons = self._unmerged.lessons(
+            lambda model, tokenizer: self._prompts(model, tokenizer, items),
+            self.batch_size,
+            self.lessons,
+        )
         resident = self._loaded()
         if self.per_block and not resident.layers:
             raise DppaError(
@@ -179,19 +159,12 @@ class LiveBench(OneByOne):
         dense = {DENSE: [1.0]} if self.tune_dense else {}
         return {f"amplify_{rate}": factors for rate, factors in found.items()} | dense
 
-    def _taught(self, items: Items) -> Lessons:
-        model, tokenizer = self._tuned()
+    def _prompts(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Items
+    ) -> list[list[int]]:
         if self.prompts is None:
-            prompts = self.scorer.prompts(model, tokenizer, items)
-        else:
-            prompts = [tokenizer(text)["input_ids"] for text in self.prompts]
-        key = key_of(fingerprint(self.model), prompts)
-        known = None if self.lessons is None else Lessons.read(self.lessons, key)
-        if known is None:
-            known = taught(model, tokenizer, prompts, self.batch_size)
-            if self.lessons is not None:
-                known.save(self.lessons, key)
-        return known
+            return self.scorer.prompts(model, tokenizer, items)
+        return [tokenizer(text)["input_ids"] for text in self.prompts]
 
     def _loaded(self) -> ResidentModel:
         if self._resident is None:
@@ -229,7 +202,10 @@ class FolderBench(OneByOne):
 
     def dense(self, items: Items) -> Scores:
         """The scores of the fine-tuned model as it is."""
-        return self.command.run(local_folder(self.model, self.trust_remote_code), items)
+        return self.command.run(
+            Unmerged(self.model, Placement(trust_remote_code=self.trust_remote_code)).folder(),
+            items,
+        )
 
     def parameters(self) -> list[str]:
         """The factors that the pruned model has."""
@@ -314,29 +290,3 @@ def _named(rates: Sequence[int], tune_dense: bool) -> list[str]:
     if not rates:
         raise RecipeError("The recipe prunes no linear of the model: there are no partitions.")
     return [f"amplify_{rate}" for rate in rates] + ([DENSE] if tune_dense else [])
-
-
-def fingerprint(model: str) -> str:
-    """What differs between two states of a model's checkpoint."""
-    from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
-
-    index = ShardedTensorIndex.from_disk(str(local_folder(model)))
-    files = Checkpoint(model, index).fingerprint()
-    return hashlib.sha256(repr(files).encode()).hexdigest()
-
-
-def local_folder(model: str, trust_remote_code: bool = False) -> Path:
-    """Where a model of a recipe is on this machine; with its LoRA, merged as mergekit does.
-
-    Raises:
-        DppaError: It cannot be found.
-    """
-    from mergekit.common import ModelReference
-
-    try:
-        whole = ModelReference.parse(model).merged(trust_remote_code=trust_remote_code)
-        return Path(whole.local_path())
-    # Whatever the hub's client raises for a name that is no folder and cannot be fetched.
-    except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise DppaError(f"{model} cannot be found ({reason}).") from error

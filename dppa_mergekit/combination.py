@@ -9,6 +9,7 @@ density 1 and factor 1 the operations and their order are those of mergekit's `t
 and `ties`, so that on float32 checkpoints the results are equal bit for bit.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,7 +19,7 @@ import torch
 from dppa_mergekit.deltas import Buffer, buffers, chunks, delta_chunks
 from dppa_mergekit.kernel import CombinePass
 from dppa_mergekit.sparsification import Pruned, PrunedChunks
-from dppa_mergekit.threads import share
+from dppa_mergekit.threads import in_order, share
 
 Chunk: TypeAlias = Callable[[int, int, torch.Tensor], bool]
 """Writes the merged chunk [start, stop); returns whether a sum is larger than the limit."""
@@ -117,6 +118,52 @@ class Combination:
             return chunk
 
         return compute
+
+    def weight_gradients(
+        self, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[float]:
+        """The derivatives of a loss in the weights, of a weighted sum.
+
+        Args:
+            contributions: In the order of the recipe; of numel elements each.
+            of_merged: (numel,) the loss's derivative in the merged elements; on any device.
+
+        Raises:
+            ValueError: Under TIES consensus, which weights do not move smoothly.
+        """
+        if self.consensus:
+            raise ValueError("TIES consensus has no derivative in the weights")
+        deltas = [each.pruned.pruning.delta for each in contributions]
+        dtype, device = deltas[0].dtype, deltas[0].device
+        gradient = of_merged.to(device)
+
+        def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[float]]]:
+            readers, _ = delta_chunks(deltas)
+            kept = buffers(3, dtype, device)
+            pruned = [
+                PrunedChunks(each.pruned, reader, kept)
+                for each, reader in zip(contributions, readers, strict=True)
+            ]
+            buffer, found = Buffer(dtype, device), []
+            for start, stop in places:
+                of_chunk = gradient[start:stop].to(dtype)
+                products = []
+                for each in pruned:
+                    values = buffer.of(stop - start).zero_()
+                    each.add_to(values, 1.0, start, stop)
+                    products.append(float(torch.dot(values, of_chunk)))
+                found.append((start, products))
+            return found
+
+        # In one order, whatever thread took which chunk.
+        chunk_products = in_order(share(work, deltas[0].chunks(), device))
+        products = [self.lambda_ * math.fsum(each) for each in zip(*chunk_products, strict=True)]
+        weights = [each.weight for each in contributions]
+        divisor = self._divisor(weights, dtype)
+        if divisor is None:
+            return products
+        mean = math.fsum(w * x for w, x in zip(weights, products, strict=True)) / divisor
+        return [(each - mean) / divisor for each in products]
 
     def _divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
         """The sum of the weights, in a dtype; None if nothing is to be divided by it."""

@@ -150,15 +150,14 @@ def search(
     from dataclasses import replace
 
     import torch
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from dppa_mergekit.benches import Placement
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.prompts import read_prompts
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.summary import written
     from dppa_mergekit.tasks import TasksFile
     from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge, default_options
+    from dppa_mergekit.unmerged import Placement
     from dppa_mergekit.workers import Cluster
 
     read = Recipe.read(recipe)
@@ -184,9 +183,8 @@ def search(
     placement = Placement(
         device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code
     )
-    prompts = None if prompts_file is None else read_prompts(prompts_file)
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    set_verbosity_error()  # type: ignore[no-untyped-call]
+    prompts = None if prompts_file is None else [each.text for each in read_prompts(prompts_file)]
+    _quiet_transformers()
     if ray_address is not None and workers is None:
         raise ParameterError("--ray-address says where workers run; it needs --workers.")
     cluster = None if workers is None else Cluster(workers, ray_address)
@@ -210,3 +208,174 @@ def search(
         for name, (before, after) in each.parts.items():
             click.echo(f"  {name}: {before} -> {after}")
     click.echo(f"{output}: the recipe with these {tune}")
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--prompts",
+    "prompts_files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A domain's prompts, a line each, or .jsonl; the file is named after the domain. Once for "
+    "each domain; the prompts of the dev tasks if not given.",
+)
+@click.option(
+    "--tasks",
+    "tasks_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A tasks file: its dev tasks choose the best state, and say which model is of which "
+    "domain.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the recipe goes, with its weights filled in.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["distill", "entropy", "loss"]),
+    default="distill",
+    show_default=True,
+    help="distill: the divergence to what each domain's own model answers. entropy: that of the "
+    "next token (the paper's). loss: of given completions.",
+)
+@click.option(
+    "--granularity",
+    type=click.Choice(["block", "model"]),
+    default="block",
+    show_default=True,
+    help="A weight for each model and block, or for each model.",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option(
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="How far a weight moves in a step, at most.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Prompts of each domain in a step.",
+)
+@click.option(
+    "--anchor",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="How much weights are drawn to where they started.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Steps from one state that is kept, and scored on the dev tasks, to the next.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Dev scores in a row without gain after which learning ends.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Orders the prompts.")
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where models live: cpu, cuda, ..."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    show_default=True,
+    help="Of the live weights; auto is as they are stored.",
+)
+@click.option(
+    "--gradient-checkpointing", is_flag=True, help="Less memory for activations, more time."
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model.")
+def adamerge(
+    recipe: Path,
+    prompts_files: tuple[Path, ...],
+    tasks_file: Path | None,
+    output: Path,
+    objective: str,
+    granularity: str,
+    steps: int,
+    lr: float,
+    batch_size: int,
+    anchor: float,
+    every: int,
+    patience: int,
+    seed: int,
+    device: str,
+    dtype: str,
+    gradient_checkpointing: bool,
+    trust_remote_code: bool,
+) -> None:
+    """Learn the weights of RECIPE's models, block by block, from prompts (AdaMerging).
+
+    Killed, the same command goes on where it was.
+    """
+    import torch
+
+    from dppa_mergekit.adamerging import Descent
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.learning import AdaMerge
+    from dppa_mergekit.prompts import read_prompts
+    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.tasks import TasksFile
+    from dppa_mergekit.unmerged import Placement
+
+    read = Recipe.read(recipe)
+    tasks = None if tasks_file is None else TasksFile.read(tasks_file)
+    prompts = {path.stem: read_prompts(path) for path in prompts_files}
+    if len(prompts) < len(prompts_files):
+        raise ParameterError("--prompts: two files have one name; allowed is one for each domain.")
+    placement = Placement(
+        device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code
+    )
+    descent = Descent(
+        steps,
+        lr,
+        batch_size,
+        anchor,
+        granularity == "block",
+        every,
+        patience,
+        gradient_checkpointing,
+        seed,
+    )
+    run = AdaMerge(read, prompts, tasks, output, objective, descent, placement)
+    _quiet_transformers()
+    try:
+        found = run.run()
+    except KeyboardInterrupt:
+        kept = f"the best so far is in {output}; " if output.exists() else ""
+        click.echo(f"\nInterrupted; {kept}the same command goes on.", err=True)
+        sys.exit(130)
+    first, best = found.states[0], found.best
+    for model, before, row in zip(found.weights, first.weights, best.settled, strict=True):
+        learned = f"{sum(row) / len(row):.3f}"
+        spread = f" ({min(row):.3f} to {max(row):.3f})" if len(row) > 1 else ""
+        click.echo(f"{model}: weight {sum(before) / len(before):.3f} -> {learned}{spread}")
+    if first.evaluation is not None and best.evaluation is not None:
+        click.echo(
+            f"dev Domain-Ratio {first.evaluation.estimate} -> {best.evaluation.estimate} "
+            f"(after {best.step} of {found.states[-1].step} steps)"
+        )
+        for name, part in best.evaluation.parts.items():
+            click.echo(f"  {name}: {first.evaluation.parts[name]} -> {part}")
+    click.echo(f"{output}: the recipe with these weights")
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
-"""The journal of a search: every finished evaluation, on disk before the next one begins.
+"""The journal of a long run: every finished piece of work, on disk before the next one begins.
 
-One JSON line each, after a header that says what was searched. A search that was killed reads it
-and goes on; it makes no evaluation twice.
+One JSON line each, after a header that says what the run is of. A run that was killed reads it and
+goes on; it makes no piece twice. A search keeps its evaluations in one, AdaMerging its states.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ class Journal:
 
 @contextmanager
 def opened(path: Path, subject: Mapping[str, object]) -> Iterator[Journal]:
-    """The journal in a file, new or gone on with, locked against other searches.
+    """The journal in a file, new or gone on with, locked against other runs.
 
     Args:
         path: Of the file.
-        subject: Plain data about what is searched, part by part.
+        subject: Plain data about what the run is of, part by part.
 
     Raises:
-        DppaError: Another search has it open, it is of another subject, or it cannot be written.
+        DppaError: Another run has it open, it is of another subject, or it cannot be written.
     """
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise DppaError(f"Another search is writing {path}; wait for it, or end it.") from None
+        raise DppaError(f"Another run is writing {path}; wait for it, or end it.") from None
     except OSError as error:
         raise DppaError(f"{path} cannot be written: {error}.") from error
     try:
@@ -102,7 +102,7 @@ def _read(path: Path, header: Entry) -> list[Entry]:
     differing = [key for key in {**header, **first} if first.get(key) != header.get(key)]
     if differing:
         raise DppaError(
-            f"{path} is the journal of another search: it differs in {', '.join(differing)}; "
+            f"{path} is the journal of another run: it differs in {', '.join(differing)}; "
             f"delete it to begin anew, or name another output."
         )
     return entries

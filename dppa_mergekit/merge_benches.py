@@ -7,20 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from dppa_mergekit.benches import (
-    Items,
-    OneByOne,
-    Placement,
-    Proposal,
-    ScoreCommand,
-    Scorer,
-    local_folder,
-)
+from dppa_mergekit.benches import Items, OneByOne, Proposal, ScoreCommand, Scorer
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
-from dppa_mergekit.resident import load_model, merged
+from dppa_mergekit.resident import merged
 from dppa_mergekit.resident_merge import ResidentMerge
-from dppa_mergekit.scores import Scores
+from dppa_mergekit.scores import DomainObjective, MergeObjective, Scores
+from dppa_mergekit.tasks import TasksFile
+from dppa_mergekit.unmerged import Placement, Unmerged
 
 Experts: TypeAlias = Mapping[str, Sequence[str]]
 """Model -> the tasks that it is the measure of: a domain's own, or, of the base, the guards."""
@@ -52,12 +46,9 @@ class MergeBench(OneByOne):
 
     def dense(self, items: Items) -> Scores:
         """The scores of the unmerged models, each on its own tasks."""
-        where = self.placement
 
         def score(model: str, own: Items) -> Scores:
-            folder = local_folder(model, where.trust_remote_code)
-            live = load_model(folder, where.device, where.dtype, where.trust_remote_code)
-            return self.scorer.score(*live, own)
+            return self.scorer.score(*Unmerged(model, self.placement).load(), own)
 
         return _each(self.experts, items, score)
 
@@ -102,10 +93,11 @@ class FolderMergeBench(OneByOne):
 
     def dense(self, items: Items) -> Scores:
         """The scores of the unmerged models, each on its own tasks."""
+        where = Placement(trust_remote_code=self.trust_remote_code)
         return _each(
             self.experts,
             items,
-            lambda model, own: self.command.run(local_folder(model, self.trust_remote_code), own),
+            lambda model, own: self.command.run(Unmerged(model, where).folder(), own),
         )
 
     def parameters(self) -> list[str]:
@@ -121,6 +113,35 @@ class FolderMergeBench(OneByOne):
     def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """Not possible: a merge has no one teacher."""
         raise DppaError("Strategy distill is for factors; weights are tuned by coordinates.")
+
+
+def experts_of(tasks: TasksFile, recipe: Recipe) -> Experts:
+    """What the fine-tuned models of a recipe, and its base, are scored on: dev tasks."""
+    experts: dict[str, list[str]] = {}
+    for domain in tasks.domains.values():
+        experts.setdefault(recipe.named(domain.model), []).extend(domain.dev)
+    if tasks.guard.dev:
+        experts[str(recipe.content["base_model"])] = list(tasks.guard.dev)
+    return experts
+
+
+def objective_of(
+    tasks: TasksFile, dense: Mapping[str, float], worst: bool, guard_loss: float
+) -> MergeObjective:
+    """By what merges are compared on the dev tasks of all domains.
+
+    Args:
+        tasks: The tasks file.
+        dense: Task -> score of the unmerged models.
+        worst: By the least Domain-Ratio, in place of the mean.
+        guard_loss: The share of the base model's scores that may be lost on guard tasks.
+    """
+    domains = {
+        name: DomainObjective({task: dense[task] for task in domain.dev})
+        for name, domain in tasks.domains.items()
+    }
+    guard = {task: dense[task] for task in tasks.guard.dev}
+    return MergeObjective(domains, worst, guard, guard_loss)
 
 
 def weights_of(recipe: Recipe, found: Mapping[str, Setting]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import yaml
 
 from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.names import Block
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -23,6 +24,9 @@ Node: TypeAlias = dict[str, object]
 
 Setting: TypeAlias = float | Sequence[float]
 """A number, or mergekit's gradient: knots from the first layer to the last."""
+
+Weight: TypeAlias = float | Mapping[Block | None, float]
+"""Of a model: one for all of it, or block by block and, under None, for what is in no block."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ class Recipe:
                 shared.pop("lambda", None)
         return recipe
 
-    def weighted(self, weights: Mapping[str, float]) -> Recipe:
+    def weighted(self, weights: Mapping[str, Weight]) -> Recipe:
         """The recipe with the weights of fine-tuned models set anew, whatever they were.
 
         Args:
@@ -158,12 +162,42 @@ class Recipe:
         """
         recipe = self
         for model, weight in weights.items():
-            recipe = recipe.with_parameters(model, {"weight": weight})
+            value = weight if isinstance(weight, (int, float)) else _filters(weight)
+            recipe = recipe.with_parameters(model, {"weight": value})
         return recipe
+
+    def with_start(self, weight: float) -> Recipe:
+        """The recipe with a weight for the fine-tuned models that have none."""
+        content = deepcopy(self.content)
+        base = identity(content.get("base_model"))
+        if isinstance(shared := content.get("parameters"), dict) and "weight" in shared:
+            return self
+        for each in _inputs(content):
+            held = each.get("parameters")
+            own = held if isinstance(held, dict) else {}
+            if identity(each["model"]) != base and "weight" not in own:
+                each["parameters"] = {"weight": weight, **own}
+        return Recipe(content, self.origin)
 
     def to_yaml(self) -> str:
         """The text of its file."""
         return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
+
+
+def _filters(weights: Mapping[Block | None, float]) -> list[Node]:
+    """mergekit's filters for a weight of each block, exact where its gradients would round.
+
+    A filter is a part of a tensor's name, and the first that fits counts: longer stacks come
+    first, since one may end as another does.
+    """
+    blocks = sorted(
+        (block for block in weights if block is not None),
+        key=lambda block: (-len(block.stack), block),
+    )
+    found: list[Node] = [
+        {"filter": f"{block.stack}.{block.number}.", "value": weights[block]} for block in blocks
+    ]
+    return [*found, {"value": weights[None]}] if None in weights else found
 
 
 def at_layer(setting: Setting, layer: int, layers: int) -> float:

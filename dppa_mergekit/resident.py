@@ -21,6 +21,7 @@ import torch
 from dppa_mergekit.combination import Combination, Combined, Contribution, Listener
 from dppa_mergekit.deltas import Delta
 from dppa_mergekit.errors import CheckpointError, DppaError
+from dppa_mergekit.gradients import reduced
 from dppa_mergekit.names import block_of
 from dppa_mergekit.partitions import Partition, partitions, place
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
@@ -186,11 +187,7 @@ class ResidentModel:
 
     @contextmanager
     def factor_gradients(self) -> Iterator[torch.Tensor]:
-        """While open, backward passes add to what is yielded: (rates, layers) dL/dfactor.
-
-        The gradient of a weight is reduced to that as soon as it is complete, and dropped: no two
-        of them are held at a time.
-        """
+        """While open, backward passes add to what is yielded: (rates, layers) dL/dfactor."""
         layers = max((each.layer for each in self._linears), default=-1) + 1
         found = torch.zeros(len(self.rates), layers, dtype=torch.float64)
         rows = {rate: row for row, rate in enumerate(self.rates)}
@@ -198,28 +195,17 @@ class ResidentModel:
         for linear in self._linears:
             of_parameter.setdefault(linear.name, []).append(linear)
 
-        def reduce(linears: Sequence[_Linear], parameter: torch.Tensor) -> None:
-            gradient = parameter.grad
-            assert gradient is not None
+        def reduce(linears: Sequence[_Linear], gradient: torch.Tensor) -> None:
             for linear in linears:
                 flat = gradient.view(-1)[linear.part]
                 for held in linear.partitions:
                     of_factor = linear.weight * held.gradient(flat)
                     found[rows[held.rate], linear.layer] += of_factor
-            parameter.grad = None
 
-        hooks = []
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in of_parameter)
-            if name in of_parameter:
-                hook = partial(reduce, of_parameter[name])
-                hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
-        try:
+        with reduced(
+            self.model, {name: partial(reduce, held) for name, held in of_parameter.items()}
+        ):
             yield found
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.model.requires_grad_(False)
 
 
 @contextmanager

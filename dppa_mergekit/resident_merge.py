@@ -8,35 +8,59 @@ weights are bit for bit those that mergekit writes for the same recipe.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 
-from dppa_mergekit.combination import Combined
-from dppa_mergekit.recipes import Recipe, identity
+from dppa_mergekit.combination import Combined, Contribution
+from dppa_mergekit.gradients import reduced
+from dppa_mergekit.names import Block, block_of
+from dppa_mergekit.recipes import Recipe, Weight, identity
 from dppa_mergekit.resident import load_model, merged, not_live, part_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+Weights = Mapping[object, Weight]
+"""By the identity of the model."""
+
+
 @dataclass(frozen=True)
 class _Tensor:
-    """A linear or a dense tensor: what is combined, and its place in the live weights."""
+    """A linear or a dense tensor: what is combined, of which models, and its live weights."""
 
     combined: Combined
+    models: Sequence[object]
     out: torch.Tensor
 
-    def write(self, weights: Mapping[object, float]) -> None:
-        """Combine anew, by the identity of the model -> weight."""
-        contributions = [
-            replace(each, weight=weights[identity(name)])
-            for name, each in self.combined.contributions.items()
+    @classmethod
+    def of(cls, combined: Combined, live: Mapping[str, torch.Tensor]) -> _Tensor:
+        """What is combined, by the identity of its models, and its place in live weights."""
+        models = [identity(model) for model in combined.contributions]
+        return cls(combined, models, part_in(live, combined))
+
+    @property
+    def block(self) -> Block | None:
+        """The block that it is in."""
+        return block_of(self.combined.name)
+
+    def weighted(self, weights: Weights) -> list[Contribution]:
+        """What is combined, with weights."""
+        return [
+            replace(each, weight=_in_block(weights[model], self.block))
+            for model, each in zip(self.models, self.combined.contributions.values(), strict=True)
         ]
+
+    def write(self, weights: Weights) -> None:
+        """Combine anew."""
+        contributions = self.weighted(weights)
         base = contributions[0].pruned.pruning.delta.base
         assert base is not None
         result = torch.empty(base.numel(), dtype=self.combined.dtypes[0], device=base.device)
@@ -91,10 +115,33 @@ class ResidentMerge:
         with merged(recipe, workspace, found.append, trust_remote_code) as folder:
             model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
         live = model.requires_grad_(False).state_dict()
-        tensors = [_Tensor(each, part_in(live, each)) for each in found]
+        tensors = [_Tensor.of(each, live) for each in found]
         return cls(recipe, workspace, model, tokenizer, trust_remote_code, tensors)
 
-    def set_weights(self, weights: Mapping[str, float]) -> None:
+    @property
+    def blocks(self) -> list[Block | None]:
+        """Its blocks in order, and None if a tensor is in none; empty for other methods."""
+        found = {tensor.block for tensor in self._tensors}
+        inside = sorted(block for block in found if block is not None)
+        return [*inside, None] if None in found else list(inside)
+
+    def weights(self) -> dict[str, dict[Block | None, float]]:
+        """The weights of the recipe: of each model, block by block.
+
+        Where tensors of one block have several, their mean by elements.
+        """
+        every: dict[object, dict[Block | None, list[tuple[float, int]]]] = {}
+        for tensor in self._tensors:
+            contributions = tensor.combined.contributions.values()
+            for model, each in zip(tensor.models, contributions, strict=True):
+                of_block = every.setdefault(model, {}).setdefault(tensor.block, [])
+                of_block.append((each.weight, tensor.out.numel()))
+        return {
+            model: {block: _mean(every[identity(model)][block]) for block in self.blocks}
+            for model in self.recipe.tuned()
+        }
+
+    def set_weights(self, weights: Mapping[str, Weight]) -> None:
         """Write the weights of the merge for new weights of its models.
 
         Args:
@@ -114,3 +161,57 @@ class ResidentMerge:
                         if name not in live:
                             raise not_live(name)
                         live[name].copy_(file.get_tensor(name))
+
+    @contextmanager
+    def weight_gradients(self, weights: Mapping[str, Weight]) -> Iterator[torch.Tensor]:
+        """While open, backward passes add to what is yielded: (models, blocks) dL/dweight.
+
+        Args:
+            weights: As they were set.
+        """
+        blocks = {block: column for column, block in enumerate(self.blocks)}
+        rows = {identity(model): row for row, model in enumerate(self.recipe.tuned())}
+        found = torch.zeros(len(rows), len(blocks), dtype=torch.float64)
+        by_identity = {identity(model): weight for model, weight in weights.items()}
+
+        def reduce(tensors: Sequence[_Tensor], gradient: torch.Tensor) -> None:
+            for tensor in tensors:
+                flat = gradient.reshape(-1)[tensor.combined.part]
+                derivatives = tensor.combined.combination.weight_gradients(
+                    tensor.weighted(by_identity), flat
+                )
+                for model, derivative in zip(tensor.models, derivatives, strict=True):
+                    found[rows[model], blocks[tensor.block]] += derivative
+
+        of_parameters = {
+            name: partial(reduce, tensors) for name, tensors in self._by_parameter().items()
+        }
+        with reduced(self.model, of_parameters):
+            yield found
+
+    def _by_parameter(self) -> dict[str, list[_Tensor]]:
+        """What is written to each parameter of the live model, by its first name.
+
+        Of tied parameters that the merge has under both names, the last is what was written.
+        """
+        first = {id(each): name for name, each in self.model.named_parameters()}
+        every = dict(self.model.named_parameters(remove_duplicate=False))
+        found: dict[str, dict[int | None, _Tensor]] = {}
+        for tensor in self._tensors:
+            name = tensor.combined.name
+            if name in every:
+                held = found.setdefault(first[id(every[name])], {})
+                held[tensor.combined.part.start] = tensor
+        return {name: list(held.values()) for name, held in found.items()}
+
+
+def _mean(weights: Sequence[tuple[float, int]]) -> float:
+    """By the number of elements that each holds for; exact where all are one."""
+    first = weights[0][0]
+    if all(weight == first for weight, _ in weights):
+        return first
+    return sum(weight * number for weight, number in weights) / sum(n for _, n in weights)
+
+
+def _in_block(weight: Weight, block: Block | None) -> float:
+    return weight if isinstance(weight, (int, float)) else weight[block]

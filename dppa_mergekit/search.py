@@ -20,7 +20,7 @@ from dppa_mergekit.journal import Entry, Journal
 from dppa_mergekit.recipes import Setting
 from dppa_mergekit.scores import DomainObjective, Estimate, Objective, Score, Scores
 from dppa_mergekit.strategies import STRATEGIES, Space
-from dppa_mergekit.tasks import TasksError
+from dppa_mergekit.tasks import check_dense
 
 DENSE_CANDIDATE = "dense"
 """In a journal: the fine-tuned models as they are; of guard tasks, the base model."""
@@ -140,12 +140,7 @@ class CandidateSearch:
             lambda missing: (self.bench.dense(every) for _ in missing),
         )
         dense = {task: score.value for task, score in scores.items()}
-        for task, value in dense.items():
-            if not value > 0:
-                raise TasksError(
-                    f"Task {task}: the unmerged model itself scores {value:g}, and a ratio to that "
-                    f"says nothing: leave the task out, or mend it."
-                )
+        check_dense(dense)
         names = self.bench.parameters()
         options = self.options
         taught = self._proposal(known, folds, names) if options.strategy == "distill" else {}

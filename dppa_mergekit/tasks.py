@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,23 @@ Metrics = dict[str, str]
 """lm-evaluation-harness task -> metric and filter: {"gsm8k": "exact_match,strict-match"}."""
 
 Part = Literal["dev", "test"]
+
+
+def check_dense(dense: Mapping[str, float]) -> None:
+    """Refuse tasks on which an unmerged model scores nothing.
+
+    Args:
+        dense: Task -> score of the fine-tuned model of its domain, or, of a guard, of the base.
+
+    Raises:
+        TasksError: A score is not above 0.
+    """
+    for task, value in dense.items():
+        if not value > 0:
+            raise TasksError(
+                f"Task {task}: the unmerged model itself scores {value:g}, and a ratio to that "
+                f"says nothing: leave the task out, or mend it."
+            )
 
 
 class _Strict(pydantic.BaseModel):

@@ -172,7 +172,9 @@ def divergence(model: PreTrainedModel, lessons: Lessons) -> torch.Tensor:
     lessons = lessons.to(model.device)
     places = torch.arange(lessons.tokens.shape[1], device=model.device)
     logits: torch.Tensor = model(
-        input_ids=lessons.tokens, attention_mask=(places < lessons.end[:, None]).long()
+        input_ids=lessons.tokens,
+        attention_mask=(places < lessons.end[:, None]).long(),
+        use_cache=False,
     ).logits
     steps = torch.arange(ANSWER_TOKENS, device=model.device)
     # What is said of a token stands at the place before it.
@@ -180,13 +182,18 @@ def divergence(model: PreTrainedModel, lessons: Lessons) -> torch.Tensor:
     counted = at + 1 < lessons.end[:, None]
     at = at.clamp(max=lessons.tokens.shape[1] - 1)
     chosen = logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]))
-    said = chosen.float().log_softmax(-1).gather(2, lessons.likely)
-    teacher = lessons.logarithm
+    said = widened(chosen).log_softmax(-1).gather(2, lessons.likely)
+    teacher = lessons.logarithm.to(said.dtype)
     rest = (1 - teacher.exp().sum(-1)).clamp(min=LEAST)
     of_rest = (1 - said.exp().sum(-1)).clamp(min=LEAST)
     each = (teacher.exp() * (teacher - said)).sum(-1) + rest * (rest.log() - of_rest.log())
     of_lesson: torch.Tensor = (each * counted).sum(-1) / counted.sum(-1).clamp(min=1)
     return of_lesson.mean()
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def batches(number: int, size: int, seed: int) -> Iterator[torch.Tensor]:

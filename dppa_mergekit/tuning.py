@@ -23,21 +23,26 @@ from dppa_mergekit.benches import (
     CallableScorer,
     FolderBench,
     LiveBench,
-    Placement,
     ScoreCommand,
-    fingerprint,
 )
 from dppa_mergekit.curves import draw, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.harness import Harness, known_tests
 from dppa_mergekit.journal import Journal, opened
-from dppa_mergekit.merge_benches import FolderMergeBench, MergeBench, weights_of
+from dppa_mergekit.merge_benches import (
+    FolderMergeBench,
+    MergeBench,
+    experts_of,
+    objective_of,
+    weights_of,
+)
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.records import write_record
-from dppa_mergekit.scores import DomainObjective, MergeObjective
+from dppa_mergekit.scores import MergeObjective
 from dppa_mergekit.search import MERGE, CandidateSearch, Options, Tuned
 from dppa_mergekit.summary import summary
 from dppa_mergekit.tasks import TasksFile
+from dppa_mergekit.unmerged import Placement, Unmerged
 from dppa_mergekit.workers import Cluster, bench_of, connected
 
 if TYPE_CHECKING:
@@ -157,19 +162,8 @@ class Search:
             raise
 
     def _weights(self, how: WholeMerge, harness: Harness | None, journal: Journal) -> Tuned:
-        domains = {name: list(domain.dev) for name, domain in self.tasks.domains.items()}
-        guard = list(self.tasks.guard.dev)
-
         def objective(dense: Mapping[str, float]) -> MergeObjective:
-            return MergeObjective(
-                {
-                    name: DomainObjective({task: dense[task] for task in tasks})
-                    for name, tasks in domains.items()
-                },
-                how.worst,
-                {task: dense[task] for task in guard},
-                how.guard_loss,
-            )
+            return objective_of(self.tasks, dense, how.worst, how.guard_loss)
 
         begin = list(self.recipe.weights().values())
         with self._tried_on(MERGE, harness, 1) as bench:
@@ -209,11 +203,7 @@ class Search:
         )
 
     def _bench_of_merge(self, how: WholeMerge, harness: Harness | None) -> Bench:
-        experts: dict[str, list[str]] = {}
-        for domain in self.tasks.domains.values():
-            experts.setdefault(self.recipe.named(domain.model), []).extend(domain.dev)
-        if self.tasks.guard.dev:
-            experts[str(self.recipe.content["base_model"])] = list(self.tasks.guard.dev)
+        experts = experts_of(self.tasks, self.recipe)
         workspace = self.output.resolve().parent
         if self.score_command is not None:
             return FolderMergeBench(
@@ -263,9 +253,7 @@ class Search:
             self.recipe.named(domain.model)
             if not domain.dev:
                 raise DppaError(f"Domain {name} has no dev tasks, and a search needs some.")
-        folder = self.output.resolve().parent
-        if self.output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise DppaError(f"{self.output} cannot be written: its folder must exist, and be open.")
+        check_output(self.output)
 
     def _bench_of_domain(self, domain: str, harness: Harness | None) -> Bench:
         model = self.recipe.named(self.tasks.domains[domain].model)
@@ -295,7 +283,6 @@ class Search:
 
     def _subject(self) -> dict[str, object]:
         """What the search is of, part by part: a journal of anything else is not gone on with."""
-        models = [str(self.recipe.content["base_model"]), *self.recipe.tuned()]
         options = asdict(self.options)
         # More evaluations go on where fewer ended.
         del options["max_evaluations"]
@@ -309,8 +296,8 @@ class Search:
             "version": __version__,
             "recipe": self.recipe.content,
             "tasks": tasks,
-            "task files": _folder_hash(self.tasks.include_path),
-            "checkpoints": {model: fingerprint(model) for model in models},
+            "task files": folder_hash(self.tasks.include_path),
+            "checkpoints": fingerprints(self.recipe, self.placement),
             "options": options,
             "dtype": str(self.placement.dtype),
             "tune_dense": self.tune_dense,
@@ -390,6 +377,13 @@ def default_options(method: str) -> Options:
     return Options()
 
 
+def check_output(path: Path) -> None:
+    """Refuse an output that cannot be written."""
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DppaError(f"{path} cannot be written: its folder must exist, and be open.")
+
+
 def replace(path: Path, text: str) -> None:
     """Write a file under another name first, so that it is there as a whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -397,7 +391,13 @@ def replace(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _folder_hash(folder: Path | None) -> str | None:
+def fingerprints(recipe: Recipe, placement: Placement) -> dict[str, str]:
+    """Of the checkpoints of a recipe's models."""
+    models = [str(recipe.content["base_model"]), *recipe.tuned()]
+    return {model: Unmerged(model, placement).fingerprint() for model in models}
+
+
+def folder_hash(folder: Path | None) -> str | None:
     """Of the contents of a folder of tasks."""
     if folder is None:
         return None

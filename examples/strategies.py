@@ -23,7 +23,6 @@ from quickstart import train_models
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from dppa_mergekit.benches import Placement
 from dppa_mergekit.harness import Harness
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident import load_model
@@ -31,6 +30,7 @@ from dppa_mergekit.scores import Scores, domain_ratio
 from dppa_mergekit.search import Tuned
 from dppa_mergekit.tasks import TasksFile
 from dppa_mergekit.tuning import Search, default_options
+from dppa_mergekit.unmerged import Placement
 
 TASKS = Path(__file__).with_name("tasks.yml")
 DENSITIES = (0.2, 0.1)

@@ -1,0 +1,454 @@
+"""From a recipe and prompts to the recipe with its weights: what `mergekit-dppa adamerge` does.
+
+Everything that can be refused is refused before the first step.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dppa_mergekit import __version__
+from dppa_mergekit.adamerging import (
+    Descent,
+    Evaluation,
+    Learned,
+    LossError,
+    State,
+    learned,
+    result,
+    warnings_of,
+)
+from dppa_mergekit.curves import draw_learning, is_installed
+from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.harness import Harness
+from dppa_mergekit.journal import Entry, Journal, opened
+from dppa_mergekit.losses import Completion, DomainLoss, Entropy, Teaching
+from dppa_mergekit.merge_benches import MergeBench, experts_of, objective_of
+from dppa_mergekit.prompts import Prompt
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.records import write_record
+from dppa_mergekit.resident_merge import ResidentMerge
+from dppa_mergekit.scores import Estimate
+from dppa_mergekit.summary import learning_summary
+from dppa_mergekit.tasks import TasksFile, check_dense
+from dppa_mergekit.teacher import ANSWER_TOKENS
+from dppa_mergekit.tuning import check_output, fingerprints, folder_hash, replace
+from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOG = logging.getLogger(__name__)
+
+OBJECTIVES = ("distill", "entropy", "loss")
+
+START = 0.3
+"""The weight of a model that has none in the recipe (AdaMerging's own)."""
+
+GUARD_LOSS = 0.05
+"""The share of the base model's scores that may be lost on guard tasks."""
+
+
+@dataclass(frozen=True)
+class AdaMerge:
+    """AdaMerging of a recipe.
+
+    Attributes:
+        recipe: Of the merge; of a method of this package with a weighted sum.
+        prompts: Domain -> prompts; empty to take those of the dev tasks.
+        tasks: By what the merge is evaluated on the way; None not to.
+        output: Where the recipe goes, with its weights.
+        objective: What is descended: `distill`, `entropy` or `loss`.
+        descent: How to learn.
+        placement: Where and how models are held.
+    """
+
+    recipe: Recipe
+    prompts: Mapping[str, Sequence[Prompt]]
+    tasks: TasksFile | None
+    output: Path
+    objective: str
+    descent: Descent
+    placement: Placement
+
+    def run(self) -> Learned:
+        """Learn, and write the recipe, a summary and a record of the run.
+
+        Interrupted, or where a loss is not finite, the best so far is written.
+
+        Raises:
+            DppaError: Whatever the user can mend; before the first step where possible.
+        """
+        self._check()
+        harness = None if self.tasks is None else Harness(self.tasks, _dev(self.tasks))
+        with opened(self.journal, self._subject()) as journal:
+            kept = _States(journal)
+            evaluation = None
+            if self.tasks is not None and harness is not None:
+                evaluation = _DevScore(self.recipe, self.tasks, harness, self.placement)
+                evaluation.know(journal)
+            # Teachers are gone from memory before the merge is there.
+            taught = {name: self._taught(name, harness) for name in self._domains()}
+            merge = load_merge(self.recipe, self.output.resolve().parent, self.placement)
+            losses = {
+                name: found or self._loss(name, merge, harness) for name, found in taught.items()
+            }
+            evaluate = None if evaluation is None else evaluation.of(merge)
+            try:
+                found = learned(merge, losses, self.descent, kept, evaluate)
+            except (KeyboardInterrupt, LossError):
+                if kept.states():
+                    self._write(result(merge, kept.states()))
+                raise
+            self._write(found)
+        for sentence in warnings_of(found, self.objective == "entropy"):
+            LOG.warning(sentence)
+        return found
+
+    @property
+    def journal(self) -> Path:
+        """The file of the journal."""
+        return self.output.with_name(self.output.name + ".journal.jsonl")
+
+    def _check(self) -> None:
+        check_method(self.recipe)
+        check_output(self.output)
+        tasks = self.tasks
+        if not self.prompts and tasks is None:
+            raise DppaError("There are no prompts: give --prompts, or a tasks file with --tasks.")
+        if tasks is not None:
+            for name, domain in tasks.domains.items():
+                self.recipe.named(domain.model)
+                if not domain.dev:
+                    raise DppaError(f"Domain {name} has no dev tasks to be evaluated by.")
+            for name in self.prompts:
+                if name not in tasks.domains:
+                    raise DppaError(
+                        f"The prompts of {name} are of no domain of the tasks file, which has "
+                        f"{', '.join(tasks.domains)}: a file is named after its domain."
+                    )
+        if self.objective == "distill":
+            for name in self._domains():
+                self._teacher(name)
+        if self.objective == "loss":
+            check_completions(self.prompts)
+
+    def _domains(self) -> list[str]:
+        if self.prompts:
+            return list(self.prompts)
+        return [] if self.tasks is None else list(self.tasks.domains)
+
+    def _teacher(self, domain: str) -> str:
+        """The fine-tuned model of a domain: by the tasks file, or the one of its name."""
+        if self.tasks is not None:
+            return self.recipe.named(self.tasks.domains[domain].model)
+        models = [model for model in self.recipe.tuned() if Path(model).name == domain]
+        if len(models) != 1:
+            raise DppaError(
+                f"Which model teaches {domain} is not known: name the prompts file after one of "
+                f"{', '.join(Path(model).name for model in self.recipe.tuned())}, or give --tasks."
+            )
+        return models[0]
+
+    def _taught(self, domain: str, harness: Harness | None) -> DomainLoss | None:
+        if self.objective != "distill":
+            return None
+        kept = self.output.with_name(f"{self.output.name}.teacher-{domain}.safetensors")
+        lessons = Unmerged(self._teacher(domain), self.placement).lessons(
+            lambda model, tokenizer: self._tokens(domain, model, tokenizer, harness),
+            self.descent.batch_size,
+            kept,
+        )
+        return Teaching(lessons)
+
+    def _loss(self, domain: str, merge: ResidentMerge, harness: Harness | None) -> DomainLoss:
+        if self.objective == "loss":
+            return completion_loss(domain, self.prompts[domain], merge)
+        return Entropy(self._tokens(domain, merge.model, merge.tokenizer, harness))
+
+    def _tokens(
+        self,
+        domain: str,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        harness: Harness | None,
+    ) -> list[list[int]]:
+        if self.prompts:
+            tokens = [tokenizer(each.text)["input_ids"] for each in self.prompts[domain]]
+        else:
+            assert self.tasks is not None
+            assert harness is not None
+            dev = self.tasks.domains[domain].dev
+            items = {task: range(harness.items(task)) for task in dev}
+            tokens = harness.prompts(model, tokenizer, items)
+        room = ANSWER_TOKENS if self.objective == "distill" else 0
+        return shortened(domain, tokens, model, room)
+
+    def _write(self, found: Learned) -> None:
+        replace(self.output, self.recipe.weighted(found.weights).to_yaml())
+        replace(self.output.with_suffix(".md"), learning_summary(found, self.objective))
+        if is_installed():
+            draw_learning(found, self.output.with_suffix(".png"))
+        best = {"step": found.best.step, "steps": found.states[-1].step}
+        write_record(self.output, "adamerge", self._subject(), [best, _plain(found.best)])
+
+    def _subject(self) -> dict[str, object]:
+        """What the run is of, part by part: a journal of anything else is not gone on with."""
+        tasks = None
+        if self.tasks is not None:
+            tasks = self.tasks.model_dump(mode="json", exclude={"include_path"})
+            for held in (*tasks["domains"].values(), tasks["guard"]):
+                del held["test"]
+        descent = asdict(self.descent)
+        # More steps go on where fewer ended.
+        del descent["steps"], descent["patience"]
+        return {
+            "version": __version__,
+            "recipe": self.recipe.content,
+            "prompts": {
+                name: [asdict(each) for each in prompts] for name, prompts in self.prompts.items()
+            },
+            "tasks": tasks,
+            "task files": None if self.tasks is None else folder_hash(self.tasks.include_path),
+            "checkpoints": fingerprints(self.recipe, self.placement),
+            "objective": self.objective,
+            "descent": descent,
+            "dtype": str(self.placement.dtype),
+        }
+
+
+def learn_weights(
+    recipe: Recipe,
+    prompts: Mapping[str, Sequence[Prompt]],
+    objective: str = "distill",
+    descent: Descent | None = None,
+    placement: Placement = AS_STORED,
+    score: Callable[[PreTrainedModel, PreTrainedTokenizerBase], float] | None = None,
+    workspace: Path | None = None,
+) -> Learned:
+    """The weights of a merge, learned on prompts.
+
+    Args:
+        recipe: Of the merge, of a method of this package with a weighted sum; its file is read by
+            `Recipe.read`, and `Recipe.weighted` fills in the weights.
+        prompts: Fine-tuned model, as the recipe names it -> the prompts of its domain.
+        objective: `distill` (the model teaches), `entropy` (AdaMerging's own) or `loss` (of given
+            completions).
+        descent: How to learn.
+        placement: Where and how models are held.
+        score: Given the live merge and its tokenizer, how good it is: the more, the better. The
+            result is the best that was met, the start included; the last where None.
+        workspace: A folder on a disk with room for the merged model; the system's temporary one
+            where None.
+
+    Raises:
+        DppaError: The recipe, or a prompt, cannot be used.
+        LossError: A loss is not finite.
+    """
+    check_method(recipe)
+    if objective not in OBJECTIVES:
+        raise DppaError(f"objective is {objective!r}; allowed are {', '.join(OBJECTIVES)}.")
+    if objective == "loss":
+        check_completions(prompts)
+    chosen = descent or Descent()
+    losses: dict[str, DomainLoss] = {}
+
+    def tokens_of(name: str, room: int) -> Callable[..., list[list[int]]]:
+        def tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+            every = [tokenizer(each.text)["input_ids"] for each in prompts[name]]
+            return shortened(name, every, model, room)
+
+        return tokens
+
+    if objective == "distill":
+        for name in prompts:
+            lessons = Unmerged(recipe.named(name), placement).lessons(
+                tokens_of(name, ANSWER_TOKENS), chosen.batch_size, None
+            )
+            losses[name] = Teaching(lessons)
+    folder = Path(tempfile.gettempdir()) if workspace is None else workspace
+    merge = load_merge(recipe, folder, placement)
+    for name, examples in prompts.items():
+        if objective == "entropy":
+            losses[name] = Entropy(tokens_of(name, 0)(merge.model, merge.tokenizer))
+        elif objective == "loss":
+            losses[name] = completion_loss(name, examples, merge)
+
+    def evaluate() -> Evaluation:
+        assert score is not None
+        value = float(score(merge.model, merge.tokenizer))
+        return Evaluation(value, Estimate(value), {})
+
+    return learned(merge, losses, chosen, _Forgotten(), None if score is None else evaluate)
+
+
+def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> ResidentMerge:
+    """The live merge of a recipe; a weight that is missing is the start."""
+    merge = ResidentMerge.load(
+        recipe.with_start(START),
+        workspace,
+        placement.device,
+        placement.dtype,
+        placement.trust_remote_code,
+    )
+    if merge.model.config.is_encoder_decoder:
+        raise DppaError("The merge has an encoder; weights are learned for causal models only.")
+    return merge
+
+
+def check_method(recipe: Recipe) -> None:
+    """Refuse a method of which the weights have no derivative, or no way into the merge."""
+    from dppa_mergekit.methods import VARIANTS
+
+    known = [variant.name for variant in VARIANTS if not variant.consensus]
+    if recipe.method not in known:
+        plain = " (task_arithmetic is dp at density 1)" * (recipe.method == "task_arithmetic")
+        raise RecipeError(
+            f"{recipe.origin}: the weights of {recipe.method} cannot be learned{plain}; allowed "
+            f"are {', '.join(known)}."
+        )
+
+
+def check_completions(prompts: Mapping[str, Sequence[Prompt]]) -> None:
+    """Refuse prompts without completions."""
+    if not prompts:
+        raise DppaError("Objective loss needs prompts with completions, in .jsonl files.")
+    for name, examples in prompts.items():
+        missing = sum(not example.completion for example in examples)
+        if missing:
+            raise DppaError(
+                f"The prompts of {name}: {missing} of {len(examples)} have no completion, which "
+                f"objective loss needs."
+            )
+
+
+def completion_loss(domain: str, examples: Sequence[Prompt], merge: ResidentMerge) -> Completion:
+    """The loss of given completions."""
+    tokens: list[list[int]] = []
+    begins: list[int] = []
+    for example in examples:
+        prompt = merge.tokenizer(example.text)["input_ids"]
+        whole = merge.tokenizer(f"{example.text}{example.completion}")["input_ids"]
+        if not 0 < len(prompt) < len(whole):
+            raise DppaError(
+                f"The prompts of {domain}: {example.text[:40]!r} or its completion has no tokens."
+            )
+        tokens.append(whole)
+        begins.append(len(prompt))
+    short = shortened(domain, tokens, merge.model, 0)
+    moved = [
+        max(1, begin - (len(whole) - len(cut)))
+        for begin, whole, cut in zip(begins, tokens, short, strict=True)
+    ]
+    return Completion(short, moved)
+
+
+def shortened(
+    domain: str, tokens: Sequence[list[int]], model: PreTrainedModel, room: int
+) -> list[list[int]]:
+    """Prompts that fit the model's context, with room for an answer; cut on the left."""
+    if not tokens or not all(tokens):
+        raise DppaError(f"The prompts of {domain}: one is empty, or there is none.")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return list(tokens)
+    longest = max(1, context - room)
+    long = sum(len(each) > longest for each in tokens)
+    if long:
+        LOG.warning(
+            "%s: %d of %d prompts do not fit the context of %d tokens; they are cut on the left.",
+            domain,
+            long,
+            len(tokens),
+            context,
+        )
+    return [each[-longest:] for each in tokens]
+
+
+class _States:
+    """States in a journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def states(self) -> list[State]:
+        return [_state(entry) for entry in self._journal.entries if "step" in entry]
+
+    def add(self, state: State) -> None:
+        self._journal.add(_plain(state))
+
+
+class _Forgotten:
+    """States that nobody keeps."""
+
+    def states(self) -> list[State]:
+        return []
+
+    def add(self, state: State) -> None:
+        pass
+
+
+def _plain(state: State) -> Entry:
+    return asdict(state)
+
+
+def _state(entry: Entry) -> State:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(State).validate_python(entry)
+
+
+@dataclass
+class _DevScore:
+    """Evaluation by the dev tasks of a tasks file."""
+
+    recipe: Recipe
+    tasks: TasksFile
+    harness: Harness
+    placement: Placement
+    dense: Mapping[str, float] | None = None
+
+    def know(self, journal: Journal) -> None:
+        """Score the unmerged models, unless the journal has that already."""
+        for entry in journal.entries:
+            if isinstance(held := entry.get("dense"), dict):
+                self.dense = held
+                return
+        bench = MergeBench(
+            self.recipe,
+            experts_of(self.tasks, self.recipe),
+            self.harness,
+            Path(),
+            self.placement,
+        )
+        scores = bench.dense(self._items())
+        self.dense = {task: score.value for task, score in scores.items()}
+        check_dense(self.dense)
+        journal.add({"dense": dict(self.dense)})
+
+    def of(self, merge: ResidentMerge) -> Callable[[], Evaluation]:
+        """Evaluates the live merge."""
+        assert self.dense is not None
+        objective = objective_of(self.tasks, self.dense, False, GUARD_LOSS)
+
+        def evaluate() -> Evaluation:
+            scores = self.harness.score(merge.model, merge.tokenizer, self._items())
+            return Evaluation(
+                objective.exact(scores), objective.estimate(scores), objective.parts(scores)
+            )
+
+        return evaluate
+
+    def _items(self) -> dict[str, Sequence[int]]:
+        return {task: range(self.harness.items(task)) for task in _dev(self.tasks)}
+
+
+def _dev(tasks: TasksFile) -> dict[str, str]:
+    """Dev task -> metric, of the domains and the guard."""
+    parts = [*(domain.dev for domain in tasks.domains.values()), tasks.guard.dev]
+    return {task: metric for part in parts for task, metric in part.items()}
