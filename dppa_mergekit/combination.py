@@ -11,18 +11,21 @@ and `ties`, so that on float32 checkpoints the results are equal bit for bit.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 
 from dppa_mergekit.deltas import Buffer, buffers, chunks, delta_chunks
-from dppa_mergekit.kernel import CombinePass
+from dppa_mergekit.kernel import Amplified, CombinePass
 from dppa_mergekit.sparsification import Pruned, PrunedChunks
 from dppa_mergekit.threads import in_order, share
 
 Chunk: TypeAlias = Callable[[int, int, torch.Tensor], bool]
 """Writes the merged chunk [start, stop); returns whether a sum is larger than the limit."""
+
+Products: TypeAlias = Callable[[int, int, torch.Tensor], list[float]]
+"""Of the chunk [start, stop): for every model the product of its delta with a gradient."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,8 @@ class Combination:
         self, contributions: Sequence[Contribution], limit: float
     ) -> Callable[[], Chunk] | None:
         """The compiled pass, if there is one for all of the deltas."""
-        amplified = [each.pruned.amplified(each.weight) for each in contributions]
-        models = [each for each in amplified if each is not None]
-        if len(models) < len(amplified) or len({each.passes.base.dtype for each in models}) > 1:
+        models = _compiled_models(contributions)
+        if models is None:
             return None
         divisor = self._divisor([each.weight for each in contributions], torch.float32)
         return lambda: CombinePass(models, self.consensus, divisor, self.lambda_, limit)
@@ -133,37 +135,62 @@ class Combination:
         """
         if self.consensus:
             raise ValueError("TIES consensus has no derivative in the weights")
-        deltas = [each.pruned.pruning.delta for each in contributions]
-        dtype, device = deltas[0].dtype, deltas[0].device
-        gradient = of_merged.to(device)
+        delta = contributions[0].pruned.pruning.delta
+        gradient = of_merged.to(delta.device)
+        plain = [replace(each, weight=1.0) for each in contributions]
+        products = self._compiled_products(plain) or self._products_by_torch(plain)
 
         def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[float]]]:
+            of_chunk, buffer = products(), Buffer(delta.dtype, delta.device)
+            return [
+                (
+                    start,
+                    of_chunk(start, stop, buffer.of(stop - start).copy_(gradient[start:stop])),
+                )
+                for start, stop in places
+            ]
+
+        # In one order, whatever thread took which chunk.
+        of_chunks = in_order(share(work, delta.chunks(), delta.device))
+        found = [self.lambda_ * math.fsum(each) for each in zip(*of_chunks, strict=True)]
+        weights = [each.weight for each in contributions]
+        divisor = self._divisor(weights, delta.dtype)
+        if divisor is None:
+            return found
+        mean = math.fsum(w * x for w, x in zip(weights, found, strict=True)) / divisor
+        return [(each - mean) / divisor for each in found]
+
+    def _compiled_products(
+        self, contributions: Sequence[Contribution]
+    ) -> Callable[[], Products] | None:
+        models = _compiled_models(contributions)
+        if models is None:
+            return None
+        return lambda: CombinePass(models, False, None, 1.0, math.inf).products
+
+    def _products_by_torch(self, contributions: Sequence[Contribution]) -> Callable[[], Products]:
+        deltas = [each.pruned.pruning.delta for each in contributions]
+        dtype, device = deltas[0].dtype, deltas[0].device
+
+        def compute() -> Products:
             readers, _ = delta_chunks(deltas)
-            kept = buffers(3, dtype, device)
+            kept, buffer = buffers(3, dtype, device), Buffer(dtype, device)
             pruned = [
                 PrunedChunks(each.pruned, reader, kept)
                 for each, reader in zip(contributions, readers, strict=True)
             ]
-            buffer, found = Buffer(dtype, device), []
-            for start, stop in places:
-                of_chunk = gradient[start:stop].to(dtype)
-                products = []
+
+            def products(start: int, stop: int, gradient: torch.Tensor) -> list[float]:
+                found = []
                 for each in pruned:
                     values = buffer.of(stop - start).zero_()
                     each.add_to(values, 1.0, start, stop)
-                    products.append(float(torch.dot(values, of_chunk)))
-                found.append((start, products))
-            return found
+                    found.append(float(torch.dot(values, gradient)))
+                return found
 
-        # In one order, whatever thread took which chunk.
-        chunk_products = in_order(share(work, deltas[0].chunks(), device))
-        products = [self.lambda_ * math.fsum(each) for each in zip(*chunk_products, strict=True)]
-        weights = [each.weight for each in contributions]
-        divisor = self._divisor(weights, dtype)
-        if divisor is None:
             return products
-        mean = math.fsum(w * x for w, x in zip(weights, products, strict=True)) / divisor
-        return [(each - mean) / divisor for each in products]
+
+        return compute
 
     def _divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
         """The sum of the weights, in a dtype; None if nothing is to be divided by it."""
@@ -171,6 +198,15 @@ class Combination:
             return None
         total = float(torch.tensor(weights, dtype=dtype).sum())
         return total if self.consensus or abs(total) >= 1e-8 else None
+
+
+def _compiled_models(contributions: Sequence[Contribution]) -> list[Amplified] | None:
+    """What the compiled passes take, if there are some for all of the deltas."""
+    amplified = [each.pruned.amplified(each.weight) for each in contributions]
+    models = [each for each in amplified if each is not None]
+    if len(models) < len(amplified) or len({each.passes.base.dtype for each in models}) > 1:
+        return None
+    return models
 
 
 @dataclass(frozen=True)

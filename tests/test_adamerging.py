@@ -79,17 +79,24 @@ def amplified(folder: Path, method: str) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("objective", ["entropy", "loss", "distill"])
 @pytest.mark.parametrize(
-    ("architecture", "method", "shared"),
+    ("architecture", "method", "shared", "dtype"),
     [
-        ("llama", "dppa", {}),
-        ("llama_untied", "dppa", {"lambda": 0.8, "normalize": True}),
-        ("gpt2", "dp", {}),
+        ("llama", "dppa", {}, torch.float64),
+        ("llama_untied", "dppa", {"lambda": 0.8, "normalize": True}, torch.float64),
+        ("gpt2", "dp", {}, torch.float64),
+        # What the compiled passes know.
+        ("llama", "dppa", {"lambda": 0.8, "normalize": True}, torch.float32),
     ],
 )
 def test_gradients_are_autograds(
-    architecture: str, method: str, shared: dict[str, object], objective: str, tmp_path: Path
+    architecture: str,
+    method: str,
+    shared: dict[str, object],
+    dtype: torch.dtype,
+    objective: str,
+    tmp_path: Path,
 ) -> None:
-    family = save_family(tmp_path, architecture, dtype=torch.float64)
+    family = save_family(tmp_path, architecture, dtype=dtype)
     loss = losses(family)[objective]
     merge = merge_of(family, tmp_path, method, parameters=shared)
     blocks = merge.blocks
@@ -124,7 +131,10 @@ def test_gradients_are_autograds(
         loss.of(merge.model, places).backward()
     assert table.grad is not None
     assert table.grad.abs().min() > 1e-9
-    numpy.testing.assert_allclose(found.numpy(), table.grad.numpy(), rtol=1e-9, atol=1e-13)
+    precision = 1e-9 if dtype == torch.float64 else 2e-3
+    numpy.testing.assert_allclose(
+        found.numpy(), table.grad.numpy(), rtol=precision, atol=1e-4 * precision
+    )
     assert all(each.grad is None for each in merge.model.parameters())
     assert not any(each.requires_grad for each in merge.model.parameters())
 

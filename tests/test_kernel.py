@@ -209,6 +209,13 @@ def test_combine(
         total = torch.empty(length)
         assert combine(start, start + length, total) == (numpy.abs(expected) > limit).any()
         assert numpy.array_equal(total.numpy(), expected)
+    gradient = torch.randn(length, generator=torch.Generator().manual_seed(seed))
+    combine = CombinePass(parts, False, None, 1.0, 1.0)
+    for found, each in zip(
+        combine.products(start, start + length, gradient), weighted, strict=True
+    ):
+        terms = each[start:].astype(numpy.float64) * gradient.numpy()
+        assert found == pytest.approx(terms.sum(), abs=1e-5 * numpy.abs(terms).sum() + 1e-30)
 
 
 def test_hashes() -> None:

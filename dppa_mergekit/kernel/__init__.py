@@ -211,7 +211,7 @@ class Amplified:
 
 
 class CombinePass:
-    """The pass that adds the combination of several deltas to their base; for one thread."""
+    """The passes over several deltas of one base and dtype; for one thread."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class CombinePass:
         lambda_: float,
         limit: float,
     ) -> None:
-        """Combine deltas of one base and dtype.
+        """Combine deltas.
 
         Args:
             models: At least one.
@@ -234,7 +234,9 @@ class CombinePass:
         first = models[0].passes
         self._models = models
         self._base = first.base
-        self._pass = getattr(first.compiled, f"combine_{_TYPES[first.base.dtype]}")
+        dtype = _TYPES[first.base.dtype]
+        self._pass = getattr(first.compiled, f"combine_{dtype}")
+        self._products = getattr(first.compiled, f"products_{dtype}")
         self._above = [
             numpy.array([cut.above for cut in each.cuts], numpy.int32) for each in models
         ]
@@ -286,6 +288,27 @@ class CombinePass:
             total.data_ptr(),
         )
         return beyond > 0
+
+    def products(self, start: int, stop: int, gradient: torch.Tensor) -> list[float]:
+        """Of a chunk, per model: the scalar product of its weighted delta with a gradient.
+
+        Args:
+            start: Where the chunk begins.
+            stop: Where it ends.
+            gradient: (stop - start,) float32, contiguous.
+        """
+        lanes = numpy.zeros((len(self._models), BLOCK), numpy.float32)
+        self._products(
+            self._base.data_ptr(),
+            start,
+            stop,
+            ctypes.byref(self._combination),
+            self._weighted.ctypes.data,
+            gradient.data_ptr(),
+            lanes.ctypes.data,
+        )
+        found: list[float] = lanes.sum(1, dtype=numpy.float64).tolist()
+        return found
 
 
 class _Amplified(ctypes.Structure):
@@ -345,5 +368,6 @@ _ARGUMENTS = {
     "look": [_POINTER, _LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER],
     "place": [_POINTER, _LENGTH, _POINTER, _LENGTH, _FLOAT, _FLOAT, _FLOAT, _POINTER],
     "combine": [_LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER],
+    "products": [_LENGTH, _LENGTH, _POINTER, _POINTER, _POINTER, _POINTER],
 }
 """After the address of a tensor."""

@@ -388,6 +388,29 @@ int64_t combine_##TYPE(const TYPE *base, int64_t start, int64_t stop,           
     return beyond;                                                                                \
 }                                                                                                 \
                                                                                                   \
+/* For every model the product of a gradient with its amplified delta: added to the models' blocks\
+   of `lanes`, place by place. `weighted` has room for a block. */                                \
+FOR_THIS_PROCESSOR                                                                                \
+void products_##TYPE(const TYPE *base, int64_t start, int64_t stop,                               \
+                     const struct combination *how, float *weighted, const float *gradient,       \
+                     float (*lanes)[BLOCK]) {                                                     \
+    for (int64_t at = start; at < stop; at += BLOCK) {                                            \
+        int size = stop - at < BLOCK ? (int)(stop - at) : BLOCK, hashed = 0;                      \
+        float wide[BLOCK], along[BLOCK];                                                          \
+        uint32_t hash[BLOCK];                                                                     \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            wide[i] = i < size ? wide_##TYPE(base[at + i]) : 0.0f;                                \
+        for (int i = 0; i < BLOCK; i++)                                                           \
+            along[i] = i < size ? gradient[at - start + i] : 0.0f;                                \
+        for (int64_t m = 0; m < how->models; m++) {                                               \
+            weighted_##TYPE((const TYPE *)how->model[m].tuned + at, wide, size, &how->model[m],   \
+                            (uint32_t)at, hash, &hashed, weighted);                               \
+            for (int i = 0; i < BLOCK; i++)                                                       \
+                lanes[m][i] += weighted[i] * along[i];                                            \
+        }                                                                                         \
+    }                                                                                             \
+}                                                                                                 \
+                                                                                                  \
 /* Of kept elements, whose values lie one after the other: base + weight * (factor * delta), in    \
    the output's type, each to where its bit is set. */                                            \
 FOR_THIS_PROCESSOR                                                                                \
