@@ -9,30 +9,20 @@ the same command goes on, and several processes may share it, each with seeds of
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import click
-import torch
 from domains import DOMAINS
-from mergekit.merge import MergeOptions, run_merge
-from quickstart import train_models
-from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
+from evidence import Result, Test, cell, measure, print_markdown, recipe_of, results, tasks_of
+from pydantic import TypeAdapter
 
-from dppa_mergekit.harness import Harness
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.resident import load_model
-from dppa_mergekit.scores import Scores, domain_ratio
 from dppa_mergekit.search import Tuned
-from dppa_mergekit.tasks import TasksFile
 from dppa_mergekit.tuning import Search, default_options
-from dppa_mergekit.unmerged import Placement
+from dppa_mergekit.unmerged import AS_STORED
 
-TASKS = Path(__file__).with_name("tasks.yml")
 DENSITIES = (0.2, 0.1)
 DARE_MASKS = 3
 """Random masks of DARE, whose ratios are averaged."""
@@ -40,7 +30,7 @@ DARE_MASKS = 3
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table.
+    """One row of the table, for each density.
 
     Attributes:
         label: Of the row.
@@ -65,70 +55,27 @@ VARIANTS = (
     Variant("dppa, distill for each block", "dppa", "distill", per_block=True),
 )
 
-
-def recipe_of(folder: Path, variant: Variant, density: float) -> Recipe:
-    """The three models with one density."""
-    content: dict[str, object] = {
-        "merge_method": variant.method,
-        "base_model": str(folder / "base"),
-        "models": [
-            {"model": str(folder / name), "parameters": {"weight": 1.0, "density": density}}
-            for name in DOMAINS
-        ],
-        "dtype": "bfloat16",
-    }
-    return Recipe(content)
+ROWS = {
+    f"{variant.label} at {density:g}": (variant, density)
+    for density in DENSITIES
+    for variant in VARIANTS
+}
 
 
-def tasks_of(folder: Path) -> TasksFile:
-    """The tasks, with the models' folders in full."""
-    tasks = TasksFile.read(TASKS)
-    domains = {
-        name: domain.model_copy(update={"model": str(folder / name)})
-        for name, domain in tasks.domains.items()
-    }
-    return tasks.model_copy(update={"domains": domains})
+@dataclass(frozen=True)
+class Spent:
+    """What was measured of one row: mean candidates and seconds are for one domain."""
 
-
-class Test:
-    """Test scores of checkpoints."""
-
-    def __init__(self, folder: Path) -> None:
-        """Of the models below a folder."""
-        self._tasks = tasks_of(folder)
-        metrics = {
-            task: metric
-            for domain in self._tasks.domains.values()
-            for task, metric in domain.test.items()
-        }
-        self._harness = Harness(self._tasks, metrics)
-        self._folder = folder
-        self._dense = {name: self._scores(folder / name, name) for name in DOMAINS}
-
-    def ratio(self, recipe: Recipe, domain: str, mask: int = 0) -> float:
-        """The Domain-Ratio of one model alone on the base."""
-        output = self._folder / "alone"
-        options = MergeOptions(quiet=True, write_model_card=False, random_seed=mask)
-        alone = recipe.alone(str(self._folder / domain))
-        run_merge(alone.configuration(), str(output), options)
-        return domain_ratio(self._scores(output, domain), self._dense_values(domain))
-
-    def _dense_values(self, domain: str) -> dict[str, float]:
-        return {task: score.value for task, score in self._dense[domain].items()}
-
-    def _scores(self, model: Path, domain: str) -> Scores:
-        items = {
-            task: list(range(self._harness.items(task)))
-            for task in self._tasks.domains[domain].test
-        }
-        return self._harness.score(*load_model(model, "cpu", None), items)
+    ratios: dict[str, float]
+    evaluations: float
+    seconds: float
 
 
 def measured(
     folder: Path, test: Test, variant: Variant, density: float, evaluations: int
-) -> dict[str, object]:
+) -> Result:
     """The test Domain-Ratios of one variant, and what its search took."""
-    recipe = recipe_of(folder, variant, density)
+    recipe = recipe_of(folder, variant.method, {"weight": 1.0, "density": density})
     found: list[Tuned] = []
     if variant.strategy is not None:
         name = f"{variant.method}_{variant.strategy}{'_blocks' * variant.per_block}_{density:g}.yml"
@@ -138,47 +85,34 @@ def measured(
             max_evaluations=evaluations,
             per_block=variant.per_block,
         )
-        found = Search(recipe, tasks_of(folder), folder / name, options, Placement()).run()
+        found = Search(recipe, tasks_of(folder), folder / name, options, AS_STORED).run()
         recipe = Recipe.read(folder / name)
     masks = range(DARE_MASKS if variant.method == "dare_linear" else 1)
+
+    def ratio(domain: str) -> float:
+        alone = recipe.alone(str(folder / domain))
+        return mean(test.ratios(alone, [domain], mask)[domain] for mask in masks)
+
     return {
-        "ratios": {
-            domain: mean(test.ratio(recipe, domain, mask) for mask in masks) for domain in DOMAINS
-        },
+        "ratios": {domain: ratio(domain) for domain in DOMAINS},
         "evaluations": sum(each.evaluations for each in found) / len(DOMAINS),
         "seconds": sum(each.seconds for each in found) / len(DOMAINS),
     }
 
 
-def results(folder: Path) -> Iterator[tuple[str, float, Mapping]]:
-    """Label, density and what was measured, of every file of results below a folder."""
-    for path in sorted(folder.glob("seed_*/results.json")):
-        for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-            label, density = key.rsplit(" at ", 1)
-            yield label, float(density), value
-
-
 def print_table(folder: Path) -> None:
     """Means over the seeds, and their standard deviations."""
-    every = list(results(folder))
-
-    def cell(values: list[float], digits: int = 1) -> str:
-        spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{mean(values):.{digits}f}{spread}"
-
-    print("| pruned by | factors | " + " | ".join(DOMAINS) + " | candidates | seconds |")
-    print("|---" * (len(DOMAINS) + 4) + "|")
-    for density in DENSITIES:
-        for variant in VARIANTS:
-            own = [each for label, at, each in every if (label, at) == (variant.label, density)]
-            if not own:
-                continue
-            cells = [cell([each["ratios"][domain] for each in own]) for domain in DOMAINS]
-            spent = [f"{mean(each[key] for each in own):.0f}" for key in ("evaluations", "seconds")]
-            if variant.strategy is None:
-                spent = ["", ""]
-            row = [f"{100 - 100 * density:.0f} %", variant.label, *cells, *spent]
-            print("| " + " | ".join(row) + " |")
+    read = TypeAdapter(Spent)
+    every = [(row, read.validate_python(each)) for row, each in results(folder) if row in ROWS]
+    lines = []
+    for row, (variant, density) in ROWS.items():
+        own = [each for name, each in every if name == row]
+        if own:
+            cells = [cell([each.ratios[domain] for each in own]) for domain in DOMAINS]
+            spent = [mean(each.evaluations for each in own), mean(each.seconds for each in own)]
+            texts = ["" if variant.strategy is None else f"{each:.0f}" for each in spent]
+            lines.append([f"{100 - 100 * density:.0f} %", variant.label, *cells, *texts])
+    print_markdown(["pruned by", "factors", *DOMAINS, "candidates", "seconds"], lines)
 
 
 @click.command()
@@ -187,25 +121,12 @@ def print_table(folder: Path) -> None:
 @click.option("--max-evaluations", default=40, show_default=True, help="For each domain.")
 def main(folder: Path, seeds: tuple[int, ...], max_evaluations: int) -> None:
     """Train models below FOLDER, search factors by every strategy, and print the test scores."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    for seed in seeds:
-        models = folder / f"seed_{seed}"
-        if not (models / list(DOMAINS)[-1]).exists():
-            train_models(models, seed)
-        kept = models / "results.json"
-        done = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-        wanted = {
-            f"{variant.label} at {density:g}": (variant, density)
-            for density in DENSITIES
-            for variant in VARIANTS
-        }
-        missing = [key for key in wanted if key not in done]
-        if missing:
-            test = Test(models)
-        for key in tqdm(missing, desc=f"seed {seed}"):
-            done[key] = measured(models, test, *wanted[key], max_evaluations)
-            kept.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    measure(
+        folder,
+        seeds,
+        list(ROWS),
+        lambda models, test, row: measured(models, test, *ROWS[row], max_evaluations),
+    )
     print_table(folder)
 
 

@@ -1,0 +1,160 @@
+"""What the scripts share that measure methods on the quickstart's models over training seeds.
+
+Models are trained once for each seed and kept. Whatever is chosen is chosen on the dev parts of
+the tasks; here are the scores on the test parts, by the paper's ratios.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TypeAlias
+
+import torch
+from domains import DOMAINS
+from mergekit.merge import MergeOptions, run_merge
+from quickstart import train_models
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
+
+from dppa_mergekit.harness import Harness
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.scores import Scores, domain_ratio
+from dppa_mergekit.tasks import TasksFile
+from dppa_mergekit.unmerged import Unmerged
+
+TASKS = Path(__file__).with_name("tasks.yml")
+
+Result: TypeAlias = dict[str, object]
+"""What was measured of one row; plain data."""
+
+
+def tasks_of(folder: Path, domains: Sequence[str] = tuple(DOMAINS)) -> TasksFile:
+    """The tasks of some domains, with the models' folders in full, and no guard."""
+    tasks = TasksFile.read(TASKS)
+    chosen = {
+        name: tasks.domains[name].model_copy(update={"model": str(folder / name)})
+        for name in domains
+    }
+    return tasks.model_copy(update={"domains": chosen, "guard": type(tasks.guard)()})
+
+
+def recipe_of(
+    folder: Path,
+    method: str,
+    parameters: Mapping[str, object],
+    domains: Sequence[str] = tuple(DOMAINS),
+) -> Recipe:
+    """A merge of some domains' models, with the same parameters for each."""
+    content: dict[str, object] = {
+        "merge_method": method,
+        "base_model": str(folder / "base"),
+        "models": [
+            {"model": str(folder / name), "parameters": dict(parameters)} for name in domains
+        ],
+        "dtype": "bfloat16",
+    }
+    return Recipe(content)
+
+
+class Test:
+    """Test scores of merges."""
+
+    def __init__(self, folder: Path) -> None:
+        """Of the models below a folder."""
+        self._tasks = tasks_of(folder)
+        metrics = {
+            task: metric
+            for domain in self._tasks.domains.values()
+            for task, metric in domain.test.items()
+        }
+        self._harness = Harness(self._tasks, metrics)
+        self._folder = folder
+        self._dense = {name: self._scores(folder / name, [name]) for name in DOMAINS}
+
+    def ratios(self, recipe: Recipe, domains: Sequence[str], mask: int = 0) -> dict[str, float]:
+        """Domain -> Domain-Ratio of the model that mergekit makes of a recipe.
+
+        Args:
+            recipe: Of any method.
+            domains: By which it is scored.
+            mask: Seed of random masks.
+        """
+        output = self._folder / "merged"
+        options = MergeOptions(quiet=True, write_model_card=False, random_seed=mask)
+        run_merge(recipe.configuration(), str(output), options)
+        scores = self._scores(output, domains)
+        return {
+            domain: domain_ratio(
+                {task: scores[task] for task in self._tasks.domains[domain].test},
+                {task: score.value for task, score in self._dense[domain].items()},
+            )
+            for domain in domains
+        }
+
+    def _scores(self, model: Path, domains: Sequence[str]) -> Scores:
+        items = {
+            task: list(range(self._harness.items(task)))
+            for domain in domains
+            for task in self._tasks.domains[domain].test
+        }
+        return self._harness.score(*Unmerged(str(model)).load(), items)
+
+
+def measure(
+    folder: Path,
+    seeds: Sequence[int],
+    rows: Sequence[str],
+    measured: Callable[[Path, Test, str], Result],
+) -> None:
+    """Train the models of every seed and measure every row, unless that is done already.
+
+    Args:
+        folder: Where models and results are kept, below `seed_0`, ...
+        seeds: Of the training.
+        rows: What is measured, each by a name of its own.
+        measured: Given the folder of a seed, measures one row.
+    """
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
+    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
+    for seed in seeds:
+        models = folder / f"seed_{seed}"
+        if not (models / list(DOMAINS)[-1]).exists():
+            train_models(models, seed)
+        kept = models / "results.json"
+        done = _read(kept)
+        missing = [row for row in rows if row not in done]
+        if missing:
+            test = Test(models)
+        for row in tqdm(missing, desc=f"seed {seed}"):
+            result = measured(models, test, row)
+            # Another process may have added to it.
+            done = {**_read(kept), row: result}
+            kept.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+
+
+def results(folder: Path) -> Iterator[tuple[str, Result]]:
+    """Row and what was measured, of all seeds below a folder."""
+    for path in sorted(folder.glob("seed_*/results.json")):
+        yield from _read(path).items()
+
+
+def cell(values: Sequence[float]) -> str:
+    """The mean over seeds and its standard deviation."""
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}"
+
+
+def print_markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
+    for line in (head, ["---"] * len(head), *lines):
+        print("| " + " | ".join(line) + " |")
+
+
+def _read(path: Path) -> dict[str, Result]:
+    found: dict[str, Result] = {}
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    return found
