@@ -263,9 +263,9 @@ class _Run:
                 with self._merge.weight_gradients(live) as gradients, torch.enable_grad():
                     for name, domain in self._domains.items():
                         loss = domain.of(self._merge.model, next(drawn[name]))
-                        _check(float(loss), name, step + 1)
+                        _check(float(loss.detach()), name, step + 1)
                         torch.autograd.backward(loss * scales[name])
-                        sums[name] += float(loss)
+                        sums[name] += float(loss.detach())
                 if not descent.per_block:
                     gradients = gradients.sum(1, keepdim=True)
                 pull = 2 * descent.anchor * (weights - origin) / weights.numel()
