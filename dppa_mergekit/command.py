@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -194,11 +195,7 @@ def search(
     try:
         found = run.run()
     except KeyboardInterrupt:
-        click.echo(
-            f"\nInterrupted; what was scored is in {run.journal}, and the same command goes on.",
-            err=True,
-        )
-        sys.exit(130)
+        _interrupted(output)
     for each in found:
         factors = ", ".join(f"{name} {written(factor)}" for name, factor in each.factors.items())
         click.echo(
@@ -356,9 +353,7 @@ def adamerge(
     try:
         found = run.run()
     except KeyboardInterrupt:
-        kept = f"the best so far is in {output}; " if output.exists() else ""
-        click.echo(f"\nInterrupted; {kept}the same command goes on.", err=True)
-        sys.exit(130)
+        _interrupted(output)
     first, best = found.states[0], found.best
     for model, before, row in zip(found.weights, first.weights, best.settled, strict=True):
         learned = f"{sum(row) / len(row):.3f}"
@@ -372,6 +367,12 @@ def adamerge(
         for name, part in best.evaluation.parts.items():
             click.echo(f"  {name}: {first.evaluation.parts[name]} -> {part}")
     click.echo(f"{output}: the recipe with these weights")
+
+
+def _interrupted(output: Path) -> NoReturn:
+    kept = f"the best so far is in {output}; " if output.exists() else ""
+    click.echo(f"\nInterrupted; {kept}the same command goes on.", err=True)
+    sys.exit(130)
 
 
 def _quiet_transformers() -> None:

@@ -110,6 +110,7 @@ class CandidateSearch:
         journal: Where evaluations are kept, and come from; None to keep none.
         objective: From task -> score of the dense models, by what candidates are compared.
         weights: What weights the search begins with; None for a search of factors.
+        best_so_far: Is told the factors, or weights, that are best so far, whenever some are.
         seconds: Of all evaluations so far.
     """
 
@@ -121,6 +122,7 @@ class CandidateSearch:
     journal: Journal | None = None
     objective: Callable[[Mapping[str, float]], Objective] = DomainObjective
     weights: Sequence[float] | None = None
+    best_so_far: Callable[[Mapping[str, Setting]], None] = lambda factors: None
     seconds: float = field(default=0.0, init=False)
 
     def run(self) -> Tuned:
@@ -172,7 +174,14 @@ class CandidateSearch:
             total=options.max_evaluations, desc=self.domain, unit="candidate", delay=2
         )
         with bar:
-            contest.told = lambda candidate: _show(bar, contest, names, candidate)
+
+            def told(candidate: Candidate) -> None:
+                leaders = contest.leaders()
+                if leaders:
+                    self.best_so_far(factors(leaders[0]))
+                _show(bar, contest, names, candidate)
+
+            contest.told = told
             contest.value(space.start)
             with suppress(BudgetError):
                 STRATEGIES[options.strategy](contest, space)

@@ -36,7 +36,7 @@ from dppa_mergekit.merge_benches import (
     objective_of,
     weights_of,
 )
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes import Recipe, Setting
 from dppa_mergekit.records import write_record
 from dppa_mergekit.scores import MergeObjective
 from dppa_mergekit.search import MERGE, CandidateSearch, Options, Tuned
@@ -114,24 +114,36 @@ class Search:
                 "little.",
                 task,
             )
-        with (
-            opened(self.journal, self._subject()) as journal,
-            nullcontext() if self.cluster is None else connected(self.cluster),
-        ):
-            if self.merge is None:
-                found = self._factors(harness, journal)
-                tuned = self.recipe
-                for each in found:
-                    tuned = tuned.with_parameters(each.model, each.factors)
-            else:
-                found = [self._weights(self.merge, harness, journal)]
-                tuned = self.recipe.weighted(weights_of(self.recipe, found[0].factors))
-        replace(self.output, tuned.to_yaml())
+        best: dict[str, Mapping[str, Setting]] = {}
+        try:
+            with (
+                opened(self.journal, self._subject()) as journal,
+                nullcontext() if self.cluster is None else connected(self.cluster),
+            ):
+                if self.merge is None:
+                    found = self._factors(harness, journal, best)
+                else:
+                    found = [self._weights(self.merge, harness, journal, best)]
+        except KeyboardInterrupt:
+            if best:
+                self._write(best)
+            raise
+        self._write({each.model: each.factors for each in found})
         replace(self.output.with_suffix(".md"), summary(found, self.options.strategy))
         if is_installed():
             draw(found, self.output.with_suffix(".png"))
         write_record(self.output, "search", self._subject(), [asdict(each) for each in found])
         return found
+
+    def _write(self, found: Mapping[str, Mapping[str, Setting]]) -> None:
+        """Write the recipe with the factors of its models, or with the weights of the merge."""
+        tuned = self.recipe
+        for model, factors in found.items():
+            if self.merge is None:
+                tuned = tuned.with_parameters(model, factors)
+            else:
+                tuned = tuned.weighted(weights_of(tuned, factors))
+        replace(self.output, tuned.to_yaml())
 
     def _dev(self) -> dict[str, str]:
         """Dev task -> metric: of the domains, and of the guard where a merge is tuned."""
@@ -140,7 +152,9 @@ class Search:
             parts.append(self.tasks.guard.dev)
         return {task: metric for part in parts for task, metric in part.items()}
 
-    def _factors(self, harness: Harness | None, journal: Journal) -> list[Tuned]:
+    def _factors(
+        self, harness: Harness | None, journal: Journal, best: dict[str, Mapping[str, Setting]]
+    ) -> list[Tuned]:
         names = list(self.tasks.domains)
         at_once = 1 if self.cluster is None else min(self.cluster.workers, len(names))
 
@@ -149,7 +163,15 @@ class Search:
             items = {task: 0 if harness is None else harness.items(task) for task in domain.dev}
             model = self.recipe.named(domain.model)
             with self._tried_on(name, harness, at_once) as bench:
-                return CandidateSearch(name, model, items, bench, self.options, journal).run()
+                return CandidateSearch(
+                    name,
+                    model,
+                    items,
+                    bench,
+                    self.options,
+                    journal,
+                    best_so_far=partial(best.__setitem__, model),
+                ).run()
 
         if at_once == 1:
             return [found(name) for name in names]
@@ -161,7 +183,13 @@ class Search:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
 
-    def _weights(self, how: WholeMerge, harness: Harness | None, journal: Journal) -> Tuned:
+    def _weights(
+        self,
+        how: WholeMerge,
+        harness: Harness | None,
+        journal: Journal,
+        best: dict[str, Mapping[str, Setting]],
+    ) -> Tuned:
         def objective(dense: Mapping[str, float]) -> MergeObjective:
             return objective_of(self.tasks, dense, how.worst, how.guard_loss)
 
@@ -176,6 +204,7 @@ class Search:
                 journal,
                 objective,
                 [sum(begin) / len(begin)] if how.shared else begin,
+                partial(best.__setitem__, MERGE),
             ).run()
 
     @contextmanager

@@ -90,7 +90,7 @@ def test_a_second_search_is_refused(tmp_path: Path) -> None:
         process = start(path)
         _, errors = process.communicate()
     assert process.returncode == 1
-    assert "Another search is writing" in errors
+    assert "Another run is writing" in errors
 
 
 def test_a_damaged_journal(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from conftest import Merge
 from search_models import save_search, save_task
 
 from dppa_mergekit.command import main
+from dppa_mergekit.harness import Harness
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident import ResidentModel
 from dppa_mergekit.search import Options
@@ -387,3 +388,33 @@ def test_without_lm_eval(command: Command, monkeypatch: pytest.MonkeyPatch) -> N
     result = command()
     assert result.exit_code == 1
     assert "pip install 'dppa-mergekit[search]'" in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--tune=weights",)], ids=["factors", "weights"])
+def test_interrupted(
+    options: tuple[str, ...], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = command(*options, "--max-evaluations=6", output=tmp_path / "whole.yml")
+    assert undisturbed.exit_code == 0, undisturbed.output
+    score, calls = Harness.score, []
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) > 9:
+            raise KeyboardInterrupt
+        return score(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Harness, "score", interrupted)
+        ended = command(*options, "--max-evaluations=6")
+    assert ended.exit_code == 130
+    output = tmp_path / "tuned.yml"
+    assert f"Interrupted; the best so far is in {output}; the same command goes on." in ended.output
+    so_far = Recipe.read(output)
+    assert so_far.content["merge_method"] == "dppa"
+    if not options:
+        assert "amplify_90" in str(so_far.content)
+    gone_on = command(*options, "--max-evaluations=6")
+    assert gone_on.exit_code == 0, gone_on.output
+    whole = (tmp_path / "whole.yml").read_text(encoding="utf-8")
+    assert output.read_text(encoding="utf-8") == whole
