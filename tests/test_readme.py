@@ -95,7 +95,7 @@ def test_the_recipe_is_one() -> None:
 
 
 def test_the_python_runs() -> None:
-    _, *merging = blocks("python")
+    _, _, *merging = blocks("python")
     names: dict[str, object] = {}
     exec("\n".join(merging), names)
     pruned = names["pruned"]
@@ -110,13 +110,14 @@ def test_the_tasks_file_is_one(tmp_path: Path) -> None:
     assert list(TasksFile.read(path).domains) == ["math"]
 
 
-def test_the_search_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_and_learning_in_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_family(tmp_path)
     (tmp_path / "recipe.yml").write_text(blocks("yaml")[0], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(blocks("python")[0], names)
+    exec("\n".join(blocks("python")[:2]), names)
     assert names["tuned"].before.value == 100.0  # type: ignore[attr-defined]
+    assert list(names["learned"].weights) == ["./math", "./law"]  # type: ignore[attr-defined]
 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:
