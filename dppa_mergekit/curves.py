@@ -72,7 +72,7 @@ def draw_learning(found: Learned, path: Path) -> None:
         of_weights.plot(row, marker="o", markersize=3, color=color, label=Path(model).name)
         of_weights.plot(before, color=color, linewidth=0.8, linestyle=":")
     of_weights.set_xlabel("block; last: outside all blocks" if len(first.weights[0]) > 1 else "")
-    of_weights.set_ylabel(f"weight after {found.best.step} steps; dotted: at the start")
+    of_weights.set_ylabel("weight; dotted: at the start")
     of_weights.legend(fontsize="small")
     for place, (name, loss) in enumerate(first.losses.items()):
         course = [state.losses[name] / max(loss, 1e-6) for state in states]

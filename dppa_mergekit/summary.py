@@ -65,8 +65,8 @@ def learning_summary(found: Learned, objective: str) -> str:
     )
     text = (
         f"# Weights by AdaMerging (objective {objective})\n\n{weights}\n"
-        f"Means over {len(best.weights[0])} blocks, of the state after {best.step} of {last.step} "
-        f"steps; {last.seconds:.0f} s.\n"
+        f"Means over blocks, of the state after {best.step} of {last.step} steps; "
+        f"{last.seconds:.0f} s.\n"
     )
     if first.evaluation is None or best.evaluation is None:
         return text

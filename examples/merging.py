@@ -31,9 +31,12 @@ from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge
 from dppa_mergekit.unmerged import AS_STORED
 
 SETS = (tuple(DOMAINS), *combinations(DOMAINS, 2))
-STEPS, EVERY = 200, 20
+STEPS, EVERY, LEARNING_RATE = 100, 10, 2e-3
 EVALUATIONS = 1 + STEPS // EVERY
 """Of a merge, by a search as by AdaMerging."""
+
+DEV_ITEMS = 100
+"""Of each dev task."""
 
 COMPLETIONS = 100
 """Labelled examples of a task that the objective `loss` has."""
@@ -107,7 +110,8 @@ def measured(folder: Path, test: Test, row: Row) -> Result:
     domains, merge = row.domains, row.merge
     name = f"{'_'.join(domains)}_{merge.method}_{merge.density:g}_{row.way}.yml"
     recipe = recipe_of(folder, merge.method, merge.parameters, domains)
-    tasks, output = tasks_of(folder, domains), folder / name
+    tasks = tasks_of(folder, domains).model_copy(update={"limit": DEV_ITEMS})
+    output = folder / name
     if row.way == "search":
         options = replace(WEIGHT_OPTIONS, max_evaluations=EVALUATIONS)
         (tuned,) = Search(recipe, tasks, output, options, AS_STORED, merge=WholeMerge()).run()
@@ -121,7 +125,7 @@ def measured(folder: Path, test: Test, row: Row) -> Result:
             tasks,
             output,
             row.way,
-            Descent(steps=STEPS, every=EVERY, patience=EVALUATIONS),
+            Descent(STEPS, LEARNING_RATE, every=EVERY, patience=EVALUATIONS),
             AS_STORED,
         ).run()
         first, best = learned.states[0].evaluation, learned.best.evaluation
