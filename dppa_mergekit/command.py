@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from dppa_mergekit.tasks import Part
+    from dppa_mergekit.unmerged import Placement
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -150,15 +154,12 @@ def search(
     """
     from dataclasses import replace
 
-    import torch
-
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.prompts import read_prompts
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.summary import written
     from dppa_mergekit.tasks import TasksFile
     from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge, default_options
-    from dppa_mergekit.unmerged import Placement
     from dppa_mergekit.workers import Cluster
 
     read = Recipe.read(recipe)
@@ -181,9 +182,7 @@ def search(
             allowed = "with 1 in it" if merge is None else "from less to more"
             raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range {allowed}.")
         options = replace(options, low=low, high=high)
-    placement = Placement(
-        device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code
-    )
+    placement = _placement(device, dtype, trust_remote_code)
     prompts = None if prompts_file is None else [each.text for each in read_prompts(prompts_file)]
     _quiet_transformers()
     if ray_address is not None and workers is None:
@@ -319,24 +318,19 @@ def adamerge(
 
     Killed, the same command goes on where it was.
     """
-    import torch
-
     from dppa_mergekit.adamerging import Descent
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.learning import AdaMerge
     from dppa_mergekit.prompts import read_prompts
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.tasks import TasksFile
-    from dppa_mergekit.unmerged import Placement
 
     read = Recipe.read(recipe)
     tasks = None if tasks_file is None else TasksFile.read(tasks_file)
     prompts = {path.stem: read_prompts(path) for path in prompts_files}
     if len(prompts) < len(prompts_files):
         raise ParameterError("--prompts: two files have one name; allowed is one for each domain.")
-    placement = Placement(
-        device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code
-    )
+    placement = _placement(device, dtype, trust_remote_code)
     descent = Descent(
         steps,
         lr,
@@ -367,6 +361,94 @@ def adamerge(
         for name, part in best.evaluation.parts.items():
             click.echo(f"  {name}: {first.evaluation.parts[name]} -> {part}")
     click.echo(f"{output}: the recipe with these weights")
+
+
+@main.command()
+@click.argument("models", nargs=-1)
+@click.option(
+    "--tasks",
+    "tasks_file",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The tasks file.",
+)
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A merge that is made for this and not kept.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["test", "dev"]),
+    default="test",
+    show_default=True,
+    help="On which tasks; dev is what was tuned on.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for the tables as Markdown and JSON, and a chart.",
+)
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where models live: cpu, cuda, ..."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    show_default=True,
+    help="Of the live weights; auto is as they are stored.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="In place of the tasks file's.")
+@click.option("--limit", type=click.IntRange(min=1), help="In place of the tasks file's.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model.")
+def evaluate(
+    models: tuple[str, ...],
+    tasks_file: Path,
+    recipes: tuple[Path, ...],
+    part: Part,
+    output: Path | None,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    limit: int | None,
+    trust_remote_code: bool,
+) -> None:
+    """Score MODELS, and print their Task-Ratios and Domain-Ratios.
+
+    Fine-tuned models, the base and merges, by folder or name:
+
+        mergekit-dppa evaluate ./base ./merged --tasks tasks.yml
+    """
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.evaluating import Evaluating
+    from dppa_mergekit.evaluation import as_markdown
+    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.tasks import TasksFile
+
+    if not models and not recipes:
+        raise ParameterError("There is nothing to evaluate: name models, or recipes by --recipe.")
+    tasks = TasksFile.read(tasks_file)
+    changes = {"batch_size": batch_size, "limit": limit}
+    tasks = tasks.model_copy(update={key: value for key, value in changes.items() if value})
+    placement = _placement(device, dtype, trust_remote_code)
+    read = [Recipe.read(path) for path in recipes]
+    workspace = Path.cwd() if output is None else output
+    _quiet_transformers()
+    found = Evaluating(
+        list(dict.fromkeys(models)), read, tasks, part, output, placement, workspace
+    ).run()
+    click.echo(as_markdown(found))
+
+
+def _placement(device: str, dtype: str, trust_remote_code: bool) -> Placement:
+    import torch
+
+    from dppa_mergekit.unmerged import Placement
+
+    return Placement(device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
 
 
 def _interrupted(output: Path) -> NoReturn:

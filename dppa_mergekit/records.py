@@ -27,12 +27,7 @@ def write_record(
         results: Plain data.
     """
     path = output.with_name(FILE)
-    records: dict[str, object] = {}
-    if path.exists():
-        try:
-            records = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            LOG.warning("%s is damaged and is written anew.", path)
+    records = read_records(path.parent)
     records[output.name] = {
         "command": command,
         "versions": {name: version(name) for name in PACKAGES},
@@ -42,3 +37,15 @@ def write_record(
     beside = path.with_name(f".{FILE}.{os.getpid()}")
     beside.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
+
+
+def read_records(folder: Path) -> dict[str, object]:
+    """The records of what was produced in a folder: file or folder -> what is known of it."""
+    path = folder / FILE
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        LOG.warning("%s is damaged and is left out.", path)
+        return {}

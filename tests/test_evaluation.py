@@ -1,0 +1,166 @@
+"""Evaluation tables: the paper's, from the scores that it prints, and those of tiny models."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from checkpoints import write_recipe
+from click.testing import CliRunner, Result
+from mergekit.io.tasks import LoaderCache
+from search_models import save_search
+
+from dppa_mergekit.command import main
+from dppa_mergekit.evaluation import Evaluation, as_markdown, as_plain
+from dppa_mergekit.scores import Score
+
+DENSE = {"gsm8k": Score(0.5981), "MATH": Score(0.13)}
+
+# The paper's Appendix A, of mathematics: gsm8k and MATH by method and pruning rate; and the
+# Domain-Ratios of its Tables 1 and 2.
+PRINTED = [
+    ("Magnitude 10 %", 0.59893859, 0.1208, 96.46),
+    ("OWL 10 %", 0.595905989, 0.122, 96.69),
+    ("DARE 10 %", 0.587566338, 0.1236, 96.64),
+    ("Magnitude 80 %", 0.501137225, 0.0996, 80.12),
+    ("OWL 80 %", 0.495072024, 0.0934, 77.11),
+    ("DARE 80 %", 0.53525398, 0.111, 87.41),
+    ("Magnitude 90 %", 0.343442002, 0.0646, 53.41),
+    ("OWL 90 %", 0.342683851, 0.0664, 54.09),
+    ("DP 90 %", 0.351781653, 0.0668, 54.97),
+    ("DARE 90 %", 0.498104625, 0.0842, 73.44),
+]
+
+
+def printed() -> Evaluation:
+    models = {
+        name: {"gsm8k": Score(gsm8k), "MATH": Score(hard)} for name, gsm8k, hard, _ in PRINTED
+    }
+    return Evaluation({"math": ["gsm8k", "MATH"]}, [], DENSE, models)
+
+
+def test_the_papers_tables() -> None:
+    found = printed()
+    for name, gsm8k, hard, ratio in PRINTED:
+        computed = found.domain_ratio(name, "math")
+        assert computed.error is None
+        assert computed.value == pytest.approx(
+            100 * math.sqrt(gsm8k / 0.5981 * hard / 0.13), abs=1e-9
+        )
+        # The paper cuts its figures off, or rounds them.
+        assert ratio - 0.005 < computed.value < ratio + 0.01, name
+        assert found.task_ratio(name, "MATH") == pytest.approx(100 * hard / 0.13)
+
+
+def test_as_text_and_data() -> None:
+    text = as_markdown(printed())
+    assert "| DARE 90 % " in text
+    assert text.count("73.4") == 2
+    assert as_plain(printed())["tuned_on"] == []
+
+
+def test_errors_and_marks() -> None:
+    right = Score.of([1.0] * 60 + [0.0] * 40)
+    found = Evaluation(
+        {"a": ["one"], "b": ["two"]},
+        ["guard"],
+        {"one": Score(0.8), "two": Score(0.5)},
+        {"merge": {"one": right, "two": Score.of([0.0, 1.0]), "guard": Score(0.25)}},
+        frozenset({"two"}),
+    )
+    of_one = found.domain_ratio("merge", "a")
+    assert of_one.value == pytest.approx(75)
+    assert of_one.error == pytest.approx(100 * math.sqrt(0.24 / 99) / 0.8, rel=0.02)
+    mean, of_two = found.mean_ratio("merge"), found.domain_ratio("merge", "b")
+    assert mean.value == pytest.approx((75 + 100) / 2)
+    assert of_one.error is not None
+    assert of_two.error is not None
+    assert mean.error == pytest.approx(math.hypot(of_one.error, of_two.error) / 2)
+    text = as_markdown(found)
+    assert "two*" in text
+    assert "one*" not in text
+    assert "* Factors or weights were chosen on this task." in text
+    assert "0.250" in text
+
+
+Evaluate = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_search(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture
+def evaluate(saved: Path) -> Evaluate:
+    def run(*arguments: str, tasks: Path | None = None) -> Result:
+        LoaderCache.loaders.clear()
+        given = f"--tasks={saved / 'tasks.yml' if tasks is None else tasks}"
+        return CliRunner().invoke(main, ["evaluate", *arguments, given])
+
+    return run
+
+
+def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
+    models = [str(saved / name) for name in ("base", "math")]
+    whole = str(saved / "recipe.yml")
+    done = evaluate(*models, f"--recipe={whole}", f"--output={tmp_path / 'tables'}")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == (tmp_path / "tables" / "evaluation.md").read_text().strip()
+    plain = json.loads((tmp_path / "tables" / "evaluation.json").read_text())
+    assert list(plain["models"]) == [*models, whole]
+    assert plain["part"] == "test"
+    of_math = plain["models"][models[1]]
+    assert of_math["domain_ratios"]["math"] == {"value": 100.0, "error": 0.0}
+    # Right by construction: the tasks' answers are the fine-tuned model's own.
+    assert of_math["scores"]["math_test"] == {"value": 1.0, "error": 0.0, "items": 48}
+    assert plain["dense"]["law_test"]["value"] == 1.0
+    merge = plain["models"][whole]
+    for domain in ("math", "law"):
+        score = merge["scores"][f"{domain}_test"]
+        assert merge["task_ratios"][f"{domain}_test"] == pytest.approx(100 * score["value"])
+        assert 0 < score["value"] <= 1
+    assert (tmp_path / "tables" / "evaluation.png").stat().st_size > 5000
+    record = json.loads((tmp_path / "tables" / "dppa_run.json").read_text())
+    assert record["evaluation.json"]["command"] == "evaluate"
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
+        "dppa_run.json",
+        "evaluation.json",
+        "evaluation.md",
+        "evaluation.png",
+    ]
+
+
+def test_tasks_that_were_tuned_on_are_marked(
+    evaluate: Evaluate, saved: Path, tmp_path: Path
+) -> None:
+    tuned = tmp_path / "tuned.yml"
+    arguments = [str(saved / "recipe.yml"), f"--tasks={saved / 'tasks.yml'}", f"--output={tuned}"]
+    searched = CliRunner().invoke(main, ["search", *arguments, "--max-evaluations=2"])
+    assert searched.exit_code == 0, searched.output
+    on_test = evaluate(f"--recipe={tuned}", "--limit=9")
+    assert on_test.exit_code == 0, on_test.output
+    assert "*" not in on_test.stdout
+    on_dev = evaluate(f"--recipe={tuned}", "--part=dev", "--limit=9")
+    assert "math_dev*" in on_dev.stdout
+    assert "law_dev*" in on_dev.stdout
+
+
+def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
+    def refused(done: Result, sentence: str) -> None:
+        assert done.exit_code in (1, 2), done.output
+        assert sentence in done.output
+        assert "Traceback" not in done.output
+
+    refused(evaluate(), "There is nothing to evaluate")
+    refused(evaluate(str(tmp_path / "nowhere")), "nowhere")
+    content = yaml.safe_load((saved / "tasks.yml").read_text(encoding="utf-8"))
+    content["include_path"] = str(saved / "tasks")
+    del content["domains"]["law"]["test"]
+    refused(
+        evaluate(str(saved / "base"), tasks=write_recipe(tmp_path / "tasks.yml", content)),
+        "Domain law has no test tasks.",
+    )
+    refused(evaluate(f"--recipe={saved / 'tasks.yml'}"), "merge_method")
