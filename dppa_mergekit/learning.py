@@ -39,6 +39,7 @@ from dppa_mergekit.tasks import TasksFile, check_dense
 from dppa_mergekit.teacher import ANSWER_TOKENS
 from dppa_mergekit.tuning import check_output, fingerprints, folder_hash, replace
 from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged
+from dppa_mergekit.variants import summing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -303,9 +304,7 @@ def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> Residen
 
 def check_method(recipe: Recipe) -> None:
     """Refuse a method of which the weights have no derivative, or no way into the merge."""
-    from dppa_mergekit.methods import VARIANTS
-
-    known = [variant.name for variant in VARIANTS if not variant.consensus]
+    known = summing()
     if recipe.method not in known:
         plain = " (task_arithmetic is dp at density 1)" * (recipe.method == "task_arithmetic")
         raise RecipeError(

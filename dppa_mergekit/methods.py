@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from mergekit import merge_methods as mergekit_methods
@@ -29,7 +28,7 @@ from dppa_mergekit import parameters as recipe
 from dppa_mergekit.allocation import Allocation
 from dppa_mergekit.combination import Combination, Combined, Contribution, Listener
 from dppa_mergekit.deltas import Delta, linear_deltas
-from dppa_mergekit.density import DynamicPruning, Level
+from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.errors import CheckpointError, ParameterError, RecipeError
 from dppa_mergekit.inputs import check_models, check_tuned
 from dppa_mergekit.kept import Thresholds
@@ -37,63 +36,12 @@ from dppa_mergekit.measurement import TensorSource
 from dppa_mergekit.names import Linear, linears_alone, linears_in
 from dppa_mergekit.planning import is_execution, is_planning, observe, plan_of
 from dppa_mergekit.sparsification import PartitionAmplification, Pruning
+from dppa_mergekit.variants import VARIANTS, Variant
 
 LOG = logging.getLogger(__name__)
 
 Bound = Mapping[str, object]
 """One tensor's parameters as mergekit binds them: shared values, and per-model mappings."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One merge method: allocation x sparsification x consensus.
-
-    Attributes:
-        name: As a recipe names it.
-        pretty_name: As a model card does.
-        levels: What the density fluctuates by; nothing for uniform allocation.
-        selection: Which elements are kept.
-        amplified: Whether partitions and dense tensors have factors.
-        consensus: TIES sign consensus.
-        significance: Default of that parameter.
-    """
-
-    name: str
-    pretty_name: str
-    levels: tuple[Level, ...]
-    selection: Literal["magnitude", "random"] = "magnitude"
-    amplified: bool = True
-    consensus: bool = False
-    significance: Literal["magnitude", "count"] = "magnitude"
-
-    @property
-    def parameters(self) -> tuple[recipe.Parameter, ...]:
-        """The parameters that the method takes."""
-        amplify = (*recipe.AMPLIFICATIONS, recipe.AMPLIFY_DENSE) if self.amplified else ()
-        fluctuate = (
-            recipe.MAX_FLUCTUATION,
-            recipe.significance(self.significance),
-            recipe.SIGNIFICANCE_MULTIPLE,
-            recipe.BLOCK_SIGNIFICANCE_MULTIPLE,
-        )
-        return (
-            recipe.WEIGHT,
-            recipe.DENSITY,
-            *amplify,
-            *(fluctuate if self.levels else ()),
-            recipe.LAMBDA,
-            recipe.normalize(self.consensus),
-            *((recipe.SEED,) if self.selection == "random" else ()),
-        )
-
-
-VARIANTS = (
-    Variant("dppa", "DPPA", ("block", "linear")),
-    Variant("dppa_ties", "DPPA with TIES consensus", ("block", "linear"), consensus=True),
-    Variant("dp", "Dynamic Pruning", ("block", "linear"), amplified=False),
-    Variant("owl", "OWL", ("block",), amplified=False, significance="count"),
-    Variant("dare_dpa", "DARE with DPA", (), selection="random"),
-)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dppa_mergekit import __version__
+from dppa_mergekit import __version__, variants
 from dppa_mergekit.benches import (
     Bench,
     CallableScorer,
@@ -253,9 +253,9 @@ class Search:
 
     def _check(self) -> None:
         """Refuse what can be refused before anything is loaded."""
-        amplified = amplified_methods()
+        amplified = variants.amplified()
         if self.merge is not None:
-            known = [*all_methods(), *WEIGHTED]
+            known = [*variants.names(), *WEIGHTED]
             if self.recipe.method not in known:
                 raise RecipeError(
                     f"{self.recipe.origin}: the weights of {self.recipe.method} cannot be tuned; "
@@ -364,7 +364,7 @@ def search_amplification(
         RecipeError: The recipe has no such model, or its method no partitions.
         TasksError: The fine-tuned model itself scores 0 on a task.
     """
-    if recipe.method not in amplified_methods():
+    if recipe.method not in variants.amplified():
         raise RecipeError(f"{recipe.origin}: {recipe.method} has no partitions to amplify.")
     named = recipe.named(model)
     chosen = options or default_options(recipe.method)
@@ -379,20 +379,6 @@ def search_amplification(
         per_block=chosen.per_block,
     )
     return CandidateSearch(named, named, {}, bench, chosen).run()
-
-
-def all_methods() -> list[str]:
-    """The merge methods of this package."""
-    from dppa_mergekit.methods import VARIANTS
-
-    return [variant.name for variant in VARIANTS]
-
-
-def amplified_methods() -> list[str]:
-    """Those that have partitions."""
-    from dppa_mergekit.methods import VARIANTS
-
-    return [variant.name for variant in VARIANTS if variant.amplified]
 
 
 WEIGHT_OPTIONS = Options(strategy="coordinates", low=0.0, high=1.5)

@@ -37,7 +37,7 @@ from mergekit.scripts.merge_raw_pytorch import SimpleLoaderCache
 from mergekit.scripts.merge_raw_pytorch import main as mergekit_pytorch
 from mergekit.scripts.multimerge import main as mergekit_multi
 
-from dppa_mergekit.methods import VARIANTS
+from dppa_mergekit.variants import VARIANTS
 
 Tensors = dict[str, torch.Tensor]
 Parameters = Mapping[str, Any]
