@@ -1,0 +1,277 @@
+"""The models of a recipe beside their base: what does not fit, and what would be lost."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy
+from numpy.typing import NDArray
+
+from dppa_mergekit.checks.checkpoints import WIDTHS, Checkpoint, Stored
+from dppa_mergekit.checks.findings import Finding, error, note, warning
+from dppa_mergekit.names import block_of, natural_order
+
+MUST_AGREE = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_local_experts",
+    "num_experts_per_tok",
+)
+"""What of a configuration two models of one base have in common."""
+
+SHOULD_AGREE = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
+
+VOCABULARY = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_out")
+"""Parts of the names of tensors with an axis of tokens."""
+
+SAMPLED = 4
+"""Linears of a model of which a slice is read."""
+
+ROWS, COLUMNS = 64, 256
+"""Of the slice."""
+
+UNRELATED = 0.7
+"""A delta of this norm, relative to the base: unrelated weights of one deviation give 1.4."""
+
+Floats = NDArray[numpy.float32]
+
+
+def names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
+    """Models given twice, under any spelling, and a base that is a fine-tuned model, too."""
+    seen: dict[str, str] = {}
+    for model in models:
+        identity = os.path.realpath(model) if os.path.exists(model) else model
+        if identity in seen:
+            yield error(model, f"it is given twice, also as {seen[identity]}: sum the weights.")
+        seen.setdefault(identity, model)
+    if base is not None and os.path.exists(base):
+        same = seen.get(os.path.realpath(base))
+        if same is not None and same != base:
+            yield error(same, f"it is the base model, spelt as {base}: its delta is zero.")
+
+
+def beside_base(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
+    """What does not fit between a fine-tuned model and its base.
+
+    Args:
+        tuned: The fine-tuned model.
+        base: The base.
+        has_tokenizer: Whether the recipe says which tokenizer the merge gets.
+    """
+    yield from _configurations(tuned, base)
+    yield from _tokenizers(tuned, base, has_tokenizer)
+    if tuned.tensors and base.tensors:
+        yield from _tensors(tuned, base, has_tokenizer)
+
+
+def _configurations(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
+    if not tuned.config or not base.config:
+        return
+    for keys, severity in ((MUST_AGREE, error), (SHOULD_AGREE, warning)):
+        for key in keys:
+            here, there = tuned.config.get(key), base.config.get(key)
+            if here != there and (key in tuned.config) == (key in base.config):
+                yield severity(
+                    tuned.model, f"config.json has {key} {here}, and {there} in the base model."
+                )
+
+
+def _tokenizers(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
+    here, there = tuned.vocabulary, base.vocabulary
+    if here and there:
+        moved = [token for token in here.keys() & there.keys() if here[token] != there[token]]
+        if moved and not has_tokenizer:
+            token = min(moved, key=lambda each: there[each])
+            yield error(
+                tuned.model,
+                f"{len(moved)} tokens have other numbers than in the base model ({token!r} is "
+                f"{here[token]}, not {there[token]}): set tokenizer: {{source: union}}, which "
+                f"moves their embeddings.",
+            )
+        more = here.keys() - there.keys()
+        if more and not has_tokenizer:
+            yield warning(
+                tuned.model,
+                f"it has {len(more)} tokens that the base model has not, such as {min(more)!r}: "
+                f"set tokenizer: {{source: union}} to keep them.",
+            )
+    if tuned.template is not None and tuned.template != base.template:
+        other = "another than the base model" if base.template else "one, and the base model none"
+        yield warning(
+            tuned.model,
+            f"its chat template is {other}: the merge gets the base model's, unless "
+            f"chat_template or tokenizer says otherwise."
+            if base.template
+            else f"it has a chat template, {other[5:]}: set chat_template to keep it.",
+        )
+    if tuned.ends and base.ends and tuned.ends != base.ends:
+        yield warning(
+            tuned.model,
+            f"answers end with token {_numbers(tuned.ends)}, those of the base model with "
+            f"{_numbers(base.ends)}: the merge stops where the base model does.",
+        )
+
+
+def _tensors(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
+    tied = bool(base.config.get("tie_word_embeddings", tuned.config.get("tie_word_embeddings")))
+    missing = [name for name in base.tensors if name not in tuned.tensors]
+    missing = [name for name in missing if not (tied and "lm_head" in name)]
+    extra = [name for name in tuned.tensors if name not in base.tensors]
+    extra = [name for name in extra if "inv_freq" not in name and "lm_head" not in name]
+    for each, sentence in (
+        (missing, "of the base model are missing"),
+        (extra, "are in no tensor of the base model, and no output holds them"),
+    ):
+        if each:
+            yield error(
+                tuned.model,
+                f"{len(each)} tensors {sentence}, such as {min(each, key=natural_order)}.",
+            )
+    shapes = [
+        name
+        for name, each in tuned.tensors.items()
+        if name in base.tensors and each.shape != base.tensors[name].shape
+    ]
+    of_tokens = [name for name in shapes if any(part in name for part in VOCABULARY)]
+    for name in of_tokens:
+        if not has_tokenizer:
+            yield error(
+                tuned.model,
+                f"{name} has shape {_shape(tuned.tensors[name])}, and "
+                f"{_shape(base.tensors[name])} in the base model: the vocabularies differ; set "
+                f"tokenizer: {{source: base}} or {{source: union}}.",
+            )
+    others = [name for name in shapes if name not in of_tokens]
+    if others:
+        name = min(others, key=natural_order)
+        yield error(
+            tuned.model,
+            f"{len(others)} tensors have another shape than in the base model, such as {name}: "
+            f"{_shape(tuned.tensors[name])} and {_shape(base.tensors[name])}.",
+        )
+    here, there = (_dtype(each) for each in (tuned, base))
+    if here != there:
+        yield note(tuned.model, f"its weights are {here}, those of the base model {there}.")
+
+
+def sampled(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
+    """Whether a model is a fine-tune of the base at all, by slices of a few linears."""
+    linears = [
+        name
+        for name, each in base.tensors.items()
+        if block_of(name) is not None
+        and len(each.shape) == 2
+        and name in tuned.tensors
+        and tuned.tensors[name].shape == each.shape
+    ]
+    if tuned.folder is None or base.folder is None or not linears:
+        yield note(tuned.model, "no slice of it can be read here.")
+        return
+    square = [name for name in linears if len(set(base.tensors[name].shape)) == 1]
+    relative = [_distance(_slice(tuned, name), _slice(base, name)) for name in _some(linears)]
+    turned = [
+        name
+        for name in _some(square)
+        if _distance(_slice(tuned, name), _slice(base, name)) >= UNRELATED
+        and _distance(_slice(tuned, name, square=True).T, _slice(base, name, square=True))
+        < UNRELATED
+    ]
+    middle = float(numpy.median(relative))
+    if turned:
+        yield error(tuned.model, f"{turned[0]} is the base model's, transposed.")
+    elif middle >= UNRELATED:
+        yield error(
+            tuned.model,
+            f"its weights differ from the base model's by {middle:.2f} of their norm (median of "
+            f"{len(relative)} slices; unrelated ones give 1.4): it is no fine-tune of this base.",
+        )
+    else:
+        yield note(tuned.model, f"its weights differ by {middle:.3f} of the base model's norm.")
+
+
+def _some(linears: Sequence[str]) -> list[str]:
+    """A few of many, from the first on."""
+    number = min(SAMPLED, len(linears))
+    return [linears[place * len(linears) // number] for place in range(number)]
+
+
+def _distance(here: Floats, there: Floats) -> float:
+    """Of the norm of what is there."""
+    return float(numpy.linalg.norm(here - there) / (numpy.linalg.norm(there) or 1.0))
+
+
+def _slice(checkpoint: Checkpoint, name: str, square: bool = False) -> Floats:
+    """The first rows and columns of a stored matrix."""
+    stored = checkpoint.tensors[name]
+    assert checkpoint.folder is not None
+    rows, columns = stored.shape
+    kinds = {"F32": numpy.float32, "F64": numpy.float64, "F16": numpy.float16}
+    kind = kinds.get(stored.dtype, numpy.uint16)
+    held = numpy.memmap(
+        checkpoint.folder / stored.file, kind, "r", offset=stored.start, shape=(rows, columns)
+    )
+    part = numpy.array(held[:ROWS, : ROWS if square else COLUMNS])
+    if stored.dtype == "BF16":
+        return (part.astype(numpy.uint32) << 16).view(numpy.float32)
+    return part.astype(numpy.float32)
+
+
+def filters(content: Mapping[str, object], base: Checkpoint) -> Iterator[Finding]:
+    """Filters of parameters that fit no tensor."""
+    for text in sorted(_filters(content)):
+        if text != "*" and base.tensors and not any(text in name for name in base.tensors):
+            yield warning("recipe", f"the filter {text!r} is in no tensor's name.")
+
+
+def _filters(content: object) -> set[str]:
+    if isinstance(content, list):
+        return set().union(*(_filters(each) for each in content))
+    if not isinstance(content, dict):
+        return set()
+    found = set().union(*(_filters(each) for each in content.values()))
+    if "value" in content and isinstance(content.get("filter"), str):
+        found.add(content["filter"])
+    return found
+
+
+def moved_layers(content: Mapping[str, object], method: str) -> Iterator[Finding]:
+    """Slices that put a layer at another place than it has in its model."""
+    slices = content.get("slices")
+    place = 0
+    for number, each in enumerate(slices if isinstance(slices, list) else (), start=1):
+        sources = each.get("sources") if isinstance(each, dict) else None
+        ranges = [
+            source["layer_range"]
+            for source in (sources if isinstance(sources, list) else ())
+            if isinstance(source, dict) and isinstance(source.get("layer_range"), list)
+        ]
+        for first, _ in (tuple(each) for each in ranges if len(each) == 2):
+            if first != place:
+                yield error(
+                    f"slice {number}",
+                    f"layer {first} would become layer {place}, and {method} needs every layer at "
+                    f"its own place.",
+                )
+                break
+        if ranges and len(ranges[0]) == 2:
+            place += int(ranges[0][1]) - int(ranges[0][0])
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    """The commonest dtype of its weights."""
+    counted = Counter(each.dtype for each in checkpoint.tensors.values() if each.dtype in WIDTHS)
+    return counted.most_common(1)[0][0] if counted else "none"
+
+
+def _shape(stored: Stored) -> str:
+    return " x ".join(map(str, stored.shape)) or "none"
+
+
+def _numbers(ends: frozenset[int]) -> str:
+    return " and ".join(map(str, sorted(ends)))

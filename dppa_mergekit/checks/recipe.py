@@ -1,0 +1,216 @@
+"""A recipe by its text alone: keys and parameters that mergekit would ignore, or not understand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import yaml
+
+from dppa_mergekit.checks import known
+from dppa_mergekit.checks.findings import Finding, error, nearest, warning
+from dppa_mergekit.errors import ParameterError
+from dppa_mergekit.inputs import DTYPES
+from dppa_mergekit.parameters import Parameter
+from dppa_mergekit.variants import VARIANTS
+
+Node = Mapping[str, object]
+
+
+class _Loader(yaml.SafeLoader):
+    """As mergekit reads YAML, but for keys that are there twice: it takes the last."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.found: list[Finding] = []
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
+    loader.flatten_mapping(node)
+    seen: dict[object, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in seen:
+            loader.found.append(
+                error(f"line {line}", f"{key} is there already, in line {seen[key]}: leave one.")
+            )
+        seen.setdefault(key, line)
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
+        for key, value in node.value
+    }
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def parsed(text: str) -> tuple[Node, list[Finding]]:
+    """What a recipe's text holds, and what is wrong with it as YAML; nothing if it is none."""
+    loader = _Loader(text)
+    try:
+        content = loader.get_single_data()
+    except yaml.YAMLError as problem:
+        return {}, [error("recipe", f"it is not YAML: {' '.join(str(problem).split())}.")]
+    finally:
+        loader.dispose()
+    if not isinstance(content, dict) or not content:
+        return {}, [error("recipe", "it holds no mapping with merge_method.")]
+    return content, loader.found
+
+
+def checked(content: Node) -> Iterator[Finding]:
+    """What is wrong with a recipe's keys, its method and its parameters."""
+    name = content.get("merge_method")
+    if name not in known.METHODS:
+        said = "there is none" if name is None else f"{name} is not one"
+        yield error("merge_method", f"{said}; {nearest(str(name), known.METHODS)}")
+    method = known.METHODS.get(str(name), known.Method())
+    inputs = [key for key in ("models", "slices", "modules") if content.get(key)]
+    if len(inputs) != 1:
+        there = " and ".join(inputs) or "none"
+        yield error("recipe", f"there must be one of models, slices and modules; there is {there}.")
+    if method.based and not content.get("base_model"):
+        yield error("base_model", f"{name} needs one, and there is none.")
+    for key in ("dtype", "out_dtype"):
+        value = content.get(key)
+        if value is not None and str(value).removeprefix("torch.") not in DTYPES:
+            yield error(key, f"{value!r} is not one; allowed is {', '.join(DTYPES)}.")
+    yield from _Walk(str(name), method).recipe(content)
+
+
+class _Walk:
+    """Through a recipe, with what the method knows."""
+
+    def __init__(self, name: str, method: known.Method) -> None:
+        self._name, self._method = name, method
+        self._parameters = (*method.shared, *method.per_model)
+        own = [variant for variant in VARIANTS if variant.name == name]
+        self._own: dict[str, Parameter] = {
+            each.name: each for variant in own for each in variant.parameters
+        }
+
+    def recipe(self, content: Node) -> Iterator[Finding]:
+        yield from self._keys(content, known.RECIPE, "recipe")
+        yield from self._shared(content, "recipe")
+        yield from self._holder(content, "")
+        modules = content.get("modules")
+        for name, module in modules.items() if isinstance(modules, dict) else ():
+            if isinstance(module, dict):
+                where = f"modules, {name}"
+                yield from self._keys(module, known.MODULE, where)
+                yield from self._shared(module, where)
+                yield from self._holder(module, f"{where}, ")
+
+    def _holder(self, content: Node, where: str) -> Iterator[Finding]:
+        """What has models or slices: a recipe, or one of its modules."""
+        yield from self._inputs(content.get("models"), known.MODEL, f"{where}models")
+        slices = content.get("slices")
+        for number, each in enumerate(slices if isinstance(slices, list) else (), start=1):
+            if isinstance(each, dict):
+                place = f"{where}slice {number}"
+                yield from self._keys(each, known.SLICE, place)
+                yield from self._shared(each, place)
+                yield from self._inputs(each.get("sources"), known.SOURCE, place)
+
+    def _inputs(self, inputs: object, keys: Sequence[str], where: str) -> Iterator[Finding]:
+        for number, each in enumerate(inputs if isinstance(inputs, list) else (), start=1):
+            place = f"{where}, {each.get('model', number) if isinstance(each, dict) else number}"
+            if not isinstance(each, dict):
+                yield error(place, "it is no mapping with model and parameters.")
+                continue
+            if "model" not in each:
+                yield error(place, "there is no model.")
+            yield from self._keys(each, keys, place)
+            parameters = each.get("parameters")
+            for name, setting in parameters.items() if isinstance(parameters, dict) else ():
+                if name in self._method.shared:
+                    yield error(
+                        place,
+                        f"{name} holds for the whole merge, and mergekit ignores it here: put it "
+                        f"into the recipe's own parameters.",
+                    )
+                yield from self._parameter(str(name), setting, place)
+
+    def _shared(self, content: Node, where: str) -> Iterator[Finding]:
+        parameters = content.get("parameters")
+        if parameters is not None and not isinstance(parameters, dict):
+            yield error(where, "parameters is no mapping.")
+            return
+        for name, setting in (parameters or {}).items():
+            yield from self._parameter(str(name), setting, where)
+
+    def _keys(self, content: Node, keys: Sequence[str], where: str) -> Iterator[Finding]:
+        for key in content:
+            if key in keys:
+                continue
+            if key in self._parameters:
+                yield error(
+                    where, f"{key} stands beside parameters, and mergekit ignores it: put it in."
+                )
+            else:
+                yield error(
+                    where,
+                    f"mergekit ignores {key!r}: {nearest(str(key), (*keys, *self._parameters))}",
+                )
+
+    def _parameter(self, name: str, setting: object, where: str) -> Iterator[Finding]:
+        if name not in self._parameters:
+            if self._name in known.METHODS:
+                yield error(
+                    where,
+                    f"{self._name} has no parameter {name}, and mergekit ignores it: "
+                    f"{nearest(name, self._parameters)}",
+                )
+            return
+        for value in _values(setting):
+            if isinstance(value, dict):
+                yield error(
+                    where,
+                    f"{name} has a condition with {', '.join(map(str, value))}; allowed are filter "
+                    f"and value.",
+                )
+            elif name in self._own:
+                try:
+                    self._own[name].check(value)
+                except ParameterError as problem:
+                    yield error(where, str(problem))
+            elif isinstance(value, float) and not math.isfinite(value):
+                yield error(where, f"{name} is {value}, which is no finite number.")
+        yield from _conditions(name, setting, where)
+
+
+def _values(setting: object) -> Iterator[object]:
+    """The values of a parameter, of gradients and conditions too; a condition that is none."""
+    if isinstance(setting, list):
+        for each in setting:
+            yield from _values(each)
+    elif isinstance(setting, dict):
+        if set(setting) <= set(known.CONDITION) and "value" in setting:
+            yield from _values(setting["value"])
+        else:
+            yield setting
+    else:
+        yield setting
+
+
+def _conditions(name: str, setting: object, where: str) -> Iterator[Finding]:
+    """Conditions of which one never counts, or that leave tensors without a value."""
+    if not isinstance(setting, list) or not any(isinstance(each, dict) for each in setting):
+        return
+    open_ones = [
+        place
+        for place, each in enumerate(setting)
+        if isinstance(each, dict) and each.get("filter") in (None, "*")
+    ]
+    if not open_ones:
+        yield warning(
+            where,
+            f"{name} has filters only: what fits none of them gets the default, or nothing; end "
+            f"with a value without filter.",
+        )
+    elif open_ones[0] < len(setting) - 1:
+        yield error(
+            where,
+            f"{name} has filters after a value without one, which never count: put it last.",
+        )

@@ -1,0 +1,96 @@
+"""Tensors of a merged folder, computed again from its recipe and compared byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+from safetensors import safe_open
+
+from dppa_mergekit.checks.checkpoints import of_folder
+from dppa_mergekit.checks.findings import Finding, error, note
+from dppa_mergekit.checks.merged import RECIPE
+from dppa_mergekit.errors import DppaError
+
+SAMPLE = 8
+"""How many tensors are computed again, if not all."""
+
+
+def verified(folder: Path, every: bool) -> Iterator[Finding]:
+    """Whether the weights are those of the recipe in the folder.
+
+    Args:
+        folder: With the recipe that mergekit leaves; the paths in it count from here.
+        every: All tensors, and not a sample.
+    """
+    from mergekit.architecture import get_architecture_info
+    from mergekit.common import dtype_from_name
+    from mergekit.graph import Executor
+    from mergekit.io.tasks import LoaderCache, SaveTensor
+    from mergekit.merge import MergeOptions
+    from mergekit.plan import MergePlanner
+    from transformers import AutoConfig
+
+    from dppa_mergekit.recipes import Recipe
+
+    where = str(folder)
+    try:
+        configuration = Recipe.read(folder / RECIPE).configuration()
+        options = MergeOptions(quiet=True)
+        LoaderCache.loaders.clear()
+        LoaderCache().setup(options=options)
+        for model in configuration.referenced_models():
+            LoaderCache().get(model)
+        architecture = get_architecture_info(configuration, options)
+        config = AutoConfig.from_pretrained(folder)
+        planner = MergePlanner(
+            configuration, architecture, options=options, out_model_config=config
+        )
+        # What writes is not run: only what it would write is computed.
+        planned = planner.plan_to_disk(str(folder))
+    except DppaError as problem:
+        yield error(where, f"its recipe cannot be merged again: {problem.message}")
+        return
+    # Whatever mergekit raises for inputs that are not there any more.
+    except Exception as problem:
+        reason = " ".join(str(problem).split())[:200].rstrip(".")
+        yield error(where, f"its recipe cannot be merged again ({reason}).")
+        return
+    writes = {
+        task.tensor_task: (task.tensor_name, task.dtype)
+        for task in planned
+        if isinstance(task, SaveTensor)
+    }
+    targets = list(writes)
+    chosen = targets if every else Random(0).sample(targets, min(SAMPLE, len(targets)))
+    checkpoint, _ = of_folder(folder, where)
+    different: list[str] = []
+    for task, tensor in Executor(chosen, math_device=torch.device("cpu")).run(quiet=True):
+        name, dtype = writes[task]
+        stored = checkpoint.tensors.get(name)
+        if stored is None or tensor is None:
+            continue
+        if dtype is not None:
+            tensor = tensor.to(dtype_from_name(dtype))
+        with safe_open(folder / stored.file, framework="pt") as file:
+            found = file.get_tensor(name)
+        if found.dtype != tensor.dtype or not _equal(found, tensor):
+            different.append(name)
+    if different:
+        yield error(
+            where,
+            f"{len(different)} of {len(chosen)} tensors are not what its recipe gives, such as "
+            f"{min(different)}: another merge, other inputs, or a method with random numbers.",
+        )
+    else:
+        yield note(where, f"{len(chosen)} of {len(targets)} tensors are what its recipe gives.")
+
+
+def _equal(found: torch.Tensor, computed: torch.Tensor) -> bool:
+    """Byte for byte."""
+    return found.shape == computed.shape and torch.equal(
+        found.contiguous().view(-1).view(torch.uint8),
+        computed.contiguous().view(-1).view(torch.uint8),
+    )

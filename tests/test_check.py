@@ -1,0 +1,398 @@
+"""`mergekit-dppa check`: what stock mergekit accepts in silence, each tried."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from checkpoints import new_model, recipe, save_family, tensors_of, write_recipe
+from click.testing import CliRunner, Result
+
+from dppa_mergekit import methods
+from dppa_mergekit.checks import known
+from dppa_mergekit.command import main
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    return save_family(tmp_path)
+
+
+def check(path: Path, *options: str) -> Result:
+    done = CliRunner().invoke(main, ["check", str(path), *options])
+    assert done.exit_code in (0, 1), done.output
+    return done
+
+
+def said(done: Result, severity: str) -> list[str]:
+    return [line for line in done.stdout.splitlines() if line.startswith(f"{severity}: ")]
+
+
+def of_recipe(tmp_path: Path, content: Mapping[str, object], *options: str) -> Result:
+    return check(write_recipe(tmp_path / "recipe.yml", content), *options)
+
+
+def test_a_sound_recipe(family: Path, tmp_path: Path) -> None:
+    done = of_recipe(tmp_path, recipe(family), "--sample", f"--output={tmp_path / 'out'}")
+    assert done.exit_code == 0
+    assert said(done, "error") == said(done, "warning") == []
+    assert any("are needed" in line for line in said(done, "note"))
+    assert "no errors, no warnings" in done.stdout
+
+
+def test_what_is_known_of_mergekit_is_so() -> None:
+    from mergekit import config, merge_methods
+
+    assert methods.VARIANTS
+    for method in merge_methods.registered_methods():
+        spec = method.spec
+        shared = [each.name for each in spec.parameters if each.scope.value == "shared"]
+        others = [each.name for each in spec.parameters if each.scope.value != "shared"]
+        based = spec.contract.base.value == "required"
+        assert known.METHODS[spec.name] == known.Method(tuple(shared), tuple(others), based)
+    for model, keys in (
+        (config.MergeConfiguration, known.RECIPE),
+        (config.InputModelDefinition, known.MODEL),
+        (config.InputSliceDefinition, known.SOURCE),
+        (config.OutputSliceDefinition, known.SLICE),
+        (config.OutputModuleDefinition, known.MODULE),
+        (config.ConditionalParameter, known.CONDITION),
+    ):
+        assert set(model.model_fields) == set(keys)
+
+
+Change = Callable[[dict], object]
+
+MISTAKES: list[tuple[str, Change, str]] = [
+    (
+        "misspelt method",
+        lambda content: content.update(merge_method="dpaa"),
+        "merge_method: dpaa is not one; did you mean dppa?",
+    ),
+    (
+        "misspelt parameter",
+        lambda content: content["models"][0]["parameters"].update(amplfy_90=2),
+        "dppa has no parameter amplfy_90, and mergekit ignores it: did you mean amplify_90?",
+    ),
+    (
+        "unknown parameter of the merge",
+        lambda content: content.update(parameters={"lamda": 2}),
+        "did you mean lambda?",
+    ),
+    (
+        "parameter of another method",
+        lambda content: content["models"][0]["parameters"].update(gamma=0.1),
+        "dppa has no parameter gamma",
+    ),
+    (
+        "beside parameters",
+        lambda content: content["models"][0].update(weight=0.3),
+        "weight stands beside parameters, and mergekit ignores it",
+    ),
+    (
+        "at the top level",
+        lambda content: content.update(normalize=True),
+        "normalize stands beside parameters",
+    ),
+    (
+        "of the whole merge, under a model",
+        lambda content: content["models"][0]["parameters"].update({"lambda": 2}),
+        "lambda holds for the whole merge",
+    ),
+    (
+        "unknown key",
+        lambda content: content.update(dtpe="bfloat16"),
+        "mergekit ignores 'dtpe': did you mean dtype?",
+    ),
+    (
+        "out of range",
+        lambda content: content["models"][0]["parameters"].update(density=1.2),
+        "density is 1.2; allowed is a number from 0 to 1.",
+    ),
+    (
+        "NaN",
+        lambda content: content["models"][0]["parameters"].update(weight=float("nan")),
+        "weight is nan",
+    ),
+    (
+        "in a gradient",
+        lambda content: content["models"][0]["parameters"].update(weight=[0.1, "x"]),
+        "weight is 'x'",
+    ),
+    (
+        "in a condition",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"filter": "mlp", "value": 7}, {"value": 0.2}]
+        ),
+        "density is 7",
+    ),
+    (
+        "a condition that is none",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"fliter": "mlp", "value": 0.1}, {"value": 0.2}]
+        ),
+        "allowed are filter and value",
+    ),
+    (
+        "a filter that never counts",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"value": 0.2}, {"filter": "mlp", "value": 0.1}]
+        ),
+        "filters after a value without one",
+    ),
+    (
+        "a filter that fits nothing",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"filter": "attnn", "value": 0.1}, {"value": 0.2}]
+        ),
+        "the filter 'attnn' is in no tensor's name",
+    ),
+    ("no base", lambda content: content.pop("base_model"), "dppa needs one, and there is none"),
+    ("dtype", lambda content: content.update(dtype="bf16"), "'bf16' is not one; allowed is"),
+    (
+        "no folder",
+        lambda content: content["models"][0].update(model="./nowhere"),
+        "./nowhere: there is no such folder.",
+    ),
+    (
+        "given twice",
+        lambda content: content["models"][1].update(model=content["models"][0]["model"] + "/."),
+        "it is given twice",
+    ),
+    (
+        "the base as a tuned model",
+        lambda content: content["models"][1].update(model=content["base_model"] + "/."),
+        "it is the base model, spelt as",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [each[1:] for each in MISTAKES], ids=[each[0] for each in MISTAKES]
+)
+def test_mistakes_in_a_recipe(change: Change, sentence: str, family: Path, tmp_path: Path) -> None:
+    content = recipe(family)
+    change(content)
+    done = of_recipe(tmp_path, content)
+    assert any(sentence in line for line in done.stdout.splitlines()), done.stdout
+    severe = "fits nothing" not in sentence and "in no tensor's name" not in sentence
+    assert done.exit_code == severe
+
+
+def test_mergekits_own_methods(family: Path, tmp_path: Path) -> None:
+    models = {"math": {"weight": 1.0, "amplify_90": 2.0}}
+    done = of_recipe(tmp_path, recipe(family, "ties", models))
+    assert said(done, "error") == [
+        f"error: models, {family / 'math'}: ties has no parameter amplify_90, and mergekit ignores "
+        f"it: known are int8_mask, normalize, rescale, lambda, weight, density."
+    ]
+    models = {"math": {"weight": float("inf")}}
+    assert "no finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
+
+
+def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family))
+    path.write_text(path.read_text() + "merge_method: ties\n", encoding="utf-8")
+    lines = len(path.read_text().splitlines())
+    done = check(path)
+    assert f"error: line {lines}: merge_method is there already" in done.stdout
+    path.write_text("models: [", encoding="utf-8")
+    assert "it is not YAML" in check(path).stdout
+    path.write_text("- 1\n", encoding="utf-8")
+    assert "no mapping" in check(path).stdout
+
+
+def test_slices_that_move_layers(family: Path, tmp_path: Path) -> None:
+    def sliced(*ranges: list[int]) -> dict[str, object]:
+        return {
+            "merge_method": "dppa",
+            "base_model": str(family / "base"),
+            "slices": [
+                {
+                    "sources": [
+                        {
+                            "model": str(family / name),
+                            "layer_range": each,
+                            "parameters": {"weight": 1},
+                        }
+                        for name in ("base", "math")
+                    ]
+                }
+                for each in ranges
+            ],
+        }
+
+    assert of_recipe(tmp_path, sliced([0, 2], [2, 3])).exit_code == 0
+    done = of_recipe(tmp_path, sliced([0, 1], [2, 3]))
+    assert "slice 2: layer 2 would become layer 1" in done.stdout
+
+
+def edit(path: Path, change: Change) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_models_that_do_not_fit(family: Path, tmp_path: Path) -> None:
+    def refused(sentence: str, *options: str) -> None:
+        done = of_recipe(tmp_path, recipe(family), *options)
+        assert sentence in done.stdout, done.stdout
+        shutil.rmtree(family / "math")
+        shutil.copytree(family / "kept", family / "math")
+
+    shutil.copytree(family / "math", family / "kept")
+    config = family / "math" / "config.json"
+    edit(config, lambda content: content.update(num_attention_heads=8))
+    refused("config.json has num_attention_heads 8, and 4 in the base model")
+    edit(
+        family / "math" / "tokenizer.json",
+        lambda content: content["model"]["vocab"].update(w1=6, w2=5),
+    )
+    refused("2 tokens have other numbers than in the base model ('w1' is 6, not 5)")
+    tensors = tensors_of(family / "math")
+    weights = family / "math" / "model.safetensors"
+
+    def save(changed: Mapping[str, torch.Tensor]) -> None:
+        safetensors.torch.save_file(dict(changed), weights, {"format": "pt"})
+
+    name = "model.layers.1.mlp.up_proj.weight"
+    save({key: each for key, each in tensors.items() if key != name})
+    refused(f"1 tensors of the base model are missing, such as {name}.")
+    save({**tensors, "model.layers.3.more.weight": torch.ones(2)})
+    refused("no output holds them, such as model.layers.3.more.weight.")
+    save({**tensors, name: torch.ones(3, 3)})
+    refused(f"{name}: 3 x 3 and 80 x 32")
+    save({**tensors, "model.embed_tokens.weight": torch.ones(98, 32)})
+    refused("the vocabularies differ; set tokenizer: {source: base} or {source: union}.")
+    save({**tensors, name: torch.ones(80, 32).to(torch.int8)})
+    refused("1 weights are quantised")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused("is truncated")
+    weights.unlink()
+    refused("there are no weights in the folder")
+    config.write_text("", encoding="utf-8")
+    refused("config.json is missing, empty or no JSON")
+    save({key: each.T.contiguous() if "q_proj" in key else each for key, each in tensors.items()})
+    refused("q_proj.weight is the base model's, transposed.", "--sample")
+    new_model("llama", 77).save_pretrained(family / "math")
+    refused("it is no fine-tune of this base", "--sample")
+
+
+def test_shards(tmp_path: Path) -> None:
+    family = save_family(tmp_path, shard="20KB")
+    index = family / "math" / "model.safetensors.index.json"
+    kept = index.read_text(encoding="utf-8")
+    assert of_recipe(tmp_path, recipe(family)).exit_code == 0
+    edit(index, lambda content: content["weight_map"].update({"model.norm.weight": "../x"}))
+    assert "points outside the folder" in of_recipe(tmp_path, recipe(family)).stdout
+    index.write_text(kept, encoding="utf-8")
+    first = sorted((family / "math").glob("*.safetensors"))[0]
+    edit(index, lambda content: content["weight_map"].update({"model.norm.weight": first.name}))
+    assert "says that model.norm.weight is in" in of_recipe(tmp_path, recipe(family)).stdout
+    index.write_text(kept, encoding="utf-8")
+    shutil.copy(first, family / "math" / "model.safetensors")
+    assert "holds both model.safetensors and an index" in of_recipe(tmp_path, recipe(family)).stdout
+    (family / "math" / "model.safetensors").unlink()
+    first.unlink()
+    assert f"names {first.name}, which is not there" in of_recipe(tmp_path, recipe(family)).stdout
+
+
+def test_output_folders(family: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(family / "base")
+    for output in (family / "base", link):
+        done = of_recipe(tmp_path, recipe(family), f"--output={output}")
+        assert "which the merge would overwrite" in done.stdout
+    older = tmp_path / "older"
+    shutil.copytree(family / "law", older)
+    done = of_recipe(tmp_path, recipe(family), f"--output={older}")
+    assert done.exit_code == 0
+    assert "it holds 1 weight files already" in done.stdout
+
+
+def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Result]) -> None:
+    assert run_yaml(recipe(family)).exit_code == 0
+    out = tmp_path / "out"
+    done = check(out, "--verify=all")
+    assert done.exit_code == 0, done.output
+    assert "tensors are what its recipe gives" in done.stdout
+    assert check(out, "--verify=sample").exit_code == 0
+    weights = out / "model.safetensors"
+    if not weights.exists():
+        (weights,) = out.glob("*.safetensors")
+    tensors = tensors_of(out)
+    kept = weights.read_bytes()
+
+    def save(changed: Mapping[str, torch.Tensor]) -> None:
+        safetensors.torch.save_file(dict(changed), weights, {"format": "pt"})
+
+    name = "model.layers.2.mlp.down_proj.weight"
+    save({**tensors, name: tensors[name] * 1.001})
+    assert check(out).exit_code == 0
+    mixed = check(out, "--verify=all")
+    assert f"tensors are not what its recipe gives, such as {name}" in mixed.stdout
+    broken = tensors[name].clone()
+    broken[3, 3] = torch.nan
+    save({**tensors, name: broken})
+    assert f"1 tensors hold NaN or infinity, such as {name}" in check(out).stdout
+    save({key: each for key, each in tensors.items() if key != name})
+    assert "1 tensors of the base model are missing" in check(out).stdout
+    weights.write_bytes(kept[: len(kept) // 2])
+    assert "truncated" in check(out).stdout
+    weights.write_bytes(kept)
+    (out / "tokenizer.json").rename(out / "gone")
+    assert "there is no tokenizer" in check(out).stdout
+    (out / "gone").rename(out / "tokenizer.json")
+    (out / "config.json").write_text("", encoding="utf-8")
+    assert "config.json is missing, empty or no JSON" in check(out).stdout
+
+
+def test_shards_over_an_older_merge(
+    family: Path, tmp_path: Path, run_yaml: Callable[..., Result]
+) -> None:
+    assert run_yaml(recipe(family), "--out-shard-size", "20000").exit_code == 0
+    out = tmp_path / "out"
+    first = sorted(out.glob("*.safetensors"))[0]
+    shutil.copy(first, out / "model-00099-of-00099.safetensors")
+    done = check(out)
+    assert "model-00099-of-00099.safetensors is not in the index" in done.stdout
+    shutil.copy(first, out / "model.safetensors")
+    assert "transformers loads the single file" in check(out).stdout
+
+
+def test_as_json(family: Path, tmp_path: Path) -> None:
+    content = recipe(family)
+    content["dtpe"] = 1
+    found = json.loads(of_recipe(tmp_path, content, "--json").stdout)
+    assert found[0]["severity"] == "error"
+    assert set(found[0]) == {"severity", "subject", "sentence"}
+
+
+def test_misuse(family: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family))
+    assert "--verify is for a folder" in check(path, "--verify=all").output
+    assert "are for a recipe" in check(family, "--sample").output
+
+
+def test_neither_torch_nor_mergekit_is_needed(family: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family))
+    script = (
+        "import sys\n"
+        "from dppa_mergekit.command import main\n"
+        f"main(['check', {str(path)!r}, '--sample'], standalone_mode=False)"
+    )
+    wrapped = (
+        f"import sys\ntry:\n    exec({script!r})\nexcept SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules and 'mergekit' not in sys.modules"
+    )
+    environment = {**os.environ, "DPPA_MERGEKIT_AUTOLOAD": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", wrapped], capture_output=True, text=True, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr
