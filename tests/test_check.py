@@ -353,6 +353,16 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
     assert "config.json is missing, empty or no JSON" in check(out).stdout
 
 
+def test_random_methods_cannot_be_verified(
+    family: Path, tmp_path: Path, run_yaml: Callable[..., Result]
+) -> None:
+    models = {"math": {"weight": 1.0, "density": 0.5}}
+    assert run_yaml(recipe(family, "dare_linear", models)).exit_code == 0
+    done = check(tmp_path / "out", "--verify=all")
+    assert done.exit_code == 0
+    assert "its weights cannot be verified" in done.stdout
+
+
 def test_shards_over_an_older_merge(
     family: Path, tmp_path: Path, run_yaml: Callable[..., Result]
 ) -> None:

@@ -68,8 +68,8 @@ def needs(content: Mapping[str, object], base: Checkpoint, output: Path) -> Iter
 
 def _beside(what: str, needed: float, there: float | None, hint: str) -> Finding:
     if there is None:
-        return note(what, f"about {needed / 1e9:.1f} GB are needed.")
-    sentence = f"about {needed / 1e9:.1f} GB are needed, and {there / 1e9:.1f} GB are free"
+        return note(what, f"about {needed / 1e9:.2g} GB are needed.")
+    sentence = f"about {needed / 1e9:.2g} GB are needed, and {there / 1e9:.1f} GB are free"
     return warning(what, f"{sentence}: {hint}.") if needed > there else note(what, f"{sentence}.")
 
 

@@ -10,9 +10,12 @@ import torch
 from safetensors import safe_open
 
 from dppa_mergekit.checks.checkpoints import of_folder
-from dppa_mergekit.checks.findings import Finding, error, note
-from dppa_mergekit.checks.merged import RECIPE
+from dppa_mergekit.checks.findings import Finding, error, note, warning
+from dppa_mergekit.checks.merged import RECIPE, recipe_of
 from dppa_mergekit.errors import DppaError
+
+RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
+"""Methods of mergekit's that draw random numbers anew in every run."""
 
 SAMPLE = 8
 """How many tensors are computed again, if not all."""
@@ -36,6 +39,14 @@ def verified(folder: Path, every: bool) -> Iterator[Finding]:
     from dppa_mergekit.recipes import Recipe
 
     where = str(folder)
+    recipe = recipe_of(folder) or {}
+    if recipe.get("merge_method") in RANDOM:
+        yield warning(
+            where,
+            f"{recipe['merge_method']} draws other random numbers in every run: its weights "
+            f"cannot be verified.",
+        )
+        return
     try:
         configuration = Recipe.read(folder / RECIPE).configuration()
         options = MergeOptions(quiet=True)
@@ -82,7 +93,7 @@ def verified(folder: Path, every: bool) -> Iterator[Finding]:
         yield error(
             where,
             f"{len(different)} of {len(chosen)} tensors are not what its recipe gives, such as "
-            f"{min(different)}: another merge, other inputs, or a method with random numbers.",
+            f"{min(different)}: they are of another merge, or its inputs have changed.",
         )
     else:
         yield note(where, f"{len(chosen)} of {len(targets)} tensors are what its recipe gives.")
