@@ -162,6 +162,7 @@ def search(
     from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge, default_options
     from dppa_mergekit.workers import Cluster
 
+    _check_first(recipe)
     read = Recipe.read(recipe)
     tasks = TasksFile.read(tasks_file)
     changes = {"batch_size": batch_size, "limit": limit}
@@ -325,6 +326,7 @@ def adamerge(
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.tasks import TasksFile
 
+    _check_first(recipe)
     read = Recipe.read(recipe)
     tasks = None if tasks_file is None else TasksFile.read(tasks_file)
     prompts = {path.stem: read_prompts(path) for path in prompts_files}
@@ -488,6 +490,21 @@ def check(path: Path, output: Path | None, sample: bool, verify: str | None, as_
         warnings = sum(each.severity == "warning" for each in found)
         click.echo(f"{path}: {_counted(errors, 'error')}, {_counted(warnings, 'warning')}")
     sys.exit(1 if errors else 0)
+
+
+def _check_first(recipe: Path) -> None:
+    """Refuse a recipe in which `check` finds an error; say what else it finds."""
+    from dppa_mergekit.checking import check_recipe
+    from dppa_mergekit.errors import RecipeError
+
+    found = list(check_recipe(recipe, None, sample=False))
+    errors = [each for each in found if each.severity == "error"]
+    for each in found:
+        if each.severity == "warning":
+            click.echo(str(each), err=True)
+    if errors:
+        more = f" (and {len(errors) - 1} more: mergekit-dppa check)" if len(errors) > 1 else ""
+        raise RecipeError(f"{recipe}: {errors[0].subject}: {errors[0].sentence}{more}")
 
 
 def _counted(number: int, what: str) -> str:

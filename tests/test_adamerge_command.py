@@ -210,7 +210,8 @@ def test_a_model_that_is_not_a_number(tmp_path: Path) -> None:
     import safetensors.torch
 
     safetensors.torch.save_file(tensors, family / "math" / "model.safetensors", {"format": "pt"})
-    path = write_recipe(tmp_path / "recipe.yml", recipe(family, "dp"))
+    models = {"math": {"weight": 1.0}}
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family, "dp", models))
     (tmp_path / "math.txt").write_text("w1 w2\n", encoding="utf-8")
     done = CliRunner().invoke(
         main,
