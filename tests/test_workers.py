@@ -55,7 +55,7 @@ def test_two_workers_find_what_one_process_finds(
 
 
 class Fragile(Landscape):
-    """Its process ends in the first trials of some factors, less often than a worker may be lost."""
+    """Its process ends in the first trials of some factors, as often as a worker may be lost."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(hill(1.7, 1.3))
