@@ -124,7 +124,12 @@ def test_another_runs_journal(adamerge: Adamerge, saved: Path) -> None:
 
 
 SCRIPT = """
+import signal
 import sys
+
+# A shell's background jobs ignore it, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from dppa_mergekit.command import main
 
 main(sys.argv[1:])
