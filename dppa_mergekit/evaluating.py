@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from dppa_mergekit.checks.checkpoints import of_folder
 from dppa_mergekit.curves import draw_evaluation, is_installed
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import CheckpointError, DppaError
 from dppa_mergekit.evaluation import Evaluation, as_markdown, as_plain
 from dppa_mergekit.harness import Harness
 from dppa_mergekit.recipes import Recipe, identity
@@ -63,6 +64,8 @@ class Evaluating:
                 raise DppaError(f"Domain {name} has no {self.part} tasks.")
         if not domains:
             raise DppaError("The tasks file has no domains, and ratios need some.")
+        for model in self.models:
+            _refuse_broken(model)
         if self.output is not None:
             self.output.mkdir(parents=True, exist_ok=True)
         harness = Harness(self.tasks, self._metrics())
@@ -136,6 +139,16 @@ class Evaluating:
             "dtype": str(self.placement.dtype),
         }
         write_record(path, "evaluate", subject, [plain])
+
+
+def _refuse_broken(model: str) -> None:
+    """Refuse a folder that is not whole, or holds two merges: its scores would say nothing."""
+    if not Path(model).is_dir():
+        return
+    _, found = of_folder(Path(model), model)
+    for each in found:
+        if each.severity == "error":
+            raise CheckpointError(f"{model}: {each.sentence}")
 
 
 def _dev_tasks(records: Mapping[str, object]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +165,7 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
         "Domain law has no test tasks.",
     )
     refused(evaluate(f"--recipe={saved / 'tasks.yml'}"), "merge_method")
+    mixed = tmp_path / "mixed"
+    shutil.copytree(saved / "math", mixed)
+    (mixed / "config.json").write_text("", encoding="utf-8")
+    refused(evaluate(str(mixed)), "config.json is missing, empty or no JSON")

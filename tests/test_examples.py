@@ -6,9 +6,12 @@ from random import Random
 
 import click.testing
 import domains
+import evidence
+import merging
 import pytest
 import quickstart
 import scoring
+import strategies
 import torch
 import yaml
 from lm_eval import evaluate
@@ -137,3 +140,53 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "is not empty" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_tables_of_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, ratio in enumerate([90.0, 94.0]):
+        found: dict[str, object] = {}
+        for row in strategies.ROWS:
+            ratios = {"math": ratio, "finance": 80.0, "law": 100.0}
+            found[row] = {"ratios": ratios, "evaluations": 9, "seconds": 20.4}
+        for name, merged in merging.ROWS.items():
+            ratios = dict.fromkeys(merged.domains, ratio)
+            spent = {"start": 50.0, "dev": 60.0, "evaluations": 11, "seconds": 30.0}
+            found[name] = {"ratios": ratios, **spent}
+        (tmp_path / f"seed_{seed}").mkdir()
+        text = json.dumps(found)
+        (tmp_path / f"seed_{seed}" / "results.json").write_text(text, encoding="utf-8")
+    strategies.print_table(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(strategies.ROWS)
+    assert lines[2] == "| 80 % | DARE | 92.0 ± 2.8 | 80.0 ± 0.0 | 100.0 ± 0.0 |  |  |"
+    assert lines[3].endswith("| 9 | 20 |")
+    merging.print_table(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 2 * len({(row.merge, row.way) for row in merging.ROWS.values()})
+    # Three pairs of domains, two seeds; each domain is in two pairs.
+    pair = (
+        "| 2 | TIES, 90 % | search | 92.0 ± 2.2 | 92.0 ± 2.3 | 92.0 ± 2.3 | 92.0 ± 2.3 | 11 | 30 |"
+    )
+    assert pair in lines
+
+
+def test_evidence_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def train(folder: Path, seed: int) -> None:
+        assert seed == 3
+        (folder / "law").mkdir(parents=True)
+
+    def measured(folder: Path, test: object, row: str) -> evidence.Result:
+        if calls == ["a"]:
+            raise KeyboardInterrupt
+        calls.append(row)
+        return {"value": len(calls)}
+
+    monkeypatch.setattr(evidence, "train_models", train)
+    monkeypatch.setattr(evidence, "Test", lambda folder: None)
+    with pytest.raises(KeyboardInterrupt):
+        evidence.measure(tmp_path, [3], ["a", "b"], measured)
+    calls[:] = ["x", "y"]
+    evidence.measure(tmp_path, [3], ["a", "b"], measured)
+    assert dict(evidence.results(tmp_path)) == {"a": {"value": 1}, "b": {"value": 3}}
