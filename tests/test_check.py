@@ -284,6 +284,33 @@ def test_models_that_do_not_fit(family: Path, tmp_path: Path) -> None:
     refused("it is no fine-tune of this base", "--sample")
 
 
+def test_what_is_no_mistake(tmp_path: Path) -> None:
+    family = save_family(tmp_path, "llama_untied")
+    # A tied fine-tuned model of an untied base, and buffers that older releases stored.
+    tensors = tensors_of(family / "math")
+    del tensors["lm_head.weight"]
+    safetensors.torch.save_file(tensors, family / "math" / "model.safetensors", {"format": "pt"})
+    edit(family / "math" / "config.json", lambda content: content.update(tie_word_embeddings=True))
+    tensors = tensors_of(family / "base")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    safetensors.torch.save_file(tensors, family / "base" / "model.safetensors", {"format": "pt"})
+    done = of_recipe(tmp_path, recipe(family))
+    assert (done.exit_code, said(done, "warning")) == (0, []), done.stdout
+    # Another vocabulary, where the recipe says which tokenizer the merge gets.
+    tensors = tensors_of(family / "law")
+    tensors["model.embed_tokens.weight"] = torch.ones(98, 32)
+    safetensors.torch.save_file(tensors, family / "law" / "model.safetensors", {"format": "pt"})
+    done = of_recipe(tmp_path, recipe(family, tokenizer={"source": "base"}))
+    assert (done.exit_code, said(done, "warning")) == (0, []), done.stdout
+    # Links, as in the Hub's cache.
+    (family / "blobs").mkdir()
+    for path in (family / "base").iterdir():
+        path.rename(family / "blobs" / path.name)
+        path.symlink_to(family / "blobs" / path.name)
+    done = of_recipe(tmp_path, recipe(family, tokenizer={"source": "base"}), "--sample")
+    assert done.exit_code == 0, done.stdout
+
+
 def test_shards(tmp_path: Path) -> None:
     family = save_family(tmp_path, shard="20KB")
     index = family / "math" / "model.safetensors.index.json"

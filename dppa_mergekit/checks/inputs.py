@@ -30,6 +30,9 @@ SHOULD_AGREE = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps",
 VOCABULARY = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_out")
 """Parts of the names of tensors with an axis of tokens."""
 
+BUFFERS = ("inv_freq", "rotary_emb", "position_ids", ".attn.bias", ".attn.masked_bias")
+"""Parts of the names of what older releases of transformers stored, and newer ones compute."""
+
 SAMPLED = 4
 """Linears of a model of which a slice is read."""
 
@@ -68,6 +71,23 @@ def beside_base(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Ite
     yield from _tokenizers(tuned, base, has_tokenizer)
     if tuned.tensors and base.tensors:
         yield from _tensors(tuned, base, has_tokenizer)
+
+
+def without(some: Mapping[str, Stored], others: Mapping[str, Stored], tied: bool) -> list[str]:
+    """The tensors of a checkpoint that another has not, and should have.
+
+    Args:
+        some: Of the one.
+        others: Of the other.
+        tied: Whether the other may do without an output head.
+    """
+    return [
+        name
+        for name in some
+        if name not in others
+        and not any(part in name for part in BUFFERS)
+        and not (tied and "lm_head" in name)
+    ]
 
 
 def _configurations(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
@@ -119,11 +139,9 @@ def _tokenizers(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Ite
 
 
 def _tensors(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
-    tied = bool(base.config.get("tie_word_embeddings", tuned.config.get("tie_word_embeddings")))
-    missing = [name for name in base.tensors if name not in tuned.tensors]
-    missing = [name for name in missing if not (tied and "lm_head" in name)]
-    extra = [name for name in tuned.tensors if name not in base.tensors]
-    extra = [name for name in extra if "inv_freq" not in name and "lm_head" not in name]
+    tied = any(bool(each.config.get("tie_word_embeddings")) for each in (tuned, base))
+    missing = without(base.tensors, tuned.tensors, tied)
+    extra = without(tuned.tensors, base.tensors, tied=True)
     for each, sentence in (
         (missing, "of the base model are missing"),
         (extra, "are in no tensor of the base model, and no output holds them"),

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoints import Checkpoint, of_folder, read, stale
 from dppa_mergekit.checks.findings import Finding, error, note, warning
+from dppa_mergekit.checks.inputs import without
 from dppa_mergekit.names import natural_order
 
 RECIPE = "mergekit_config.yml"
@@ -54,13 +55,7 @@ def _missing(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> Iterator[F
         yield note(where, f"the base model {recipe.get('base_model')} is not here to compare with.")
         return
     tied = bool(checkpoint.config.get("tie_word_embeddings"))
-    missing = [
-        name
-        for name in base.tensors
-        if name not in checkpoint.tensors
-        and "inv_freq" not in name
-        and not (tied and "lm_head" in name)
-    ]
+    missing = without(base.tensors, checkpoint.tensors, tied)
     if missing:
         yield error(
             where,
