@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,12 +18,29 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@click.group()
+class _Commands(click.Group):
+    """Commands that say where a mistake was found, if they are to say more."""
+
+    def invoke(self, context: click.Context) -> object:
+        try:
+            return super().invoke(context)
+        except click.ClickException:
+            if context.params["verbose"]:
+                traceback.print_exc()
+            raise
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="dppa-mergekit")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
-def main(verbose: bool) -> None:
-    """Find factors and weights of DPPA merges (arXiv 2403.02799)."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr, tracebacks too.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr.")
+def main(verbose: bool, quiet: bool) -> None:
+    """Find factors and weights of DPPA merges (arXiv 2403.02799), and check them."""
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
+    if quiet:
+        # Read by tqdm when it is first imported.
+        os.environ["TQDM_DISABLE"] = "1"
 
 
 @main.command()
@@ -148,7 +167,10 @@ def search(
     ray_address: str | None,
     trust_remote_code: bool,
 ) -> None:
-    """Find the factors of RECIPE's models, each alone on the base, or its weights, by evaluation.
+    r"""Find the factors of RECIPE's models, each alone on the base, or its weights, by evaluation.
+
+    \b
+        mergekit-dppa search recipe.yml --tasks tasks.yml --output tuned.yml
 
     Killed, the same command goes on where it was.
     """
@@ -315,7 +337,11 @@ def adamerge(
     gradient_checkpointing: bool,
     trust_remote_code: bool,
 ) -> None:
-    """Learn the weights of RECIPE's models, block by block, from prompts (AdaMerging).
+    r"""Learn the weights of RECIPE's models, block by block, from prompts (AdaMerging).
+
+    \b
+        mergekit-dppa adamerge recipe.yml --prompts math.txt --prompts law.txt \\
+            --output tuned.yml
 
     Killed, the same command goes on where it was.
     """
@@ -418,10 +444,11 @@ def evaluate(
     limit: int | None,
     trust_remote_code: bool,
 ) -> None:
-    """Score MODELS, and print their Task-Ratios and Domain-Ratios.
+    r"""Score MODELS, and print their Task-Ratios and Domain-Ratios.
 
     Fine-tuned models, the base and merges, by folder or name:
 
+    \b
         mergekit-dppa evaluate ./base ./merged --tasks tasks.yml
     """
     from dppa_mergekit.errors import ParameterError
@@ -501,7 +528,7 @@ def _check_first(recipe: Path) -> None:
     errors = [each for each in found if each.severity == "error"]
     for each in found:
         if each.severity == "warning":
-            click.echo(str(each), err=True)
+            logging.getLogger(__name__).warning("%s", each)
     if errors:
         more = f" (and {len(errors) - 1} more: mergekit-dppa check)" if len(errors) > 1 else ""
         raise RecipeError(f"{recipe}: {errors[0].subject}: {errors[0].sentence}{more}")
