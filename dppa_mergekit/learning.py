@@ -27,8 +27,9 @@ from dppa_mergekit.curves import draw_learning, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.harness import Harness
 from dppa_mergekit.journal import Entry, Journal, opened
-from dppa_mergekit.losses import Completion, DomainLoss, Entropy, Teaching
+from dppa_mergekit.losses import DomainLoss, Entropy, Teaching
 from dppa_mergekit.merge_benches import MergeBench, experts_of, objective_of
+from dppa_mergekit.prompt_tokens import check_completions, completion_loss, shortened
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.records import write_record
@@ -169,7 +170,7 @@ class AdaMerge:
 
     def _loss(self, domain: str, merge: ResidentMerge, harness: Harness | None) -> DomainLoss:
         if self.objective == "loss":
-            return completion_loss(domain, self.prompts[domain], merge)
+            return completion_loss(domain, self.prompts[domain], merge.model, merge.tokenizer)
         return Entropy(self._tokens(domain, merge.model, merge.tokenizer, harness))
 
     def _tokens(
@@ -278,7 +279,7 @@ def learn_weights(
         if objective == "entropy":
             losses[name] = Entropy(tokens_of(name, 0)(merge.model, merge.tokenizer))
         elif objective == "loss":
-            losses[name] = completion_loss(name, examples, merge)
+            losses[name] = completion_loss(name, examples, merge.model, merge.tokenizer)
 
     def evaluate() -> Evaluation:
         assert score is not None
@@ -311,62 +312,6 @@ def check_method(recipe: Recipe) -> None:
             f"{recipe.origin}: the weights of {recipe.method} cannot be learned{plain}; allowed "
             f"are {', '.join(known)}."
         )
-
-
-def check_completions(prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Refuse prompts without completions."""
-    if not prompts:
-        raise DppaError("Objective loss needs prompts with completions, in .jsonl files.")
-    for name, examples in prompts.items():
-        missing = sum(not example.completion for example in examples)
-        if missing:
-            raise DppaError(
-                f"The prompts of {name}: {missing} of {len(examples)} have no completion, which "
-                f"objective loss needs."
-            )
-
-
-def completion_loss(domain: str, examples: Sequence[Prompt], merge: ResidentMerge) -> Completion:
-    """The loss of given completions."""
-    tokens: list[list[int]] = []
-    begins: list[int] = []
-    for example in examples:
-        prompt = merge.tokenizer(example.text)["input_ids"]
-        whole = merge.tokenizer(f"{example.text}{example.completion}")["input_ids"]
-        if not 0 < len(prompt) < len(whole):
-            raise DppaError(
-                f"The prompts of {domain}: {example.text[:40]!r} or its completion has no tokens."
-            )
-        tokens.append(whole)
-        begins.append(len(prompt))
-    short = shortened(domain, tokens, merge.model, 0)
-    moved = [
-        max(1, begin - (len(whole) - len(cut)))
-        for begin, whole, cut in zip(begins, tokens, short, strict=True)
-    ]
-    return Completion(short, moved)
-
-
-def shortened(
-    domain: str, tokens: Sequence[list[int]], model: PreTrainedModel, room: int
-) -> list[list[int]]:
-    """Prompts that fit the model's context, with room for an answer; cut on the left."""
-    if not tokens or not all(tokens):
-        raise DppaError(f"The prompts of {domain}: one is empty, or there is none.")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is None:
-        return list(tokens)
-    longest = max(1, context - room)
-    long = sum(len(each) > longest for each in tokens)
-    if long:
-        LOG.warning(
-            "%s: %d of %d prompts do not fit the context of %d tokens; they are cut on the left.",
-            domain,
-            long,
-            len(tokens),
-            context,
-        )
-    return [each[-longest:] for each in tokens]
 
 
 class _States:

@@ -1,0 +1,1 @@
+"""The commands of `mergekit-dppa`, a module each; heavy imports are inside them."""

@@ -1,0 +1,97 @@
+"""What several commands share: options, and what is done before and after."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from dppa_mergekit.tasks import TasksFile
+    from dppa_mergekit.unmerged import Placement
+
+LOG = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def placed(command: Command) -> Command:
+    """Options about where and how models are held; see `placement`."""
+    for option in (
+        click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model."),
+        click.option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            default="auto",
+            show_default=True,
+            help="Of the live weights; auto is as they are stored.",
+        ),
+        click.option(
+            "--device", default="cpu", show_default=True, help="Where models live: cpu, cuda, ..."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def scored(command: Command) -> Command:
+    """Options that change a tasks file's settings; see `tasks_of`."""
+    instead = "In place of the tasks file's."
+    for name in ("--limit", "--batch-size"):
+        command = click.option(name, type=click.IntRange(min=1), help=instead)(command)
+    return command
+
+
+def tasks_of(path: Path, batch_size: int | None, limit: int | None) -> TasksFile:
+    """A tasks file, with settings changed where they are given."""
+    from dppa_mergekit.tasks import TasksFile
+
+    changes = {"batch_size": batch_size, "limit": limit}
+    return TasksFile.read(path).model_copy(
+        update={key: value for key, value in changes.items() if value}
+    )
+
+
+def placement(device: str, dtype: str, trust_remote_code: bool) -> Placement:
+    """Where and how models are held."""
+    import torch
+
+    from dppa_mergekit.unmerged import Placement
+
+    return Placement(device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
+
+
+def check_first(recipe: Path) -> None:
+    """Refuse a recipe in which `check` finds an error; say what else it finds."""
+    from dppa_mergekit.checking import check_recipe
+    from dppa_mergekit.errors import RecipeError
+
+    found = list(check_recipe(recipe, None, sample=False))
+    errors = [each for each in found if each.severity == "error"]
+    for each in found:
+        if each.severity == "warning":
+            LOG.warning("%s", each)
+    if errors:
+        more = f" (and {len(errors) - 1} more: mergekit-dppa check)" if len(errors) > 1 else ""
+        raise RecipeError(f"{recipe}: {errors[0].subject}: {errors[0].sentence}{more}")
+
+
+def interrupted(output: Path) -> NoReturn:
+    """End as after Ctrl-C, and say how to go on."""
+    kept = f"the best so far is in {output}; " if output.exists() else ""
+    click.echo(f"\nInterrupted; {kept}the same command goes on.", err=True)
+    sys.exit(130)
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice from transformers."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]

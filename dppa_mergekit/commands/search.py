@@ -1,0 +1,181 @@
+"""`mergekit-dppa search`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dppa_mergekit.commands import options
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--tasks",
+    "tasks_file",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The tasks file; its dev tasks choose.",
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the recipe goes, with its factors filled in.",
+)
+@click.option(
+    "--tune",
+    type=click.Choice(["factors", "weights"]),
+    default="factors",
+    show_default=True,
+    help="The factors of each model, alone on the base, or the weights of all in the whole merge.",
+)
+@click.option("--shared", is_flag=True, help="With weights: one for all models.")
+@click.option(
+    "--by",
+    type=click.Choice(["mean", "worst"]),
+    default="mean",
+    show_default=True,
+    help="With weights: which Domain-Ratio counts.",
+)
+@click.option(
+    "--guard-loss",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="With weights: the share of the base model's score that guard tasks may lose.",
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["joint", "paper", "distill"]),
+    help="Of factors. joint: all together, by coordinates. paper: the paper's hill climb. distill: "
+    "the fine-tuned model teaches, and a few evaluations around its proposal decide.  "
+    "[default: joint]",
+)
+@click.option(
+    "--per-block", is_flag=True, help="With distill: factors for each block, as gradients."
+)
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What the model teaches by, a line each, or .jsonl; its dev tasks' prompts if not given.",
+)
+@click.option(
+    "--max-evaluations",
+    type=click.IntRange(min=1),
+    default=60,
+    show_default=True,
+    help="Candidates for each domain, or for the merge.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Steps without gain after which the paper's climb ends.",
+)
+@click.option(
+    "--range",
+    "range_",
+    type=(click.FloatRange(min=0), click.FloatRange(min=0)),
+    help="The least and the largest value.  [default: 0.2 3; of dare_dpa 0.1 1; of weights 0 1.5]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Deals out the items.")
+@click.option("--tune-dense", is_flag=True, help="Tune amplify_dense too.")
+@options.placed
+@options.scored
+@click.option(
+    "--score-command",
+    help="Scores in place of lm-eval: a shell command with {model} for a merged folder, that "
+    'prints JSON, as in {"task": 0.5}.',
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Try candidates in so many processes, each with its own model (and GPU, with cuda).",
+)
+@click.option("--ray-address", help="Of a Ray cluster for the workers, in place of this machine.")
+def search(
+    recipe: Path,
+    tasks_file: Path,
+    output: Path,
+    tune: str,
+    shared: bool,
+    by: str,
+    guard_loss: float,
+    strategy: str | None,
+    per_block: bool,
+    prompts_file: Path | None,
+    max_evaluations: int,
+    patience: int,
+    range_: tuple[float, float] | None,
+    seed: int,
+    tune_dense: bool,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    limit: int | None,
+    score_command: str | None,
+    workers: int | None,
+    ray_address: str | None,
+    trust_remote_code: bool,
+) -> None:
+    r"""Find the factors of RECIPE's models, each alone on the base, or its weights, by evaluation.
+
+    \b
+        mergekit-dppa search recipe.yml --tasks tasks.yml --output tuned.yml
+
+    Killed, the same command goes on where it was.
+    """
+    from dataclasses import replace
+
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.prompts import read_prompts
+    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.summary import written
+    from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge, default_options
+    from dppa_mergekit.workers import Cluster
+
+    options.check_first(recipe)
+    read = Recipe.read(recipe)
+    tasks = options.tasks_of(tasks_file, batch_size, limit)
+    merge = WholeMerge(shared, by == "worst", guard_loss) if tune == "weights" else None
+    defaults = default_options(read.method) if merge is None else WEIGHT_OPTIONS
+    chosen = replace(
+        defaults,
+        strategy=strategy or defaults.strategy,
+        max_evaluations=max_evaluations,
+        patience=patience,
+        seed=seed,
+        per_block=per_block,
+    )
+    if range_ is not None:
+        low, high = range_
+        if not (low <= 1 <= high if merge is None else low < high):
+            allowed = "with 1 in it" if merge is None else "from less to more"
+            raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range {allowed}.")
+        chosen = replace(chosen, low=low, high=high)
+    placement = options.placement(device, dtype, trust_remote_code)
+    prompts = None if prompts_file is None else [each.text for each in read_prompts(prompts_file)]
+    options.quiet_transformers()
+    if ray_address is not None and workers is None:
+        raise ParameterError("--ray-address says where workers run; it needs --workers.")
+    cluster = None if workers is None else Cluster(workers, ray_address)
+    run = Search(
+        read, tasks, output, chosen, placement, tune_dense, score_command, prompts, merge, cluster
+    )
+    try:
+        found = run.run()
+    except KeyboardInterrupt:
+        options.interrupted(output)
+    for each in found:
+        factors = ", ".join(f"{name} {written(factor)}" for name, factor in each.factors.items())
+        click.echo(
+            f"{each.domain}: {factors}; dev Domain-Ratio {each.before} -> {each.after} "
+            f"({each.evaluations} candidates, {each.seconds:.0f} s)"
+        )
+        for name, (before, after) in each.parts.items():
+            click.echo(f"  {name}: {before} -> {after}")
+    click.echo(f"{output}: the recipe with these {tune}")
