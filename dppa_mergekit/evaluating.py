@@ -68,7 +68,7 @@ class Evaluating:
             _refuse_broken(model)
         if self.output is not None:
             self.output.mkdir(parents=True, exist_ok=True)
-        harness = Harness(self.tasks, self._metrics())
+        harness = Harness(self.tasks, self.tasks.metrics(self.part))
         every = [*(task for tasks in domains.values() for task in tasks), *guard]
         rows: dict[str, Scores] = {}
         dense: dict[str, Score] = {}
@@ -97,11 +97,6 @@ class Evaluating:
         if self.output is not None:
             self._write(self.output, evaluation)
         return evaluation
-
-    def _metrics(self) -> dict[str, str]:
-        parts = [each.of(self.part) for each in self.tasks.domains.values()]
-        parts.append(self.tasks.guard.of(self.part))
-        return {task: metric for part in parts for task, metric in part.items()}
 
     def _merged(self, harness: Harness, recipe: Recipe, tasks: Sequence[str]) -> Scores:
         where = self.placement

@@ -87,7 +87,7 @@ class AdaMerge:
             DppaError: Whatever the user can mend; before the first step where possible.
         """
         self._check()
-        harness = None if self.tasks is None else Harness(self.tasks, _dev(self.tasks))
+        harness = None if self.tasks is None else Harness(self.tasks, self.tasks.metrics("dev"))
         with opened(self.journal, self._subject()) as journal:
             kept = _States(journal)
             evaluation = None
@@ -389,10 +389,4 @@ class _DevScore:
         return evaluate
 
     def _items(self) -> dict[str, Sequence[int]]:
-        return {task: range(self.harness.items(task)) for task in _dev(self.tasks)}
-
-
-def _dev(tasks: TasksFile) -> dict[str, str]:
-    """Dev task -> metric, of the domains and the guard."""
-    parts = [*(domain.dev for domain in tasks.domains.values()), tasks.guard.dev]
-    return {task: metric for part in parts for task, metric in part.items()}
+        return {task: range(self.harness.items(task)) for task in self.tasks.metrics("dev")}

@@ -98,6 +98,13 @@ class TasksFile(_Strict):
     domains: dict[str, Domain]
     guard: Parts = Parts()
 
+    def metrics(self, part: Part, guard: bool = True) -> Metrics:
+        """Task -> metric, of all domains and, if it is wanted, of the guard."""
+        parts = [domain.of(part) for domain in self.domains.values()]
+        if guard:
+            parts.append(self.guard.of(part))
+        return {task: metric for each in parts for task, metric in each.items()}
+
     @classmethod
     def read(cls, path: Path) -> TasksFile:
         """Read a tasks file.

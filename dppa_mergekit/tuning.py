@@ -147,10 +147,7 @@ class Search:
 
     def _dev(self) -> dict[str, str]:
         """Dev task -> metric: of the domains, and of the guard where a merge is tuned."""
-        parts = [domain.dev for domain in self.tasks.domains.values()]
-        if self.merge is not None:
-            parts.append(self.tasks.guard.dev)
-        return {task: metric for part in parts for task, metric in part.items()}
+        return self.tasks.metrics("dev", guard=self.merge is not None)
 
     def _factors(
         self, harness: Harness | None, journal: Journal, best: dict[str, Mapping[str, Setting]]
