@@ -38,7 +38,7 @@ from dppa_mergekit.scores import Estimate
 from dppa_mergekit.summary import learning_summary
 from dppa_mergekit.tasks import TasksFile, check_dense
 from dppa_mergekit.teacher import ANSWER_TOKENS
-from dppa_mergekit.tuning import check_output, fingerprints, folder_hash, replace
+from dppa_mergekit.tuning import WholeMerge, check_output, fingerprints, folder_hash, replace
 from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged
 from dppa_mergekit.variants import summing
 
@@ -51,9 +51,6 @@ OBJECTIVES = ("distill", "entropy", "loss")
 
 START = 0.3
 """The weight of a model that has none in the recipe (AdaMerging's own)."""
-
-GUARD_LOSS = 0.05
-"""The share of the base model's scores that may be lost on guard tasks."""
 
 
 @dataclass(frozen=True)
@@ -378,7 +375,8 @@ class _DevScore:
     def of(self, merge: ResidentMerge) -> Callable[[], Evaluation]:
         """Evaluates the live merge."""
         assert self.dense is not None
-        objective = objective_of(self.tasks, self.dense, False, GUARD_LOSS)
+        how = WholeMerge()
+        objective = objective_of(self.tasks, self.dense, how.worst, how.guard_loss)
 
         def evaluate() -> Evaluation:
             scores = self.harness.score(merge.model, merge.tokenizer, self._items())

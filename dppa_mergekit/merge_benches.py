@@ -23,8 +23,23 @@ SHARED = "weight"
 """The one weight of all models."""
 
 
+class _OfMerge(OneByOne):
+    """What benches of a merge have in common, wherever it is scored."""
+
+    recipe: Recipe
+    shared: bool
+
+    def parameters(self) -> list[str]:
+        """What has a weight."""
+        return [SHARED] if self.shared else self.recipe.tuned()
+
+    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+        """Not possible: a merge has no one teacher."""
+        raise DppaError("Strategy distill is for factors; weights are tuned by coordinates.")
+
+
 @dataclass
-class MergeBench(OneByOne):
+class MergeBench(_OfMerge):
     """One resident merge whose weights are set in memory; loaded when it is first needed.
 
     Attributes:
@@ -52,10 +67,6 @@ class MergeBench(OneByOne):
 
         return _each(self.experts, items, score)
 
-    def parameters(self) -> list[str]:
-        """What has a weight."""
-        return [SHARED] if self.shared else self.recipe.tuned()
-
     def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the merge with weights."""
         if self._resident is None:
@@ -66,13 +77,9 @@ class MergeBench(OneByOne):
         self._resident.set_weights(weights_of(self.recipe, factors))
         return self.scorer.score(self._resident.model, self._resident.tokenizer, items)
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
-        """Not possible: a merge has no one teacher."""
-        raise DppaError("Strategy distill is for factors; weights are tuned by coordinates.")
-
 
 @dataclass
-class FolderMergeBench(OneByOne):
+class FolderMergeBench(_OfMerge):
     """Merged folders, which a command of the user's scores as a whole.
 
     Attributes:
@@ -100,19 +107,11 @@ class FolderMergeBench(OneByOne):
             lambda model, own: self.command.run(Unmerged(model, where).folder(), own),
         )
 
-    def parameters(self) -> list[str]:
-        """What has a weight."""
-        return [SHARED] if self.shared else self.recipe.tuned()
-
     def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the merge with weights."""
         recipe = self.recipe.weighted(weights_of(self.recipe, factors))
         with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
             return self.command.run(folder, items)
-
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
-        """Not possible: a merge has no one teacher."""
-        raise DppaError("Strategy distill is for factors; weights are tuned by coordinates.")
 
 
 def experts_of(tasks: TasksFile, recipe: Recipe) -> Experts:

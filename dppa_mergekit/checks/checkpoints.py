@@ -295,11 +295,9 @@ def of_dtypes(checkpoint: Checkpoint) -> list[Finding]:
 
 def stale(folder: Path) -> list[Finding]:
     """Weight files of a folder that its index does not name."""
-    content = _json(folder / INDEX)
-    placed = None if content is None else content.get("weight_map")
-    if not isinstance(placed, dict):
+    named = set(_index(folder, str(folder), []).values())
+    if not named:
         return []
-    named = set(placed.values())
     return [
         warning(str(folder), f"{path.name} is not in the index: it is left from another merge.")
         for path in sorted(folder.glob("*.safetensors"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from dppa_mergekit.checks.checkpoints import WIDTHS, Checkpoint, Stored
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.names import block_of, natural_order
+from dppa_mergekit.recipes import identity
 
 MUST_AGREE = (
     "model_type",
@@ -47,14 +47,14 @@ Floats = NDArray[numpy.float32]
 
 def names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
     """Models given twice, under any spelling, and a base that is a fine-tuned model, too."""
-    seen: dict[str, str] = {}
+    seen: dict[object, str] = {}
     for model in models:
-        identity = os.path.realpath(model) if os.path.exists(model) else model
-        if identity in seen:
-            yield error(model, f"it is given twice, also as {seen[identity]}: sum the weights.")
-        seen.setdefault(identity, model)
-    if base is not None and os.path.exists(base):
-        same = seen.get(os.path.realpath(base))
+        key = identity(model)
+        if key in seen:
+            yield error(model, f"it is given twice, also as {seen[key]}: sum the weights.")
+        seen.setdefault(key, model)
+    if base is not None:
+        same = seen.get(identity(base))
         if same is not None and same != base:
             yield error(same, f"it is the base model, spelt as {base}: its delta is zero.")
 
