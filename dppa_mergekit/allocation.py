@@ -89,6 +89,12 @@ class Allocation:
             for each in statistics[None].linears
         }
 
+    def statistics(self, model: Hashable, multiples: Multiples | None) -> ModelStatistics:
+        """The statistics of a model, with the tails at these multiples; None for no tails."""
+        self.prepare()
+        assert self._statistics is not None
+        return self._statistics[model][multiples]
+
     def kept(self, model: Hashable, pruning: DynamicPruning, density: float) -> dict[Linear, int]:
         """The kept count of every linear of a model at one density."""
         self.prepare()

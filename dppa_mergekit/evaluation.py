@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dppa_mergekit.scores import Estimate, Score, Scores, domain_ratio, ratio_estimate, task_ratio
+from dppa_mergekit.tables import table
 
 TUNED_ON = "*"
 """Marks a task that something was tuned on."""
@@ -62,14 +63,14 @@ def as_markdown(found: Evaluation) -> str:
     """Two tables: scores with standard errors, and ratios in percent."""
     marked = {task: task + TUNED_ON * (task in found.tuned_on) for task in found.tasks}
     own = [task for tasks in found.domains.values() for task in tasks]
-    scores = _table(
+    scores = table(
         ["model", *marked.values()],
         [
             [name, *(_score(scores[task]) for task in found.tasks)]
             for name, scores in found.models.items()
         ],
     )
-    ratios = _table(
+    ratios = table(
         ["model", *(marked[task] for task in own), *found.domains, "mean"],
         [
             [
@@ -125,16 +126,3 @@ def as_plain(found: Evaluation) -> dict[str, object]:
 
 def _score(score: Score) -> str:
     return f"{score.value:.3f}" + ("" if score.error is None else f" ± {score.error:.3f}")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned, for those who read it on a screen: names to the left, numbers to the right."""
-    widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        return "| " + " | ".join(padded) + " |\n"
-
-    ruler = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "".join([line(head), "| " + " | ".join(ruler) + " |\n", *map(line, rows)])

@@ -119,7 +119,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         allocation = (
             self._allocation_in_memory(groups, parameters, input_dtypes)
             if planned is None
-            else planned.allocation(self._allocated_by)
+            else planned.allocation(self.allocated_by)
         )
         allocation.prepare()
         thresholds = Thresholds() if planned is None else planned.thresholds(allocation)
@@ -156,7 +156,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
                 name = _name(group)
                 densities.setdefault(entry.id, {})[name] = _number(bound, "density", entry.id)
             sources.append(_source_in_memory(group, dtype, alone=len(groups) == 1))
-        multiples = [self._allocated_by(bound).multiples for bound in parameters]
+        multiples = [self.allocated_by(bound).multiples for bound in parameters]
         return Allocation(sources, densities, [each for each in multiples if each is not None])
 
     def _merge(
@@ -240,7 +240,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             dense = _number(bound, "amplify_dense", model) if self.variant.amplified else 1.0
             return Pruning.none(delta, dense)
         density = _number(bound, "density", model)
-        by = self._allocated_by(bound)
+        by = self.allocated_by(bound)
         sparsification = PartitionAmplification(
             {rate: _number(bound, f"amplify_{rate}", model) for rate in recipe.RATES}
             if self.variant.amplified
@@ -254,7 +254,8 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         key = (str(model), linear.tensor, str(linear.expert))
         return sparsification.pruning(delta, counts, key, density)
 
-    def _allocated_by(self, bound: Bound) -> DynamicPruning:
+    def allocated_by(self, bound: Bound) -> DynamicPruning:
+        """How linears are pruned under a tensor's shared parameters."""
         if not self.variant.levels:
             return DynamicPruning(max_fluctuation=0.0, levels=())
         block_multiple = bound["block_significance_multiple"]

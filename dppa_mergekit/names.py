@@ -15,7 +15,7 @@ ROUTING = frozenset({"gate", "router", "shared_expert_gate"})
 VOCABULARY = frozenset({"lm_head", "lm_heads", "shared_head"})
 """Components of output heads that some models keep inside a block."""
 
-TABLES = ("embed", "norm", "bias")
+TABLES = {"embed": "embedding", "norm": "norm", "bias": "bias"}
 """Parts of components of embeddings, norms, and position or relative-bias tables."""
 
 
@@ -52,10 +52,24 @@ def linears_in(name: str, shape: Sequence[int], vocabulary: bool = False) -> int
         shape: Its shape.
         vocabulary: Whether one of its axes is indexed by tokens.
     """
-    if block_of(name) is None or vocabulary or 0 in shape:
+    if dense_because(name, shape, vocabulary) is not None:
         return 0
-    components = [component.lower() for component in name.split(".")]
-    return 0 if _is_dense(components) else _linears_by_shape(components, shape)
+    return _linears_by_shape(_components(name), shape)
+
+
+def dense_because(name: str, shape: Sequence[int], vocabulary: bool = False) -> str | None:
+    """Why a tensor is dense, in a few words; None if it holds linears. Arguments as above."""
+    if vocabulary:
+        return "has an axis of tokens"
+    if block_of(name) is None:
+        return "outside all blocks"
+    if 0 in shape:
+        return "empty"
+    components = _components(name)
+    because = _dense_by_name(components)
+    if because is None and not _linears_by_shape(components, shape):
+        return "no matrix" if len(shape) != 2 else "no weight"
+    return because
 
 
 def linears_alone(name: str | None, shape: Sequence[int], vocabulary: bool = False) -> int:
@@ -64,16 +78,25 @@ def linears_alone(name: str | None, shape: Sequence[int], vocabulary: bool = Fal
         return 0
     if name is None:
         return 1
-    if _is_dense([component.lower() for component in name.split(".")]):
+    if _dense_by_name(_components(name)) is not None:
         return 0
     return max(1, linears_in(name, shape))
 
 
-def _is_dense(components: list[str]) -> bool:
+def _components(name: str) -> list[str]:
+    return [component.lower() for component in name.split(".")]
+
+
+def _dense_by_name(components: list[str]) -> str | None:
     # Of the parents only the nearest counts: a linear may stand in a module called conv or norm.
     # The last component counts as well: an expert's bias may be 2-D and called gate_up_proj_bias.
-    return any(each in ROUTING or each in VOCABULARY for each in components) or any(
-        part in owner for owner in _owner(components) for part in TABLES
+    if any(each in ROUTING for each in components):
+        return "router or gate"
+    if any(each in VOCABULARY for each in components):
+        return "output head"
+    owner = _owner(components)
+    return next(
+        (kind for part, kind in TABLES.items() if any(part in each for each in owner)), None
     )
 
 

@@ -34,7 +34,7 @@ from dppa_mergekit.loads import (
     reading,
 )
 from dppa_mergekit.measurement import Progress, TensorSource
-from dppa_mergekit.names import block_of, linears_in
+from dppa_mergekit.names import block_of, linears_in, natural_order
 from dppa_mergekit.parameters import REQUIRED
 from dppa_mergekit.statistics import ModelStatistics, Multiples
 
@@ -194,6 +194,34 @@ class Plan:
             if self._thresholds is None:
                 self._thresholds = Thresholds(self._places_of_kept_sets(), allocation.linears)
             return self._thresholds
+
+    def fingerprint(self) -> list[object]:
+        """Plain data that differs where deltas or parameters do."""
+        return [
+            self.method,
+            [[str(model), content] for model, content in self._depends.items()],
+            [
+                [name, repr(dict(each.shared)), [repr(dict(p)) for p in each.per_model.values()]]
+                for name, each in self.tensors.items()
+            ],
+        ]
+
+    def shape_of(self, planned: PlannedTensor) -> tuple[int, ...]:
+        """The shape of the base's tensor: from its header, or read where it is packed on load."""
+        load = planned.loads[planned.base]
+        checkpoint = self._checkpoint(planned.base, load)
+        stored = checkpoint.stored_name(possible_names(load))
+        if stored is not None:
+            return tuple(checkpoint.header(stored).shape)
+        base = read(load, planned.base)
+        return () if base is None else tuple(base.shape)
+
+    def in_order_of_shards(self) -> list[PlannedTensor]:
+        """The tensors, block by block, as they lie in the base's files."""
+        return sorted(
+            self.tensors.values(),
+            key=lambda each: (natural_order(self._source(each).shard), natural_order(each.name)),
+        )
 
     def _new_allocation(
         self, pruning: Callable[[Mapping[str, object]], DynamicPruning]

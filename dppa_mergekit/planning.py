@@ -84,6 +84,12 @@ def observe(frame: FrameType, method: str) -> None:
         weakref.finalize(caller, _PLANS.pop, id(caller), None)
 
 
+def gathered(method: str) -> Plan:
+    """The plan of a method's merge that this thread planned last."""
+    _, plan = _GATHERING.plans[method]
+    return plan
+
+
 def is_planning(frame: FrameType) -> bool:
     """Whether the caller is mergekit's planner or a task that it makes, or runs."""
     return _place(frame) in (_PLANNER, _TASK, _EXECUTION)

@@ -8,13 +8,14 @@ from statistics import mean
 from dppa_mergekit.adamerging import Learned
 from dppa_mergekit.recipes import Setting
 from dppa_mergekit.search import MERGE, Tuned
+from dppa_mergekit.tables import table
 
 
 def summary(found: Sequence[Tuned], strategy: str) -> str:
     """Tables of factors and of dev Domain-Ratios, for people."""
     what = "Weights of the merge" if found[0].domain == MERGE else "Amplification factors"
     names = list(dict.fromkeys(name for each in found for name in each.factors))
-    factors = _table(
+    factors = table(
         ["domain", "model", *names],
         [
             [
@@ -25,7 +26,7 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
             for each in found
         ],
     )
-    ratios = _table(
+    ratios = table(
         ["domain", "before", "tuned", "gain on items that did not choose", "candidates", "time"],
         [
             [
@@ -56,7 +57,7 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
 def learning_summary(found: Learned, objective: str) -> str:
     """Tables of weights, and of dev Domain-Ratios where there are any, for people."""
     first, best, last = found.states[0], found.best, found.states[-1]
-    weights = _table(
+    weights = table(
         ["model", "start", "learned", "least", "largest"],
         [
             [model, f"{mean(before):.3f}", f"{mean(row):.3f}", f"{min(row):.3f}", f"{max(row):.3f}"]
@@ -70,7 +71,7 @@ def learning_summary(found: Learned, objective: str) -> str:
     )
     if first.evaluation is None or best.evaluation is None:
         return text
-    ratios = _table(
+    ratios = table(
         ["domain", "start", "learned"],
         [
             ["mean", str(first.evaluation.estimate), str(best.evaluation.estimate)],
@@ -91,8 +92,3 @@ def written(factor: Setting) -> str:
     if isinstance(factor, (int, float)):
         return f"{factor:g}"
     return f"{min(factor):.2f} to {max(factor):.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -13,6 +14,9 @@ from dppa_mergekit.checks.checkpoints import of_folder
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.merged import RECIPE, recipe_of
 from dppa_mergekit.errors import DppaError
+
+if TYPE_CHECKING:
+    from mergekit.graph import Task
 
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 """Methods of mergekit's that draw random numbers anew in every run."""
@@ -28,14 +32,9 @@ def verified(folder: Path, every: bool) -> Iterator[Finding]:
         folder: With the recipe that mergekit leaves; the paths in it count from here.
         every: All tensors, and not a sample.
     """
-    from mergekit.architecture import get_architecture_info
-    from mergekit.common import dtype_from_name
-    from mergekit.graph import Executor
-    from mergekit.io.tasks import LoaderCache, SaveTensor
-    from mergekit.merge import MergeOptions
-    from mergekit.plan import MergePlanner
     from transformers import AutoConfig
 
+    from dppa_mergekit.dry_run import dry_run
     from dppa_mergekit.recipes import Recipe
 
     where = str(folder)
@@ -48,27 +47,30 @@ def verified(folder: Path, every: bool) -> Iterator[Finding]:
         )
         return
     try:
-        configuration = Recipe.read(folder / RECIPE).configuration()
-        options = MergeOptions(quiet=True)
-        LoaderCache.loaders.clear()
-        LoaderCache().setup(options=options)
-        for model in configuration.referenced_models():
-            LoaderCache().get(model)
-        architecture = get_architecture_info(configuration, options)
+        recipe_left = Recipe.read(folder / RECIPE)
         config = AutoConfig.from_pretrained(folder)
-        planner = MergePlanner(
-            configuration, architecture, options=options, out_model_config=config
-        )
-        # What writes is not run: only what it would write is computed.
-        planned = planner.plan_to_disk(str(folder))
+    # Whatever transformers raises for a configuration that it does not know.
+    except (DppaError, OSError, ValueError) as problem:
+        yield error(where, f"its recipe cannot be merged again ({_reason(problem)}).")
+        return
+    try:
+        with dry_run(recipe_left, where, config) as planned:
+            yield from _compared(folder, planned, every)
     except DppaError as problem:
         yield error(where, f"its recipe cannot be merged again: {problem.message}")
-        return
-    # Whatever mergekit raises for inputs that are not there any more.
-    except Exception as problem:
-        reason = " ".join(str(problem).split())[:200].rstrip(".")
-        yield error(where, f"its recipe cannot be merged again ({reason}).")
-        return
+
+
+def _reason(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:200].rstrip(".")
+
+
+def _compared(folder: Path, planned: Sequence[Task[object]], every: bool) -> Iterator[Finding]:
+    """Whether what the tasks compute is what the folder holds."""
+    from mergekit.common import dtype_from_name
+    from mergekit.graph import Executor
+    from mergekit.io.tasks import SaveTensor
+
+    where = str(folder)
     writes = {
         task.tensor_task: (task.tensor_name, task.dtype)
         for task in planned
