@@ -61,8 +61,7 @@ class Offsets:
         zeros: Share of deltas that are zero.
         deviation: Root of the mean square.
         relative: The same over that of the base's weights.
-        histogram: (bins,) shares, of bins of one width from -`reach` to `reach`; what lies beyond
-            counts to the outermost.
+        histogram: (bins,) shares, of bins of one width from -`reach` to `reach`; some lie beyond.
         reach: The larger of the magnitudes of the 0.1 % and the 99.9 % quantile.
     """
 

@@ -26,12 +26,17 @@ STYLES = {90: "-", 80: "--"}
 
 def draw_analysis(found: Analysis, folder: Path) -> None:
     """Write density.png, offsets.png, structure.png and, of several models, overlap.png."""
-    pictures = {"density": _density(found), "offsets": _offsets(found)}
-    pictures["structure"] = _structure(found)
+    draw_density(found, folder / "density.png")
+    pictures = {"offsets": _offsets(found), "structure": _structure(found)}
     if found.pairs:
         pictures["overlap"] = _overlap(found)
     for name, figure in pictures.items():
         figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def draw_density(found: Analysis, path: Path) -> None:
+    """Write the heat maps of the densities."""
+    _density(found).savefig(path, dpi=150)
 
 
 def _density(found: Analysis) -> Figure:
@@ -107,7 +112,7 @@ def _offsets(found: Analysis) -> Figure:
             color=f"C{number}",
         )
     panel.set_yscale("log")
-    panel.set_xlabel("delta (the outermost bins hold what lies beyond)")
+    panel.set_xlabel("delta, up to its 99.9 % quantile")
     panel.set_ylabel("density of deltas")
     panel.legend(fontsize="small")
     return figure
@@ -140,7 +145,7 @@ def _structure(found: Analysis) -> Figure:
     for panel in grid.flat[len(names) :]:
         panel.set_axis_off()
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small")
     figure.supxlabel("rows or columns, from the fullest on, %", fontsize="medium")
     figure.supylabel("kept of each, %", fontsize="medium")
     return figure

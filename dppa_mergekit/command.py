@@ -12,6 +12,7 @@ from dppa_mergekit.commands.adamerge import adamerge
 from dppa_mergekit.commands.analyze import analyze
 from dppa_mergekit.commands.check import check
 from dppa_mergekit.commands.evaluate import evaluate
+from dppa_mergekit.commands.publish import publish
 from dppa_mergekit.commands.search import search
 
 
@@ -32,7 +33,7 @@ class _Commands(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr, tracebacks too.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr.")
 def main(verbose: bool, quiet: bool) -> None:
-    """Look at, tune, check and score DPPA merges (arXiv 2403.02799)."""
+    """Look at, tune, check, score and publish DPPA merges (arXiv 2403.02799)."""
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     if quiet:
@@ -40,5 +41,5 @@ def main(verbose: bool, quiet: bool) -> None:
         os.environ["TQDM_DISABLE"] = "1"
 
 
-for command in (check, analyze, search, adamerge, evaluate):
+for command in (check, analyze, search, adamerge, evaluate, publish):
     main.add_command(command)

@@ -19,7 +19,7 @@ from dppa_mergekit.analysis import Offsets
 BINS = 1 << 16
 SIGN = 1 << 15
 
-COARSE = 81
+COARSE = 41
 """Bins of the histogram that is kept."""
 
 Values = NDArray[numpy.float32]
@@ -28,7 +28,8 @@ Values = NDArray[numpy.float32]
 def _middles() -> NDArray[numpy.float64]:
     """(BINS,) the value in the middle of each bin, ascending; zero is in the first of its sign."""
     upper = numpy.arange(BINS, dtype=numpy.uint32)
-    middle = ((upper << 16) | SIGN).view(numpy.float32).astype(numpy.float64)
+    with numpy.errstate(invalid="ignore"):  # Some are NaN; no delta is.
+        middle = ((upper << 16) | SIGN).view(numpy.float32).astype(numpy.float64)
     middle[[0, SIGN]] = 0.0
     return middle
 
@@ -102,6 +103,7 @@ class Histogram:
             return ()
         # Of bins that hold nothing, the middle may be NaN.
         held = numpy.flatnonzero(self.counts)
-        place = ((_middles()[held] / reach + 1) / 2 * COARSE).clip(0, COARSE - 1).astype(int)
-        counts = numpy.bincount(place, weights=self.counts[held], minlength=COARSE)
-        return tuple((counts / number).tolist())
+        middles, counts = _middles()[held], self.counts[held]
+        edges = numpy.linspace(-reach, reach, COARSE + 1)
+        found, _ = numpy.histogram(middles, edges, weights=counts)
+        return tuple((found / number).tolist())

@@ -15,6 +15,11 @@ FILE = "dppa_run.json"
 PACKAGES = ("dppa-mergekit", "mergekit", "torch", "transformers")
 
 
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {name: version(name) for name in PACKAGES}
+
+
 def write_record(
     output: Path, command: str, subject: Mapping[str, object], results: Sequence[object]
 ) -> None:
@@ -30,7 +35,7 @@ def write_record(
     records = read_records(path.parent)
     records[output.name] = {
         "command": command,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         **subject,
         "results": list(results),
     }
