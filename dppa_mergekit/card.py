@@ -15,9 +15,9 @@ BEGIN, END = "<!-- dppa-mergekit: begin -->", "<!-- dppa-mergekit: end -->"
 
 TAGS = ("mergekit", "merge")
 
-METHOD = """DPPA prunes the difference of every fine-tuned model to the base by magnitude, each linear
-layer at a rate of its own (DP), and amplifies what is left, partition by partition (DPA). It is
-described in "DPPA: Pruning Method for Large Language Model to Model Merging"
+METHOD = """DPPA prunes the difference of every fine-tuned model to the base by magnitude, each
+linear layer at a rate of its own (DP), and amplifies what is left, partition by partition (DPA). It
+is described in "DPPA: Pruning Method for Large Language Model to Model Merging"
 ([arXiv 2403.02799](https://arxiv.org/abs/2403.02799)) and was applied by `dppa-mergekit`, a plugin
 for mergekit.
 
@@ -80,10 +80,11 @@ class Facts:
 
 def completed(text: str, facts: Facts) -> str:
     """A card's text with the facts filled in, whether it was completed before or not."""
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     card = ModelCard(_without_marks(text), ignore_metadata_errors=True)
     data = card.data
+    assert isinstance(data, ModelCardData)
     tags = [*(data.tags or []), *TAGS, *(["dppa"] if facts.is_dppa else [])]
     data.tags = list(dict.fromkeys(tags))
     data.library_name = data.library_name or "transformers"

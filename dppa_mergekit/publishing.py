@@ -134,7 +134,8 @@ class Publishing:
         """Model, as the recipe spells it -> what it is called in public; the base is the first."""
         given = {identity(model): name for model, name in self.names.items()}
         found: dict[str, str] = {}
-        for model in [str(recipe.content["base_model"]), *recipe.tuned()]:
+        base = recipe.content.get("base_model")
+        for model in [*([] if base is None else [str(base)]), *recipe.tuned()]:
             local = _is_local(model)
             name = given.get(identity(model))
             if name is None and local:
@@ -162,7 +163,7 @@ class Publishing:
             self.repository.rsplit("/", 1)[-1],
             is_dppa,
             [name for name in public.values() if "/" in name],
-            {public[model]: _parameters(recipe, model) for model in recipe.tuned()},
+            {public[model]: recipe.parameters(model) for model in recipe.tuned()},
             found,
             self._picture(recipe) if is_dppa else None,
             scores,
@@ -233,19 +234,6 @@ def _is_local(model: str) -> bool:
     return Path(model).exists() or model.startswith((".", "/", "~"))
 
 
-def _parameters(recipe: Recipe, model: str) -> dict[str, object]:
-    """Of one model: the shared ones, and its own."""
-    found: dict[str, object] = {}
-    shared = recipe.content.get("parameters")
-    if isinstance(shared, dict):
-        found.update(shared)
-    models = recipe.content.get("models")
-    for each in models if isinstance(models, list) else ():
-        if identity(str(each.get("model"))) == identity(model):
-            found.update(each.get("parameters") or {})
-    return found
-
-
 def _published(recipe: Recipe, public: Mapping[str, str]) -> str:
     """The recipe's YAML with public names."""
 
@@ -269,7 +257,7 @@ def _anonymous(text: str, public: Mapping[str, str]) -> str:
             continue
         if "/" in model:
             whole = re.compile(rf"(?<![\w./~-]){re.escape(model)}(?![\w/-])")
-            text = whole.sub(lambda _, name=name: name, text)
+            text = name.join(whole.split(text))
             continue
         # A bare name may be a word as well: only where mergekit writes models.
         for before, after in (
@@ -278,7 +266,7 @@ def _anonymous(text: str, public: Mapping[str, str]) -> str:
             ("(?<=model: )", r"(?=\s)"),
         ):
             here = re.compile(before + re.escape(model) + after)
-            text = here.sub(lambda _, name=name: name, text)
+            text = name.join(here.split(text))
     return text
 
 
@@ -289,20 +277,20 @@ def _agreed_license(public: Mapping[str, str]) -> str | None:
 
 
 def _license(model: str, name: str) -> str | None:
-    from huggingface_hub import ModelCard
+    from huggingface_hub import HfApi, ModelCard, ModelCardData
 
+    path = Path(model) / CARD
+    data: object = None
     try:
-        path = Path(model) / CARD
-        card = (
-            ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-            if path.exists()
-            else ModelCard.load(name, ignore_metadata_errors=True)
-        )
-    # Whatever the client raises for a card that is not there or cannot be fetched or read.
-    except Exception:
-        return None
-    licence = card.data.license
-    return licence if isinstance(licence, str) else None
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            data = ModelCard(text, ignore_metadata_errors=True).data
+        elif "/" in name:
+            data = HfApi().model_info(name, timeout=10).card_data
+    # Whatever the client raises for a card that cannot be fetched or read.
+    except Exception as problem:
+        LOG.warning("The card of %s cannot be read (%s).", name, _first(problem))
+    return data.license if isinstance(data, ModelCardData) else None
 
 
 def _first(problem: Exception) -> str:

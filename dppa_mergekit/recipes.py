@@ -117,6 +117,15 @@ class Recipe:
             f"{self.origin} has no fine-tuned model {model}; it has {', '.join(self.tuned())}."
         )
 
+    def parameters(self, model: str) -> Node:
+        """The parameters of one fine-tuned model, where it stands first; the shared ones, too."""
+        shared = self.content.get("parameters")
+        found: Node = dict(shared) if isinstance(shared, dict) else {}
+        wanted = identity(model)
+        own = [each for each in _inputs(self.content) if identity(each["model"]) == wanted]
+        held = own[0].get("parameters") if own else None
+        return {**found, **held} if isinstance(held, dict) else found
+
     def with_parameters(self, model: str, values: Mapping[str, object]) -> Recipe:
         """The recipe with parameters of one fine-tuned model set anew, whatever they were.
 

@@ -1,0 +1,237 @@
+"""`mergekit-dppa publish`, against a Hub that is a process on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from checkpoints import recipe, save_family, tensors_of, unequal
+from huggingface_hub import ModelCard
+
+Merge = Callable[..., dict[str, object]]
+
+LOAD = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+AutoTokenizer.from_pretrained(sys.argv[1])
+model.save_pretrained(sys.argv[2])
+"""
+
+
+@dataclass
+class Hub:
+    root: Path
+    environment: Mapping[str, str]
+
+    def run(self, *arguments: str, cwd: Path, token: str = "hf_x") -> subprocess.CompletedProcess:
+        environment = {**os.environ, **self.environment, "HF_TOKEN": token}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def publish(self, cwd: Path, *arguments: str, token: str = "hf_x"):
+        command = ("-c", "from dppa_mergekit.command import main; main()", "publish")
+        return self.run(*command, *arguments, cwd=cwd, token=token)
+
+    def asked(self, verb: str) -> list[str]:
+        lines = (self.root / "requests").read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.startswith(verb)]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    root = tmp_path / "hub"
+    root.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("hub.py")), str(root)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    port = server.stdout.readline().strip()
+    yield Hub(
+        root,
+        {
+            "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "home"),
+            "DPPA_MERGEKIT_CACHE": "off",
+        },
+    )
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def merged(tmp_path: Path, merge: Merge) -> Path:
+    """A folder with a base, math and law, and their merge `out`."""
+    save_family(tmp_path)
+    merge(recipe(tmp_path))
+    return tmp_path
+
+
+def license_all(folder: Path, *licenses: str) -> None:
+    for name, licence in zip(("base", "math", "law"), licenses, strict=True):
+        text = f"---\nlicense: {licence}\n---\n# {name}\n"
+        (folder / name / "README.md").write_text(text, encoding="utf-8")
+
+
+NAMES = [f"--name={name}" for name in ("base=org/base", "math=org/math", "law=org/law")]
+
+
+def test_upload_and_download(merged: Path, hub: Hub) -> None:
+    license_all(merged, "mit", "mit", "mit")
+    done = hub.publish(merged, "out", "me/merge", "--private", *NAMES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("/me/merge")
+    assert json.loads((hub.root / "created").read_text(encoding="utf-8"))["private"] is True
+    loaded = merged / "loaded"
+    done = hub.run("-c", LOAD, "me/merge", str(loaded), cwd=merged)
+    assert done.returncode == 0, done.stderr
+    assert not unequal(tensors_of(loaded), tensors_of(merged / "out"))
+    uploaded = hub.root / "me" / "merge"
+    card = ModelCard((uploaded / "README.md").read_text(encoding="utf-8"))
+    data = card.data.to_dict()
+    assert data["license"] == "mit"
+    assert data["base_model"] == ["org/base", "org/math", "org/law"]
+    assert data["base_model_relation"] == "merge"
+    assert set(data["tags"]) == {"mergekit", "merge", "dppa"}
+    assert data["library_name"] == "transformers"
+    for name in ("README.md", "mergekit_config.yml"):
+        text = (uploaded / name).read_text(encoding="utf-8")
+        assert str(merged) not in text
+        assert "org/math" in text
+    assert "This is a merge of pre-trained language models" in card.text
+    assert "2403.02799" in card.text
+    assert "| org/math |    0.6 |     0.2 |        2.1 |" in card.text
+    assert (uploaded / "density.png").stat().st_size > 1000
+    config = yaml.safe_load((uploaded / "mergekit_config.yml").read_text(encoding="utf-8"))
+    assert config["models"][0]["model"] == "org/math"
+    # What mergekit left is still what it left.
+    assert str(merged) in (merged / "out" / "mergekit_config.yml").read_text(encoding="utf-8")
+
+
+def test_twice_changes_nothing(merged: Path, hub: Hub) -> None:
+    def files() -> dict[str, bytes]:
+        folder = hub.root / "me" / "merge"
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    options = ("out", "me/merge", "--license", "mit", *NAMES)
+    assert hub.publish(merged, *options).returncode == 0
+    first, puts = files(), hub.asked("PUT")
+    done = hub.publish(merged, *options)
+    assert done.returncode == 0, done.stderr
+    assert files() == first
+    assert hub.asked("PUT") == puts
+
+
+def test_a_failed_upload_can_be_repeated(merged: Path, hub: Hub) -> None:
+    (hub.root / "broken").touch()
+    options = ("out", "me/merge", "--license", "mit", *NAMES)
+    done = hub.publish(merged, *options)
+    assert done.returncode == 1
+    assert "the same command tries again" in done.stderr
+    assert "Traceback" not in done.stderr
+    (hub.root / "broken").unlink()
+    assert hub.publish(merged, *options).returncode == 0
+
+
+def test_dry_run_asks_nothing_of_the_hub(merged: Path, hub: Hub) -> None:
+    license_all(merged, "mit", "mit", "mit")
+    done = hub.publish(merged, "out", "me/merge", "--dry-run", token="")
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in done.stdout
+    assert "README.md" in done.stdout
+    assert "dppa_run.json" not in done.stdout
+    assert not (hub.root / "requests").exists()
+    card = (merged / "out" / "README.md").read_text(encoding="utf-8")
+    assert str(merged) not in card
+    assert f"--name {merged / 'math'}=owner/name" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("licenses", "options", "sentence"),
+    [
+        (("mit", "mit", "llama2"), (), "name the merge's with --license"),
+        (("mit", "mit", "mit"), ("--name=math",), "allowed is MODEL=HUB_NAME"),
+    ],
+)
+def test_mistakes(
+    merged: Path, hub: Hub, licenses: tuple[str, ...], options: tuple[str, ...], sentence: str
+) -> None:
+    license_all(merged, *licenses)
+    done = hub.publish(merged, "out", "me/merge", *options)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (hub.root / "me").exists()
+
+
+def test_no_token(merged: Path, hub: Hub) -> None:
+    done = hub.publish(merged, "out", "me/merge", "--license", "mit", token="")
+    assert done.returncode == 1
+    assert "hf auth login" in done.stderr
+
+
+def test_a_folder_that_is_not_whole(merged: Path, hub: Hub) -> None:
+    (merged / "out" / "config.json").write_text("", encoding="utf-8")
+    done = hub.publish(merged, "out", "me/merge", "--license", "mit")
+    assert done.returncode == 1
+    assert "config.json" in done.stderr
+
+
+def test_another_recipe(merged: Path, hub: Hub) -> None:
+    content = recipe(merged)
+    content["models"][0]["parameters"]["weight"] = 0.9
+    (merged / "other.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    done = hub.publish(merged, "out", "me/merge", "--license", "mit", "--recipe", "other.yml")
+    assert done.returncode == 1
+    assert "was not merged from other.yml" in done.stderr
+
+
+def test_scores_and_how_factors_were_found(merged: Path, hub: Hub) -> None:
+    scores = {
+        "gsm": {"value": 0.5, "error": 0.02, "items": 100},
+        "gsm_dev": {"value": 0.625, "error": None, "items": 0},
+    }
+    result = {
+        "tuned_on": ["gsm_dev"],
+        "models": {
+            str(merged / "base"): {"scores": {}, "domain_ratios": {}},
+            str(merged / "out"): {
+                "scores": scores,
+                "domain_ratios": {"math": {"value": 83.61, "error": None}},
+            },
+        },
+    }
+    (merged / "tables").mkdir()
+    record = {"evaluation.json": {"command": "evaluate", "results": [result]}}
+    (merged / "tables" / "dppa_run.json").write_text(json.dumps(record), encoding="utf-8")
+    (merged / "dppa_run.json").write_text(
+        json.dumps({"recipe.yml": {"command": "search"}}), encoding="utf-8"
+    )
+    found = f"# Found\n\n| domain | model |\n|---|---|\n| math | {merged / 'math'} |\n"
+    (merged / "recipe.md").write_text(found, encoding="utf-8")
+    options = ("out", "me/merge", "--license", "mit", "--recipe", "recipe.yml", "--dry-run")
+    done = hub.publish(merged, *options, *NAMES)
+    assert done.returncode == 0, done.stderr
+    card = ModelCard((merged / "out" / "README.md").read_text(encoding="utf-8"))
+    assert "| math | org/math |" in card.text
+    assert "0.500 ± 0.020" in card.text
+    assert "gsm_dev\\*" in card.text
+    assert "| math   |  83.6 |" in card.text
+    values = {each.dataset_name: each.metric_value for each in card.data.eval_results}
+    assert values == {"gsm": 0.5, "gsm_dev (tuned on)": 0.625}
+    assert str(merged) not in card.content
