@@ -114,7 +114,8 @@ class Publishing:
                 )
             except HFValidationError as problem:
                 raise DppaError(f"{self.repository}: {_first(problem)}.") from problem
-            except (HfHubHTTPError, OSError) as problem:
+            # An upload of a large file that fails is a RuntimeError.
+            except (HfHubHTTPError, OSError, RuntimeError) as problem:
                 raise DppaError(
                     f"{self.repository} could not be uploaded ({_first(problem)}); the same "
                     f"command tries again."

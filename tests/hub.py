@@ -77,7 +77,9 @@ class Hub(BaseHTTPRequestHandler):
                 elif entry["key"] == "lfsFile":
                     held = (ROOT / "lfs" / value["oid"]).read_bytes()
                     self._write(folder / value["path"], held)
-            self._json({"commitUrl": f"{self._self()}/commit/{COMMIT}", "commitOid": COMMIT})
+            name = "/".join(path.split("/")[3:5])
+            url = f"{self._self()}/{name}/commit/{COMMIT}"
+            self._json({"commitUrl": url, "commitOid": COMMIT})
         else:
             self._json({"error": path}, 404)
 
