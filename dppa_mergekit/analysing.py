@@ -174,8 +174,12 @@ def prompts_of(recipe: Recipe, files: Sequence[Path]) -> dict[str, list[Prompt]]
     return found
 
 
-def write(found: Analysis, recipe: Recipe, output: Path) -> None:
-    """Write `analysis.json`, tables, pictures where the extra `plots` is there, and a record."""
+def write(found: Analysis, recipe: Recipe, output: Path) -> Path:
+    """Write `analysis.json`, tables, pictures where the extra `plots` is there, and a record.
+
+    Returns:
+        The path of `analysis.json`.
+    """
     path = output / f"{FILE}.json"
     path.write_bytes(_ANALYSIS.dump_json(found, indent=1) + b"\n")
     text = f"# Deltas of {recipe.origin}\n\n{overview(found)}\n{every_linear(found)}"
@@ -185,6 +189,7 @@ def write(found: Analysis, recipe: Recipe, output: Path) -> None:
     subject: dict[str, object] = {"recipe": recipe.content}
     verdicts = [{"model": each.model, "verdict": verdict(each)} for each in found.models]
     write_record(path, "analyze", subject, verdicts)
+    return path
 
 
 FILE = "analysis"

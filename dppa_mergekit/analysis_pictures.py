@@ -14,12 +14,23 @@ from dppa_mergekit.analysis import (
     kinds,
     short_names,
 )
+from dppa_mergekit.curves import color_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL = 3.2
 """Width and height of a panel in inches."""
+
+PICTURES = {
+    "density.png": "Density kept of every linear, by kind and block (as in the paper's Fig. 1).",
+    "offsets.png": "How the deltas of all linears are distributed.",
+    "structure.png": "How what is kept is spread over rows and columns (as in the paper's Fig. 3); "
+    "level lines would be even.",
+    "overlap.png": "Of what either model keeps, the share that both do, and of that the share with "
+    "opposite signs; in percent.",
+}
+"""Their files, and what they show."""
 
 STYLES = {90: "-", 80: "--"}
 
@@ -109,7 +120,7 @@ def _offsets(found: Analysis) -> Figure:
             [share / width for share in shares],
             edges,
             label=names[model.model],
-            color=f"C{number}",
+            color=color_of(number),
         )
     panel.set_yscale("log")
     panel.set_xlabel("delta, up to its 99.9 % quantile")
@@ -137,7 +148,7 @@ def _structure(found: Analysis) -> Figure:
                 panel.plot(
                     [100 * place / (len(profile) - 1) for place in range(len(profile))],
                     profile,
-                    color=f"C{number}",
+                    color=color_of(number),
                     linestyle=STYLES[rate],
                     label=f"{side} at {rate} %",
                 )

@@ -18,6 +18,15 @@ PANEL = (4.2, 3.4)
 """Width and height of a panel in inches."""
 
 
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+"""Told apart with any kind of colour vision (Okabe and Ito)."""
+
+
+def color_of(number: int) -> str:
+    """The color of a line or bar; they begin anew after the last."""
+    return COLORS[number % len(COLORS)]
+
+
 def is_installed() -> bool:
     """Whether the extra `plots` is there."""
     return find_spec("matplotlib") is not None
@@ -37,7 +46,7 @@ def draw(found: Sequence[Tuned], path: Path) -> None:
                 marker="o",
                 markersize=3,
                 label=name,
-                color=f"C{number}",
+                color=color_of(number),
             )
             panel.errorbar(
                 [factor for factor, _ in curve],
@@ -72,7 +81,7 @@ def draw_learning(found: Learned, path: Path) -> None:
     of_weights, of_losses, *of_scores = figure.subplots(1, number)
     rows = zip(found.weights, found.best.settled, first.weights, strict=True)
     for place, (model, row, before) in enumerate(rows):
-        color = f"C{place}"
+        color = color_of(place)
         of_weights.plot(row, marker="o", markersize=3, color=color, label=Path(model).name)
         of_weights.plot(before, color=color, linewidth=0.8, linestyle=":")
     of_weights.set_xlabel("block; last: outside all blocks" if len(first.weights[0]) > 1 else "")
@@ -81,7 +90,7 @@ def draw_learning(found: Learned, path: Path) -> None:
     for place, (name, loss) in enumerate(first.losses.items()):
         course = [state.losses[name] / max(loss, 1e-6) for state in states]
         steps = [state.step for state in states]
-        of_losses.plot(steps, course, marker="o", markersize=3, color=f"C{place}", label=name)
+        of_losses.plot(steps, course, marker="o", markersize=3, color=color_of(place), label=name)
     of_losses.set_xlabel("step")
     of_losses.set_ylabel("loss, of that at the start")
     of_losses.legend(fontsize="small")
@@ -100,7 +109,7 @@ def draw_learning(found: Learned, path: Path) -> None:
             panel.plot(
                 [step for step, _ in evaluated],
                 [each.parts[name].value for _, each in evaluated],
-                color=f"C{place}",
+                color=color_of(place),
                 linewidth=0.8,
                 label=name,
             )
@@ -130,7 +139,7 @@ def draw_evaluation(found: Evaluation, path: Path) -> None:
             0.8 / number,
             yerr=[each.error or 0.0 for each in estimates],
             label=model,
-            color=f"C{place}",
+            color=color_of(place),
             ecolor="grey",
         )
     panel.axhline(100, color="grey", linewidth=0.8, linestyle=":")

@@ -84,6 +84,7 @@ from dppa_mergekit.commands import options
     help="Dev scores in a row without gain after which learning ends.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Orders the prompts.")
+@options.paged
 @options.placed
 @click.option(
     "--gradient-checkpointing", is_flag=True, help="Less memory for activations, more time."
@@ -102,6 +103,7 @@ def adamerge(
     every: int,
     patience: int,
     seed: int,
+    html: bool,
     device: str,
     dtype: str,
     gradient_checkpointing: bool,
@@ -122,6 +124,7 @@ def adamerge(
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.tasks import TasksFile
 
+    options.check_paged(html, output)
     options.check_first(recipe)
     read = Recipe.read(recipe)
     tasks = None if tasks_file is None else TasksFile.read(tasks_file)
@@ -147,15 +150,26 @@ def adamerge(
     except KeyboardInterrupt:
         options.interrupted(output)
     first, best = found.states[0], found.best
+    said = []
     for model, before, row in zip(found.weights, first.weights, best.settled, strict=True):
         learned = f"{sum(row) / len(row):.3f}"
         spread = f" ({min(row):.3f} to {max(row):.3f})" if len(row) > 1 else ""
-        click.echo(f"{model}: weight {sum(before) / len(before):.3f} -> {learned}{spread}")
+        said.append(f"{model}: weight {sum(before) / len(before):.3f} -> {learned}{spread}")
     if first.evaluation is not None and best.evaluation is not None:
-        click.echo(
+        said.append(
             f"dev Domain-Ratio {first.evaluation.estimate} -> {best.evaluation.estimate} "
             f"(after {best.step} of {found.states[-1].step} steps)"
         )
         for name, part in best.evaluation.parts.items():
-            click.echo(f"  {name}: {first.evaluation.parts[name]} -> {part}")
+            said.append(f"  {name}: {first.evaluation.parts[name]} -> {part}")
+    for sentence in said:
+        click.echo(sentence)
     click.echo(f"{output}: the recipe with these weights")
+    if html:
+        course = {
+            output.with_suffix(".png").name: "Weights block by block (dotted: at the start), and "
+            "losses and dev score over the steps."
+        }
+        given = [recipe, *prompts_files, *([] if tasks_file is None else [tasks_file])]
+        title = f"Weights of {recipe.name} by AdaMerging"
+        options.write_page(output, title, said, course, given)

@@ -24,11 +24,13 @@ from dppa_mergekit.commands import options
     help="Prompts by which DARE and DP are compared: of the model that is named as the file is, "
     "or else of all.",
 )
+@options.paged
 @options.placed
 def analyze(
     recipe: Path,
     output: Path | None,
     files: tuple[Path, ...],
+    html: bool,
     device: str,
     dtype: str,
     trust_remote_code: bool,
@@ -39,9 +41,12 @@ def analyze(
         mergekit-dppa analyze recipe.yml --output analysis/
     """
     from dppa_mergekit.analysing import Analysing, prompts_of, write
+    from dppa_mergekit.analysis import verdict
+    from dppa_mergekit.analysis_pictures import PICTURES
     from dppa_mergekit.analysis_tables import overview
     from dppa_mergekit.recipes import Recipe
 
+    options.check_paged(html, output)
     options.check_first(recipe)
     read = Recipe.read(recipe)
     prompts = prompts_of(read, files)
@@ -52,5 +57,9 @@ def analyze(
         output.mkdir(parents=True, exist_ok=True)
     found = Analysing(read, prompts, placement, workspace).run()
     if output is not None:
-        write(found, read, output)
+        path = write(found, read, output)
+        if html:
+            verdicts = [f"{each.model}: {verdict(each)}" for each in found.models]
+            title = f"Deltas of {recipe.name}"
+            options.write_page(path, title, verdicts, PICTURES, [recipe, *files])
     click.echo(overview(found), nl=False)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="A folder for the tables as Markdown and JSON, and a chart.",
 )
+@options.paged
 @options.placed
 @options.scored
 def evaluate(
@@ -49,6 +50,7 @@ def evaluate(
     recipes: tuple[Path, ...],
     part: Part,
     output: Path | None,
+    html: bool,
     device: str,
     dtype: str,
     batch_size: int | None,
@@ -63,12 +65,13 @@ def evaluate(
         mergekit-dppa evaluate ./base ./merged --tasks tasks.yml
     """
     from dppa_mergekit.errors import ParameterError
-    from dppa_mergekit.evaluating import Evaluating
+    from dppa_mergekit.evaluating import FILE, Evaluating
     from dppa_mergekit.evaluation import as_markdown
     from dppa_mergekit.recipes import Recipe
 
     if not models and not recipes:
         raise ParameterError("There is nothing to evaluate: name models, or recipes by --recipe.")
+    options.check_paged(html, output)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
     placement = options.placement(device, dtype, trust_remote_code)
     read = [Recipe.read(path) for path in recipes]
@@ -78,3 +81,9 @@ def evaluate(
         list(dict.fromkeys(models)), read, tasks, part, output, placement, workspace
     ).run()
     click.echo(as_markdown(found))
+    if html and output is not None:
+        bars = {f"{FILE}.png": "Domain-Ratios, with standard errors; 100 is the fine-tuned model."}
+        best = max(found.models, key=lambda name: found.mean_ratio(name).value)
+        verdict = [f"Highest mean Domain-Ratio: {best}, {found.mean_ratio(best)} %."]
+        given = [tasks_file, *recipes]
+        options.write_page(output / f"{FILE}.json", "Evaluation", verdict, bars, given)

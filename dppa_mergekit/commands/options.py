@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -65,6 +65,56 @@ def placement(device: str, dtype: str, trust_remote_code: bool) -> Placement:
     from dppa_mergekit.unmerged import Placement
 
     return Placement(device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
+
+
+paged = click.option(
+    "--html",
+    is_flag=True,
+    help="Also write all of it as one page for a browser (extra `html`).",
+)
+"""See `write_page`."""
+
+
+def write_page(
+    output: Path,
+    title: str,
+    verdict: Sequence[str],
+    pictures: Mapping[str, str],
+    files: Sequence[Path],
+) -> None:
+    """Write a page beside what a command wrote.
+
+    Args:
+        output: What the command wrote; its tables are beside it in a .md file.
+        title: Of the page.
+        verdict: Sentences.
+        pictures: File name, beside the output -> what it shows.
+        files: What the command was given.
+    """
+    from dppa_mergekit.pages import Page, Picture, rendered
+
+    page = Page(
+        title,
+        verdict,
+        [Picture(output.with_name(name), caption) for name, caption in pictures.items()],
+        output.with_suffix(".md").read_text(encoding="utf-8"),
+        [Path(sys.argv[0]).name, *sys.argv[1:]],
+        {str(path): path.read_text(encoding="utf-8") for path in files},
+    )
+    path = output.with_suffix(".html")
+    path.write_text(rendered(page), encoding="utf-8")
+    click.echo(f"{path}: the page", err=True)
+
+
+def check_paged(html: bool, output: Path | None) -> None:
+    """Refuse --html where its extra is missing, or nothing is written that it could be beside."""
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.pages import check_installed
+
+    if html and output is None:
+        raise ParameterError("--html is written to a folder: give --output.")
+    if html:
+        check_installed()
 
 
 def check_first(recipe: Path) -> None:

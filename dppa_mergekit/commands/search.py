@@ -97,6 +97,7 @@ from dppa_mergekit.commands import options
     help="Try candidates in so many processes, each with its own model (and GPU, with cuda).",
 )
 @click.option("--ray-address", help="Of a Ray cluster for the workers, in place of this machine.")
+@options.paged
 def search(
     recipe: Path,
     tasks_file: Path,
@@ -120,6 +121,7 @@ def search(
     score_command: str | None,
     workers: int | None,
     ray_address: str | None,
+    html: bool,
     trust_remote_code: bool,
 ) -> None:
     r"""Find the factors of RECIPE's models, each alone on the base, or its weights, by evaluation.
@@ -138,6 +140,7 @@ def search(
     from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge, default_options
     from dppa_mergekit.workers import Cluster
 
+    options.check_paged(html, output)
     options.check_first(recipe)
     read = Recipe.read(recipe)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
@@ -170,12 +173,21 @@ def search(
         found = run.run()
     except KeyboardInterrupt:
         options.interrupted(output)
+    verdict = []
     for each in found:
         factors = ", ".join(f"{name} {written(factor)}" for name, factor in each.factors.items())
-        click.echo(
+        verdict.append(
             f"{each.domain}: {factors}; dev Domain-Ratio {each.before} -> {each.after} "
             f"({each.evaluations} candidates, {each.seconds:.0f} s)"
         )
+        click.echo(verdict[-1])
         for name, (before, after) in each.parts.items():
             click.echo(f"  {name}: {before} -> {after}")
     click.echo(f"{output}: the recipe with these {tune}")
+    if html:
+        curves = {
+            output.with_suffix(".png").name: "Dev Domain-Ratio by factor, the other factors being "
+            "those found (as in the paper's Fig. 2); dotted: what was found."
+        }
+        title = f"Search of {tune} for {recipe.name}"
+        options.write_page(output, title, verdict, curves, [recipe, tasks_file])
