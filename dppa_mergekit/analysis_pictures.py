@@ -135,9 +135,11 @@ def _structure(found: Analysis) -> Figure:
 
     every = [each for model in found.models for each in model.linears]
     names = kinds(every)
-    columns = min(4, max(1, len(names)))
+    columns = min(2, max(1, len(names)))
     lines = -(-len(names) // columns)
-    figure = Figure(figsize=(PANEL * columns, PANEL * 0.85 * lines + 0.4), layout="constrained")
+    figure = Figure(
+        figsize=(1.3 * PANEL * columns, 0.8 * PANEL * lines + 0.5), layout="constrained"
+    )
     grid = figure.subplots(max(1, lines), columns, squeeze=False, sharex=True, sharey=True)
     for panel, kind in zip(grid.flat, names, strict=False):
         members = [each for each in every if each.kind == kind]
@@ -156,7 +158,7 @@ def _structure(found: Analysis) -> Figure:
     for panel in grid.flat[len(names) :]:
         panel.set_axis_off()
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small")
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize="small")
     figure.supxlabel("rows or columns, from the fullest on, %", fontsize="medium")
     figure.supylabel("kept of each, %", fontsize="medium")
     return figure

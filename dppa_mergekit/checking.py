@@ -6,18 +6,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dppa_mergekit import variants
-from dppa_mergekit.checks import checkpoints, inputs, merged, output, recipe
+from dppa_mergekit.checks import adapters, checkpoints, inputs, merged, output, recipe
 from dppa_mergekit.checks.checkpoints import Checkpoint
 from dppa_mergekit.checks.findings import Finding, error
 
 
-def check_recipe(path: Path, out: Path | None, sample: bool) -> Iterator[Finding]:
+def check_recipe(
+    path: Path, out: Path | None, sample: bool, lora_cache: Path | None = None
+) -> Iterator[Finding]:
     """What is wrong with a recipe, its models, and the folder that it is to write.
 
     Args:
         path: Of the recipe; paths in it count from the current folder, as mergekit has it.
         out: The output folder; None where it is not known yet.
         sample: Whether slices of the weights are read.
+        lora_cache: Where mergekit keeps merged LoRAs; None where it is not known yet.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -41,6 +44,7 @@ def check_recipe(path: Path, out: Path | None, sample: bool) -> Iterator[Finding
     for model in named:
         checkpoint, own = checkpoints.read(model)
         yield from own
+        yield from adapters.checked(model, lora_cache)
         if checkpoint is not None:
             read[model] = checkpoint
             yield from checkpoints.of_dtypes(checkpoint)

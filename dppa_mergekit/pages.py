@@ -35,7 +35,7 @@ h2 { font-size: 1.25rem; margin-top: 2rem; }
 .verdict { border-left: 0.3rem solid var(--mark); background: var(--soft);
   padding: 0.5rem 1rem; }
 figure { margin: 1.5rem 0; }
-figure img { display: block; max-width: 100%; max-height: 90vh; background: #ffffff;
+figure img { display: block; max-width: 100%; background: #ffffff;
   border: 1px solid var(--line); border-radius: 0.4rem; padding: 0.5rem; }
 figcaption { margin-top: 0.4rem; }
 .wide { overflow-x: auto; }

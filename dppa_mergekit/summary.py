@@ -25,6 +25,7 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
             ]
             for each in found
         ],
+        names=2,
     )
     ratios = table(
         ["domain", "before", "tuned", "gain on items that did not choose", "candidates", "time"],

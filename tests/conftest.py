@@ -6,6 +6,7 @@ import torch
 import transformers
 from checkpoints import tensors_of, write_recipe
 from click.testing import CliRunner, Result
+from hub_process import Hub, serving
 from mergekit.io.tasks import LoaderCache
 from mergekit.scripts.run_yaml import main as mergekit_yaml
 
@@ -59,3 +60,10 @@ def merge(run_yaml: Callable[..., Result], tmp_path: Path) -> Merge:
         return tensors_of(tmp_path / output)
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A stand-in for the Hub, on loopback."""
+    with serving(tmp_path) as found:
+        yield found

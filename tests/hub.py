@@ -121,9 +121,17 @@ class Hub(BaseHTTPRequestHandler):
             )
         elif of_file and ROOT.joinpath(*of_file.groups()).is_file():
             body = ROOT.joinpath(*of_file.groups()).read_bytes()
-            self.send_response(200)
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            self.send_response(206 if asked else 200)
+            if asked:
+                first, last = int(asked[1]), min(int(asked[2]), len(body) - 1)
+                self.send_header("Content-Range", f"bytes {first}-{last}/{len(body)}")
+                body = body[first : last + 1]
             self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            whole = ROOT.joinpath(*of_file.groups()).read_bytes()
+            self.send_header("ETag", f'"{hashlib.sha256(whole).hexdigest()}"')
+            with (ROOT / "sent").open("a", encoding="utf-8") as file:
+                file.write(f"{len(body) * (self.command == 'GET')} {path}\n")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":

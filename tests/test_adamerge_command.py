@@ -55,8 +55,11 @@ SHORT = ("--steps=4", "--every=2", "--batch-size=4", "--lr=0.03")
 
 @pytest.mark.parametrize("objective", ["distill", "entropy", "loss"])
 def test_objectives(objective: str, adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
-    done = adamerge(*prompts(saved), f"--objective={objective}", *SHORT)
+    done = adamerge(*prompts(saved), f"--objective={objective}", *SHORT, "--html")
     assert done.exit_code == 0, done.output
+    page = (tmp_path / "tuned.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 1
+    assert "weight 0.600 -&gt; " in page
     assert f"{saved / 'math'}: weight 0.600 -> " in done.stdout
     assert "the recipe with these weights" in done.stdout
     before = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from checkpoints import new_model, recipe, save_family, tensors_of, write_recipe
 from click.testing import CliRunner, Result
+from hub_process import Hub
 
 from dppa_mergekit import methods
 from dppa_mergekit.checks import known
@@ -433,3 +434,81 @@ def test_neither_torch_nor_mergekit_is_needed(family: Path, tmp_path: Path) -> N
         [sys.executable, "-c", wrapped], capture_output=True, text=True, env=environment
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> tuple[str, Path, Path]:
+    """A model with a LoRA, the cache folder, and what mergekit calls its merge there."""
+    from mergekit.common import ModelReference
+
+    save_family(tmp_path)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    safetensors.torch.save_file({"a": torch.ones(1)}, adapter / "adapter_model.safetensors")
+    cache = tmp_path / "cache"
+    reference = ModelReference.parse(f"{tmp_path / 'math'}+{adapter}")
+    assert reference.lora is not None
+    held = cache / f"{reference.model._unique_id()}_{reference.lora._unique_id()}"
+    return str(reference), cache, held
+
+
+def test_lora_cache(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:
+    model, cache, held = adapted
+    content = recipe(tmp_path)
+    content["models"][0]["model"] = model
+
+    def found() -> list[str]:
+        done = of_recipe(tmp_path, content, f"--lora-cache={cache}")
+        return [line for line in said(done, "error") + said(done, "warning") if model in line]
+
+    assert found() == []
+    held.mkdir(parents=True)
+    assert "holds no weights, as after a killed run" in found()[0]
+    shutil.copytree(tmp_path / "math", held, dirs_exist_ok=True)
+    for file in held.iterdir():
+        os.utime(file)
+    assert found() == []
+    os.utime(tmp_path / "adapter" / "adapter_model.safetensors", (2**31, 2**31))
+    assert "is newer than its merge in the cache" in found()[0]
+    weights = held / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "truncated" in found()[0]
+
+
+def test_an_adapter_that_is_not_there(family: Path, tmp_path: Path) -> None:
+    content = recipe(family)
+    content["models"][0]["model"] += "+./nowhere"
+    assert "there is no adapter ./nowhere" in of_recipe(tmp_path, content).stdout
+
+
+def test_names_on_the_hub(tmp_path: Path, hub: Hub) -> None:
+    save_family(hub.root / "me", num_hidden_layers=3)
+    content = recipe(Path("me"))
+    content["models"][0]["parameters"]["amplfy_90"] = 2
+    path = write_recipe(tmp_path / "recipe.yml", content)
+    done = hub.command("check", str(path), cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stdout
+    assert "amplify_90" in errors[0]
+    # Headers, and no weights.
+    size = (hub.root / "me" / "math" / "model.safetensors").stat().st_size
+    sent = [line.split() for line in (hub.root / "sent").read_text(encoding="utf-8").splitlines()]
+    of_weights = sum(int(number) for number, file in sent if file.endswith(".safetensors"))
+    # The client asks for the first 100 kB of each: a header is seldom longer.
+    assert 0 < of_weights <= 3 * 100_001 < 3 * size
+
+    content["models"][0]["model"] = "me/nowhere"
+    write_recipe(path, content)
+    done = hub.command("check", str(path), cwd=tmp_path)
+    assert "me/nowhere" in done.stdout
+
+
+def test_a_shape_on_the_hub(tmp_path: Path, hub: Hub) -> None:
+    save_family(hub.root / "me")
+    new_model("llama", 0, hidden_size=40).save_pretrained(hub.root / "me" / "law")
+    path = write_recipe(tmp_path / "recipe.yml", recipe(Path("me")))
+    done = hub.command("check", str(path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "me/law" in done.stdout
+    assert "40" in done.stdout

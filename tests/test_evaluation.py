@@ -107,8 +107,11 @@ def evaluate(saved: Path) -> Evaluate:
 def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
     models = [str(saved / name) for name in ("base", "math")]
     whole = str(saved / "recipe.yml")
-    done = evaluate(*models, f"--recipe={whole}", f"--output={tmp_path / 'tables'}")
+    done = evaluate(*models, f"--recipe={whole}", f"--output={tmp_path / 'tables'}", "--html")
     assert done.exit_code == 0, done.output
+    page = (tmp_path / "tables" / "evaluation.html").read_text(encoding="utf-8")
+    assert "Highest mean Domain-Ratio" in page
+    assert page.count("data:image/png") == 1
     assert done.stdout.strip() == (tmp_path / "tables" / "evaluation.md").read_text().strip()
     plain = json.loads((tmp_path / "tables" / "evaluation.json").read_text())
     assert list(plain["models"]) == [*models, whole]
@@ -128,6 +131,7 @@ def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> N
     assert record["evaluation.json"]["command"] == "evaluate"
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         "dppa_run.json",
+        "evaluation.html",
         "evaluation.json",
         "evaluation.md",
         "evaluation.png",

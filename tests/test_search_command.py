@@ -83,8 +83,11 @@ def evaluated(saved: Path, model: Path, task: str) -> float:
 def test_what_it_writes(
     strategy: str, command: Command, saved: Path, tmp_path: Path, merge: Merge
 ) -> None:
-    result = command(f"--strategy={strategy}", "--max-evaluations=8")
+    result = command(f"--strategy={strategy}", "--max-evaluations=8", "--html")
     assert result.exit_code == 0, result.output
+    page = (tmp_path / "tuned.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 1
+    assert "dev Domain-Ratio" in page
     assert (
         result.stdout.splitlines()[-1] == f"{tmp_path / 'tuned.yml'}: the recipe with these factors"
     )
@@ -100,7 +103,7 @@ def test_what_it_writes(
     merge(yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8")))
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
     assert [each["domain"] for each in record["results"]] == ["math", "law"]
-    assert "| math |" in (tmp_path / "tuned.md").read_text(encoding="utf-8")
+    assert "| math " in (tmp_path / "tuned.md").read_text(encoding="utf-8")
     # Test tasks are never seen, and no merged folder is left.
     assert "_test" not in (tmp_path / "tuned.yml.journal.jsonl").read_text(encoding="utf-8")
     assert not list(tmp_path.glob(".dppa-*"))

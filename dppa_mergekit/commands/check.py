@@ -15,6 +15,11 @@ import click
     type=click.Path(path_type=Path),
     help="Of a recipe: the folder that the merge will write.",
 )
+@click.option(
+    "--lora-cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Of a recipe: what the merge will be given as --lora-merge-cache.",
+)
 @click.option("--sample", is_flag=True, help="Of a recipe: also read slices of the weights.")
 @click.option(
     "--verify",
@@ -22,7 +27,14 @@ import click
     help="Of a folder: compute some tensors again, or all, and compare.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
-def check(path: Path, output: Path | None, sample: bool, verify: str | None, as_json: bool) -> None:
+def check(
+    path: Path,
+    output: Path | None,
+    lora_cache: Path | None,
+    sample: bool,
+    verify: str | None,
+    as_json: bool,
+) -> None:
     r"""Say what is wrong with a recipe before a merge, or with a folder after it.
 
     \b
@@ -37,12 +49,16 @@ def check(path: Path, output: Path | None, sample: bool, verify: str | None, as_
     from dppa_mergekit.checking import check_folder, check_recipe
     from dppa_mergekit.errors import ParameterError
 
-    if path.is_dir() and (output is not None or sample):
-        raise ParameterError("--output and --sample are for a recipe; this is a folder.")
+    if path.is_dir() and (output is not None or lora_cache is not None or sample):
+        raise ParameterError(
+            "--output, --lora-cache and --sample are for a recipe; this is a folder."
+        )
     if not path.is_dir() and verify is not None:
         raise ParameterError("--verify is for a folder; this is a recipe.")
     found = list(
-        check_folder(path, verify) if path.is_dir() else check_recipe(path, output, sample)
+        check_folder(path, verify)
+        if path.is_dir()
+        else check_recipe(path, output, sample, lora_cache)
     )
     errors = sum(each.severity == "error" for each in found)
     if as_json:
