@@ -14,7 +14,12 @@ from dppa_mergekit.cache import Place
 from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.measurement import Progress, TensorSource, measure
 from dppa_mergekit.names import Linear
-from dppa_mergekit.statistics import ModelStatistics, Multiples, Statistics
+from dppa_mergekit.statistics import (
+    LinearStatistics,
+    ModelStatistics,
+    Multiples,
+    Statistics,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -45,6 +50,9 @@ class Allocation:
         self._cached = cached or {}
         self._lock = threading.Lock()
         self._statistics: dict[Hashable, Statistics] | None = None
+        self._of_linears: dict[
+            tuple[Hashable, Multiples | None], dict[Linear, LinearStatistics]
+        ] = {}
         self._kept: dict[tuple[Hashable, DynamicPruning, float], dict[Linear, int]] = {}
 
     def prepare(self) -> None:
@@ -89,11 +97,18 @@ class Allocation:
             for each in statistics[None].linears
         }
 
-    def statistics(self, model: Hashable, multiples: Multiples | None) -> ModelStatistics:
-        """The statistics of a model, with the tails at these multiples; None for no tails."""
+    def statistics(
+        self, model: Hashable, multiples: Multiples | None
+    ) -> Mapping[Linear, LinearStatistics]:
+        """The statistics of a model's linears, with tails at these multiples; None for no tails."""
         self.prepare()
-        assert self._statistics is not None
-        return self._statistics[model][multiples]
+        with self._lock:
+            key = (model, multiples)
+            if key not in self._of_linears:
+                assert self._statistics is not None
+                linears = self._statistics[model][multiples].linears
+                self._of_linears[key] = {each.linear: each for each in linears}
+            return self._of_linears[key]
 
     def kept(self, model: Hashable, pruning: DynamicPruning, density: float) -> dict[Linear, int]:
         """The kept count of every linear of a model at one density."""

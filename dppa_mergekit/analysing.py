@@ -343,7 +343,7 @@ def _visit(
             assert isinstance(density, float)
             found = models[model]
             found.histogram.merge(seen.histograms[place])
-            known = _statistics(allocation, model, by)[linear]
+            known = allocation.statistics(model, by.multiples)[linear]
             found.nonzero += known.nonzero
             found.linears.append(
                 LinearAnalysis(
@@ -420,13 +420,6 @@ def _masks(
     return [cut.kept(start, of_chunk).numpy() for cut in kept.cuts]
 
 
-def _statistics(
-    allocation: Allocation, model: Hashable, by: DynamicPruning
-) -> dict[Linear, LinearStatistics]:
-    statistics = allocation.statistics(model, by.multiples)
-    return {each.linear: each for each in statistics.linears}
-
-
 def _significance(
     linears: Sequence[LinearStatistics], by: DynamicPruning, of_block: bool
 ) -> float | None:
@@ -454,7 +447,7 @@ def _model(
     blocks = []
     for block, members in sorted(by_block.items()):
         by = allocated_by(plan.tensors[members[0].tensor].shared)
-        known = _statistics(allocation, model, by)
+        known = allocation.statistics(model, by.multiples)
         of_block = [known[Linear(each.tensor, each.expert)] for each in members]
         numel = sum(each.numel for each in members)
         blocks.append(

@@ -155,6 +155,8 @@ def _structure(found: Analysis) -> Figure:
                     label=f"{side} at {rate} %",
                 )
         panel.set_title(kind, fontsize="medium")
+    for panel in grid.flat[max(0, len(names) - columns) : len(names)]:
+        panel.tick_params(labelbottom=True)
     for panel in grid.flat[len(names) :]:
         panel.set_axis_off()
     handles, labels = grid[0, 0].get_legend_handles_labels()
