@@ -121,7 +121,7 @@ def _section(facts: Facts) -> Iterator[str]:
     if names:
         yield "## Factors and weights"
         rows = [
-            [model, *(_written(each[name]) if name in each else "" for name in names)]
+            [_linked(model), *(_written(each[name]) if name in each else "" for name in names)]
             for model, each in facts.parameters.items()
         ]
         yield table(["model", *names], rows).strip()
@@ -147,6 +147,11 @@ def _section(facts: Facts) -> Iterator[str]:
     yield ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."
     yield f"```yaml\n{facts.recipe.strip()}\n```"
     yield "```sh\nmergekit-yaml recipe.yml merged/\n```"
+
+
+def _linked(model: str) -> str:
+    """A name on the Hub, as a link there."""
+    return f"[{model}](https://huggingface.co/{model})" if "/" in model else model
 
 
 def _score(each: Measured) -> str:

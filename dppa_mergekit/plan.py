@@ -201,7 +201,11 @@ class Plan:
             self.method,
             [[str(model), content] for model, content in self._depends.items()],
             [
-                [name, repr(dict(each.shared)), [repr(dict(p)) for p in each.per_model.values()]]
+                [
+                    name,
+                    _plain(each.shared),
+                    sorted((str(m), _plain(p)) for m, p in each.per_model.items()),
+                ]
                 for name, each in self.tensors.items()
             ],
         ]
@@ -380,6 +384,11 @@ class Plan:
             shard="" if of_base is None else of_base[0].shard_of(of_base[1]),
             read_ahead=read_ahead,
         )
+
+
+def _plain(parameters: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Parameters in an order that is the same in every process."""
+    return sorted((name, repr(value)) for name, value in parameters.items())
 
 
 @contextmanager

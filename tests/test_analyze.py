@@ -1,6 +1,9 @@
 """`mergekit-dppa analyze`, against NumPy and against what mergekit itself writes."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -155,6 +158,20 @@ def test_a_second_run_reads_no_weights(
     assert read(tmp_path, plain(family, 0.2)) == first
     done = analyze(tmp_path, plain(family, 0.3))
     assert "read again" in str(done.exception)
+
+
+def test_another_process_finds_it_too(family: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", plain(family, 0.2))
+    cache = tmp_path / "cache"
+    program = "from dppa_mergekit.command import main; main()"
+    environment = {**os.environ, "DPPA_MERGEKIT_CACHE": str(cache)}
+    kept = []
+    for _ in range(3):
+        command = [sys.executable, "-c", program, "analyze", str(path)]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        kept.append(sorted(each.name for each in cache.iterdir()))
+    assert len(kept[0]) == 3
+    assert kept[1] == kept[2] == kept[0]
 
 
 def test_verdict_by_prompts(family: Path, tmp_path: Path) -> None:
