@@ -39,6 +39,8 @@ figure img { display: block; max-width: 100%; background: #ffffff;
   border: 1px solid var(--line); border-radius: 0.4rem; padding: 0.5rem; }
 figcaption { margin-top: 0.4rem; }
 .wide { overflow-x: auto; }
+/* On a phone, side by side panels are scrolled rather than shrunk until nobody can read them. */
+figure .broad { min-width: 46rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem;
   overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.25rem 0.7rem; white-space: nowrap; }
@@ -53,7 +55,8 @@ pre { background: var(--soft); padding: 0.8rem; overflow-x: auto; overflow-wrap:
 {% for sentence in page.verdict %}<p>{{ sentence }}</p>
 {% endfor %}</div>
 {% for picture in pictures %}<figure>
-<img alt="{{ picture.caption }}" src="data:image/png;base64,{{ picture.data }}">
+<div class="wide"><img{% if picture.is_broad %} class="broad"{% endif %} alt="{{ picture.caption }}"
+src="data:image/png;base64,{{ picture.data }}"></div>
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {% endfor %}{{ tables }}
@@ -110,6 +113,16 @@ def check_installed() -> None:
         )
 
 
+def _is_broad(png: bytes) -> bool:
+    """Whether a picture is much wider than high, by its header."""
+    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
+    return width > BROAD * height
+
+
+BROAD = 1.6
+"""From so many times its height on, a picture is of several panels."""
+
+
 def rendered(page: Page) -> str:
     """The HTML."""
     from jinja2 import Environment
@@ -128,6 +141,7 @@ def rendered(page: Page) -> str:
         {
             "caption": each.caption,
             "data": base64.b64encode(each.path.read_bytes()).decode("ascii"),
+            "is_broad": _is_broad(each.path.read_bytes()),
         }
         for each in page.pictures
         if each.path.exists()
