@@ -125,7 +125,8 @@ def _offsets(found: Analysis) -> Figure:
     panel.set_yscale("log")
     panel.set_xlabel("delta, up to its 99.9 % quantile")
     panel.set_ylabel("density of deltas")
-    panel.legend(fontsize="small")
+    if panel.patches:
+        panel.legend(fontsize="small")
     return figure
 
 

@@ -57,9 +57,12 @@ class Publishing:
             need_license: Refuse, and do not only warn, where the licence is not known.
 
         Raises:
-            DppaError: The folder is not whole, its recipe is not the one given, or the licence is
-                not known.
+            DppaError: A name is none that the Hub allows, the folder is not whole, its recipe is
+                not the one given, or the licence is not known.
         """
+        _check_name(self.repository)
+        for name in self.names.values():
+            _check_name(name)
         for finding in check_folder(self.folder, None):
             if finding.severity == "error":
                 raise CheckpointError(f"{finding.subject}: {finding.sentence}")
@@ -88,7 +91,6 @@ class Publishing:
             DppaError: There is no token, or the Hub cannot be reached or refuses.
         """
         from huggingface_hub import HfApi, get_token
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
         if get_token() is None:
             raise DppaError(NO_TOKEN)
@@ -112,10 +114,8 @@ class Publishing:
                     folder_path=staged,
                     commit_message="Upload a merge by mergekit",
                 )
-            except HFValidationError as problem:
-                raise DppaError(f"{self.repository}: {_first(problem)}.") from problem
-            # An upload of a large file that fails is a RuntimeError.
-            except (HfHubHTTPError, OSError, RuntimeError) as problem:
+            # Whatever the client raises: an answer of the Hub's, no network, a part that fails.
+            except Exception as problem:
                 raise DppaError(
                     f"{self.repository} could not be uploaded ({_first(problem)}); the same "
                     f"command tries again."
@@ -212,6 +212,16 @@ class Publishing:
             hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
             if path.is_file() and not hidden and path.name != FILE:
                 yield path
+
+
+def _check_name(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as problem:
+        raise DppaError(f"{name} is no name on the Hub: {_first(problem)}.") from problem
 
 
 def _of_model(

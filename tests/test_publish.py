@@ -115,6 +115,7 @@ def test_dry_run_asks_nothing_of_the_hub(merged: Path, hub: Hub) -> None:
     [
         (("mit", "mit", "llama2"), (), "name the merge's with --license"),
         (("mit", "mit", "mit"), ("--name=math",), "allowed is MODEL=HUB_NAME"),
+        (("mit", "mit", "mit"), ("--name=math=a b",), "a b is no name on the Hub"),
     ],
 )
 def test_mistakes(
@@ -132,6 +133,14 @@ def test_no_token(merged: Path, hub: Hub) -> None:
     done = hub.publish(merged, "out", "me/merge", "--license", "mit", token="")
     assert done.returncode == 1
     assert "hf auth login" in done.stderr
+
+
+def test_no_network(merged: Path, hub: Hub) -> None:
+    hub.environment = {**hub.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = hub.publish(merged, "out", "me/merge", "--license", "mit")
+    assert done.returncode == 1
+    assert "the same command tries again" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_that_is_not_whole(merged: Path, hub: Hub) -> None:
