@@ -154,7 +154,7 @@ def test_a_second_run_reads_no_weights(
     def fail(*_: object) -> None:
         raise AssertionError("the weights were read again")
 
-    monkeypatch.setattr(analysing, "_analysed", fail)
+    monkeypatch.setattr(analysing, "inspected", fail)
     assert read(tmp_path, plain(family, 0.2)) == first
     done = analyze(tmp_path, plain(family, 0.3))
     assert "read again" in str(done.exception)
