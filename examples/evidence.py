@@ -147,12 +147,6 @@ def cell(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}{spread}"
 
 
-def print_markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    """Print a table."""
-    for line in (head, ["---"] * len(head), *lines):
-        print("| " + " | ".join(line) + " |")
-
-
 def _read(path: Path) -> dict[str, Result]:
     found: dict[str, Result] = {}
     if path.exists():

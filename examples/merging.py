@@ -20,13 +20,14 @@ from statistics import mean
 
 import click
 from domains import DOMAINS
-from evidence import Result, Test, cell, measure, print_markdown, recipe_of, results, tasks_of
+from evidence import Result, Test, cell, measure, recipe_of, results, tasks_of
 from pydantic import TypeAdapter
 
 from dppa_mergekit.adamerging import Descent
 from dppa_mergekit.learning import START, AdaMerge
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.tables import table
 from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge
 from dppa_mergekit.unmerged import AS_STORED
 
@@ -181,7 +182,7 @@ def print_table(folder: Path) -> None:
                 ]
                 lines.append([str(number), merge.label, way, average, *of_domains, *spent])
     head = ["domains", "merge", "weights by", "mean", *DOMAINS, "evaluations", "seconds"]
-    print_markdown(head, lines)
+    click.echo(table(head, lines, names=3), nl=False)
 
 
 @click.command()

@@ -15,11 +15,12 @@ from statistics import mean
 
 import click
 from domains import DOMAINS
-from evidence import Result, Test, cell, measure, print_markdown, recipe_of, results, tasks_of
+from evidence import Result, Test, cell, measure, recipe_of, results, tasks_of
 from pydantic import TypeAdapter
 
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.search import Tuned
+from dppa_mergekit.tables import table
 from dppa_mergekit.tuning import Search, default_options
 from dppa_mergekit.unmerged import AS_STORED
 
@@ -112,7 +113,8 @@ def print_table(folder: Path) -> None:
             spent = [mean(each.evaluations for each in own), mean(each.seconds for each in own)]
             texts = ["" if variant.strategy is None else f"{each:.0f}" for each in spent]
             lines.append([f"{100 - 100 * density:.0f} %", variant.label, *cells, *texts])
-    print_markdown(["pruned by", "factors", *DOMAINS, "candidates", "seconds"], lines)
+    head = ["pruned by", "factors", *DOMAINS, "candidates", "seconds"]
+    click.echo(table(head, lines, names=2), nl=False)
 
 
 @click.command()
