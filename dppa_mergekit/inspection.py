@@ -120,8 +120,7 @@ def inspected(plan: Plan, allocated_by: AllocatedBy) -> Analysis:
         plan.method,
         tuple(sorted(classes, key=lambda each: natural_order(each.name))),
         tuple(
-            _model(str(model), each, plan, allocation, allocated_by)
-            for model, each in models.items()
+            _model(model, each, plan, allocation, allocated_by) for model, each in models.items()
         ),
         tuple(Pair(names, _overlaps(each)) for names, each in pairs.items()),
     )
@@ -249,11 +248,12 @@ def _significance(
 
 
 def _model(
-    name: str, found: _Model, plan: Plan, allocation: Allocation, allocated_by: AllocatedBy
+    model: ModelReference,
+    found: _Model,
+    plan: Plan,
+    allocation: Allocation,
+    allocated_by: AllocatedBy,
 ) -> ModelAnalysis:
-    model = next(
-        each for held in plan.tensors.values() for each in held.models if str(each) == name
-    )
     linears = sorted(found.linears, key=lambda each: (natural_order(each.tensor), each.expert))
     by_block: dict[Block, list[LinearAnalysis]] = {}
     for each in linears:
@@ -277,7 +277,7 @@ def _model(
             )
         )
     offsets = found.histogram.offsets(found.nonzero)
-    return ModelAnalysis(name, offsets, tuple(linears), tuple(blocks))
+    return ModelAnalysis(str(model), offsets, tuple(linears), tuple(blocks))
 
 
 def _overlaps(found: _Compared) -> dict[str, Overlap]:

@@ -137,14 +137,14 @@ def rendered(page: Page) -> str:
         tables = tables.replace(f"</h{level}>", f"</h{level + 1}>")
     tables = tables.replace("<table>", '<div class="wide"><table>')
     tables = tables.replace("</table>", "</table></div>")
+    found = [(each.caption, each.path.read_bytes()) for each in page.pictures if each.path.exists()]
     pictures = [
         {
-            "caption": each.caption,
-            "data": base64.b64encode(each.path.read_bytes()).decode("ascii"),
-            "is_broad": _is_broad(each.path.read_bytes()),
+            "caption": caption,
+            "data": base64.b64encode(png).decode("ascii"),
+            "is_broad": _is_broad(png),
         }
-        for each in page.pictures
-        if each.path.exists()
+        for caption, png in found
     ]
     return (
         Environment(autoescape=True)

@@ -68,6 +68,16 @@ class Publishing:
                 raise CheckpointError(f"{finding.subject}: {finding.sentence}")
         recipe = self._recipe()
         public = self._public(recipe)
+        named = {identity(model) for model in self.names}
+        for model, name in public.items():
+            if _is_local(model) and identity(model) not in named:
+                LOG.warning(
+                    "%s is a folder of this machine; the card says %s. Give its name on the Hub: "
+                    "--name %s=owner/name",
+                    model,
+                    name,
+                    model,
+                )
         licence = self.license or _agreed_license(public)
         if licence is None:
             sentence = (
@@ -137,17 +147,8 @@ class Publishing:
         found: dict[str, str] = {}
         base = recipe.content.get("base_model")
         for model in [*([] if base is None else [str(base)]), *recipe.tuned()]:
-            local = _is_local(model)
-            name = given.get(identity(model))
-            if name is None and local:
-                LOG.warning(
-                    "%s is a folder of this machine; the card says %s. Give its name on the Hub: "
-                    "--name %s=owner/name",
-                    model,
-                    Path(model).name,
-                    model,
-                )
-            found[model] = name or (Path(model).name if local else model)
+            otherwise = Path(model).name if _is_local(model) else model
+            found[model] = given.get(identity(model), otherwise)
         return found
 
     def _facts(self, recipe: Recipe, public: Mapping[str, str], licence: str | None) -> Facts:
