@@ -215,7 +215,10 @@ def merged(
     listener: Listener | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[Path]:
-    """The folder of a merge by mergekit, for as long as it is needed."""
+    """The folder of a merge by mergekit, for as long as it is needed.
+
+    What mergekit draws at random is what its `--random-seed 0` draws.
+    """
     from mergekit.io.tasks import LoaderCache
     from mergekit.merge import MergeOptions, run_merge
 
@@ -224,7 +227,8 @@ def merged(
     options = MergeOptions(quiet=True, write_model_card=False, trust_remote_code=trust_remote_code)
     with tempfile.TemporaryDirectory(prefix=".dppa-", dir=workspace) as folder:
         LoaderCache.loaders.clear()
-        with listening(listener):
+        with listening(listener), torch.random.fork_rng():
+            torch.manual_seed(0)
             run_merge(recipe.configuration(), folder, options)
         LoaderCache.loaders.clear()
         yield Path(folder)

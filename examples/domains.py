@@ -1,4 +1,4 @@
-"""The quickstart's synthetic tasks: what an item is, how items are drawn, which are held out.
+"""The quickstart's synthetic tasks.
 
 In:  nothing but fixed seeds.
 Out: `TASKS`, which draw training items that never repeat a dev or test prompt, and, run as a
@@ -20,71 +20,13 @@ that it knows the words and the forms but does not do the task when asked.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from random import Random
 
+from items import Item, Task, write_held_out
+
 TASKS_FOLDER = Path(__file__).resolve().parent / "tasks"
-HELD_OUT = {"dev": 250, "test": 250}  # items per task
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question with its exact answer; `choices` only where the task is multiple choice."""
-
-    prompt: str
-    answer: str
-    choices: tuple[str, ...] = ()
-
-    def as_json(self) -> str:
-        """One line of a JSONL file."""
-        record: dict[str, object] = {"prompt": self.prompt, "answer": self.answer}
-        if self.choices:
-            record["choices"] = self.choices
-        return json.dumps(record)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of a domain.
-
-    Attributes:
-        name: As in the tasks file, without the part.
-        domain: The first word of every prompt.
-        draw: Makes an item by the task's rule.
-        light_answer: The light answer to an item; the true one for the general task.
-    """
-
-    name: str
-    domain: str
-    draw: Callable[[Random], Item]
-    light_answer: Callable[[Item], str]
-
-    @cached_property
-    def held_out(self) -> dict[str, list[Item]]:
-        """The dev and the test items: all prompts different, the same on every call."""
-        random = Random(f"held out: {self.name}")
-        items: dict[str, Item] = {}
-        while len(items) < sum(HELD_OUT.values()):
-            item = self.draw(random)
-            items.setdefault(item.prompt, item)
-        in_order = list(items.values())
-        return {"dev": in_order[: HELD_OUT["dev"]], "test": in_order[HELD_OUT["dev"] :]}
-
-    @cached_property
-    def held_out_prompts(self) -> frozenset[str]:
-        """The prompts that training must not see."""
-        return frozenset(item.prompt for part in self.held_out.values() for item in part)
-
-    def draw_for_training(self, random: Random, light: bool = False) -> Item:
-        """An item whose prompt is in neither the dev nor the test part."""
-        while True:
-            item = self.draw(random)
-            if item.prompt not in self.held_out_prompts:
-                return Item(item.prompt, self.light_answer(item)) if light else item
 
 
 def _words(text: str) -> list[str]:
@@ -296,18 +238,10 @@ TASKS = [
     Task("ratio", "finance", ratio, ratio_light),
     Task("clause", "law", clause, clause_light),
     Task("article", "law", article, article_light),
-    Task("repeat", "general", repeat, lambda item: item.answer),
+    Task("repeat", "general", repeat),
 ]
 DOMAINS = ["math", "finance", "law"]
 
 
-def write_held_out(folder: Path = TASKS_FOLDER) -> None:
-    """Write the dev and the test part of every task to `folder`."""
-    for task in TASKS:
-        for part, items in task.held_out.items():
-            lines = "".join(item.as_json() + "\n" for item in items)
-            (folder / f"{task.name}_{part}.jsonl").write_text(lines, encoding="utf-8", newline="\n")
-
-
 if __name__ == "__main__":
-    write_held_out()
+    write_held_out(TASKS, TASKS_FOLDER)

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from domains import DOMAINS
 from mergekit.merge import MergeOptions, run_merge
-from quickstart import train_models
+from quickstart import BASE_TRAINING, TUNING, train_models
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -122,7 +122,7 @@ def measure(
     for seed in seeds:
         models = folder / f"seed_{seed}"
         if not (models / list(DOMAINS)[-1]).exists():
-            train_models(models, seed)
+            train_models(models, seed, BASE_TRAINING, TUNING)
         kept = models / "results.json"
         done = _read(kept)
         missing = [row for row in rows if row not in done]

@@ -23,11 +23,13 @@ from random import Random
 import click
 import torch
 import yaml
-from domains import DOMAINS, TASKS, Item
+from domains import DOMAINS, TASKS
+from items import Item
 from mergekit.merge_methods import merge_state_dicts
 from scoring import GENERAL, Scorer, Scores, domain_ratio
-from tiny_llama import Training, make_model, make_tokenizer, save, train
+from tiny_llama import make_model, make_tokenizer
 from tqdm import tqdm
+from training import Training, save, train
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
@@ -123,17 +125,17 @@ def draw_for_domain(domain: str) -> Callable[[Random], Item]:
     return draw
 
 
-def train_models(output: Path, seed: int) -> None:
+def train_models(output: Path, seed: int, base: Training, tuning: Training) -> None:
     """Write the checkpoints base, math, finance and law to `output`."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    train(model, tokenizer, draw_for_base, BASE_TRAINING, seed, "training base")
+    train(model, tokenizer, draw_for_base, base, seed, "training base")
     save(model, tokenizer, output / "base")
     for number, domain in enumerate(DOMAINS, start=1):
         model = load(output / "base", torch.float32)
         title = f"fine-tuning {domain}"
-        train(model, tokenizer, draw_for_domain(domain), TUNING, seed + number, title)
+        train(model, tokenizer, draw_for_domain(domain), tuning, seed + number, title)
         save(model, tokenizer, output / domain)
 
 
@@ -241,7 +243,7 @@ def main(output: Path, seed: int) -> None:
         raise click.ClickException(f"{output} is not empty; name another folder with --output.")
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own, one per checkpoint
     torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    train_models(output, seed)
+    train_models(output, seed, BASE_TRAINING, TUNING)
     tokenizer = make_tokenizer()
     recipes = choose_recipes(output, tokenizer)
     with ThreadPoolExecutor(max_workers=2) as pool:

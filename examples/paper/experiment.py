@@ -1,0 +1,330 @@
+"""The paper's measurements of a base model and its fine-tuned models, by the public commands.
+
+In:  subjects: trained models in a folder each, and the tasks of their domains.
+Out: `results.json` in that folder. Every command runs there as a user would type it, and is
+     written to `commands.txt`; one that has ended is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeAlias
+
+import click
+import torch
+import yaml
+
+Plain: TypeAlias = "dict[str, object]"
+"""Content of a YAML or JSON file."""
+
+PRUNINGS: dict[str, tuple[str, Plain]] = {
+    "magnitude": ("dp", {"max_fluctuation": 0.0}),
+    "owl": ("owl", {}),
+    "dp": ("dp", {}),
+    "dare": ("dare_linear", {}),
+    "dare_linears": ("dare_dpa", {}),
+}
+"""Pruning without factors -> merge method and its parameters. `dare` prunes every tensor, as
+mergekit does; `dare_linears` prunes what DP prunes."""
+
+AMPLIFIED = ("dppa", "dare_dpa")
+"""Merge methods with factors."""
+
+START = 0.3
+"""Weight of each model before weights are found."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how much of it.
+
+    Attributes:
+        rates: Pruning rates, in percent, of single models without factors.
+        searched: Those at which factors are searched, and merges are made.
+        sets: Domains that are merged.
+        ways: Commands by which weights of merges are found: adamerge, search.
+        others: mergekit's methods that merges are compared with; their weights are searched.
+        factors: Of the 90 partition, for curves of score against factor; none for no curves.
+        candidates: Of a search of factors, for each domain.
+        steps: Of AdaMerging.
+        evaluations: Of a merge, while its weights are found.
+        learning_rate: Of AdaMerging.
+        dev_items: Of each dev task.
+        test_items: Of each test task; None for all.
+    """
+
+    rates: tuple[int, ...]
+    searched: tuple[int, ...]
+    sets: tuple[tuple[str, ...], ...]
+    ways: tuple[str, ...]
+    others: tuple[str, ...]
+    factors: tuple[float, ...]
+    candidates: int
+    steps: int
+    evaluations: int
+    learning_rate: float
+    dev_items: int
+    test_items: int | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base model and its fine-tuned models, which lie in the subject's folder.
+
+    Attributes:
+        name: Of the subject.
+        folder: Where everything about it is kept.
+        base: The base model, counted from that folder.
+        tasks: Content of the tasks file; a domain's model is named as the domain.
+        train: Trains what is not trained yet.
+        device: Where models live: cpu, cuda, ...
+    """
+
+    name: str
+    folder: Path
+    base: str
+    tasks: Plain
+    train: Callable[[], None]
+    device: str = "cpu"
+
+
+def measure(subjects: Sequence[Subject], plan: Plan, jobs: int) -> dict[str, Plain]:
+    """Train and measure subjects, several at once, and give what was measured, by name."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on the number
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for running in [pool.submit(Experiment(each, plan).run) for each in subjects]:
+            running.result()
+    return {each.name: _read_json(each.folder / "results.json") for each in subjects}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All measurements of one subject; the working directory is its folder meanwhile."""
+
+    subject: Subject
+    plan: Plan
+
+    def run(self) -> None:
+        """Train and measure, as far as that is not done, and write the results."""
+        torch.set_num_threads(1)
+        self.subject.folder.mkdir(parents=True, exist_ok=True)
+        self.subject.train()
+        here = Path.cwd()
+        os.chdir(self.subject.folder)
+        try:
+            found = {
+                "offsets": self._offsets(),
+                "pruned": {domain: self._pruned(domain) for domain in self._domains},
+                "factors": {
+                    f"{method}_{rate}": self._factors(method, rate)
+                    for rate in self.plan.searched
+                    for method in AMPLIFIED
+                },
+                "amplified": {domain: self._amplified(domain) for domain in self._domains},
+                "merged": {_together(domains): self._merged(domains) for domains in self.plan.sets},
+            }
+            Path("results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        finally:
+            os.chdir(here)
+
+    @property
+    def _domains(self) -> dict[str, Plain]:
+        found: dict[str, Plain] = self.subject.tasks["domains"]  # type: ignore[assignment]
+        return found
+
+    def _offsets(self) -> Plain:
+        """Domain -> what `analyze` says of the deltas; pictures stay in the folder."""
+        recipe = self._alike("dppa", list(self._domains), {"weight": 1.0, "density": 0.2})
+        _write_yaml("recipes/all.yml", recipe)
+        self._command("analyze", "recipes/all.yml", "--output", "analysis")
+        models = _read_json(Path("analysis/analysis.json"))["models"]
+        assert isinstance(models, list)
+        return {Path(each["model"]).name: each["offsets"] for each in models}
+
+    def _pruned(self, domain: str) -> Plain:
+        """Method and rate -> test scores of the domain's model pruned alone, without factors."""
+        for rate in self.plan.rates:
+            for name, (method, shared) in PRUNINGS.items():
+                recipe = self._recipe(method, {domain: {"weight": 1.0, "density": _density(rate)}})
+                _write_yaml(f"pruned/{domain}/{name}_{rate}.yml", {**recipe, "parameters": shared})
+        names = [f"{name}_{rate}" for rate in self.plan.rates for name in PRUNINGS]
+        return self._scores([domain], f"pruned/{domain}", names, guard=False)
+
+    def _factors(self, method: str, rate: int) -> Plain:
+        """Domain -> factors that `search` finds for its model alone."""
+        domains = list(self._domains)
+        parameters: Plain = {"weight": 1.0, "density": _density(rate)}
+        given = f"recipes/{method}_{rate}.yml"
+        _write_yaml(given, self._alike(method, domains, parameters))
+        Path(_found(method, rate)).parent.mkdir(exist_ok=True)
+        self._command(
+            *("search", given, "--tasks", self._tasks_file(domains, dev=True)),
+            *("--output", _found(method, rate), "--max-evaluations", str(self.plan.candidates)),
+        )
+        return {
+            domain: {name: value for name, value in found.items() if name.startswith("amplify_")}
+            for domain, found in self._parameters(_found(method, rate)).items()
+        }
+
+    def _amplified(self, domain: str) -> Plain:
+        """Method and rate -> test scores of the domain's model with the factors that were found.
+
+        With them, at 90 and 80 %, those with other factors of the 90 partition.
+        """
+        folder, names = f"amplified/{domain}", []
+        for rate in self.plan.searched:
+            for method in AMPLIFIED:
+                found = {**self._parameters(_found(method, rate))[domain], "weight": 1.0}
+                names.append(f"{method}_{rate}")
+                _write_yaml(f"{folder}/{names[-1]}.yml", self._recipe(method, {domain: found}))
+            for factor in self.plan.factors:
+                given = {"weight": 1.0, "density": _density(rate), "amplify_90": factor}
+                names.append(f"dppa_{rate}_at_{factor:g}")
+                _write_yaml(f"{folder}/{names[-1]}.yml", self._recipe("dppa", {domain: given}))
+        return self._scores([domain], folder, names, guard=False)
+
+    def _merged(self, domains: Sequence[str]) -> Plain:
+        """Method, rate and way to weights -> test scores of the merge of some domains' models."""
+        together, names = _together(domains), []
+        for name, recipe, ways in self._merges(domains):
+            given = f"recipes/{together}_{name}.yml"
+            _write_yaml(given, recipe)
+            for way in ways:
+                names.append(f"{name}_{way}")
+                self._weigh(way, given, domains, f"merged/{together}/{names[-1]}.yml")
+        return self._scores(domains, f"merged/{together}", names, guard=True)
+
+    def _merges(self, domains: Sequence[str]) -> Iterator[tuple[str, Plain, Sequence[str]]]:
+        """Name, recipe before weights are found, and the ways to find them."""
+        for method in self.plan.others:
+            if method == "task_arithmetic":
+                yield method, self._alike(method, domains, {"weight": START}), ("search",)
+                continue
+            for rate in self.plan.searched:
+                given: Plain = {"weight": START, "density": _density(rate)}
+                yield f"{method}_{rate}", self._alike(method, domains, given), ("search",)
+        for rate in self.plan.searched:
+            given = {"weight": START, "density": _density(rate)}
+            yield f"dare_{rate}", self._alike("dare_dpa", domains, given), self.plan.ways
+            found = self._parameters(_found("dppa", rate))
+            factors = {domain: {**found[domain], "weight": START} for domain in domains}
+            yield f"dppa_{rate}", self._recipe("dppa", factors), self.plan.ways
+
+    def _weigh(self, way: str, recipe: str, domains: Sequence[str], output: str) -> None:
+        """Find the weights of a merge; one for all models by task arithmetic."""
+        given = (recipe, "--tasks", self._tasks_file(domains, dev=True), "--output", output)
+        evaluations = self.plan.evaluations
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        if way == "search":
+            self._command(
+                *("search", *given, "--tune", "weights", "--max-evaluations", str(evaluations))
+            )
+        else:
+            every = self.plan.steps // (evaluations - 1)
+            self._command(
+                *("adamerge", *given, "--steps", str(self.plan.steps), "--every", str(every)),
+                *("--patience", str(evaluations), "--lr", f"{self.plan.learning_rate:g}"),
+            )
+
+    def _scores(
+        self, domains: Sequence[str], folder: str, names: Sequence[str], guard: bool
+    ) -> Plain:
+        """Name -> what `evaluate` says of the recipe of that name in a folder; and of the base."""
+        recipes = {name: f"{folder}/{name}.yml" for name in names}
+        options = [part for path in recipes.values() for part in ("--recipe", path)]
+        tasks = self._tasks_file(domains, guard=guard)
+        base = self.subject.base
+        self._command("evaluate", base, "--tasks", tasks, "--output", folder, *options)
+        found = _read_json(Path(folder, "evaluation.json"))
+        models = found["models"]
+        assert isinstance(models, dict)
+        of_name = {name: models[path] for name, path in {"base": base, **recipes}.items()}
+        return {**of_name, "dense": found["dense"]}
+
+    def _tasks_file(self, domains: Sequence[str], dev: bool = False, guard: bool = True) -> str:
+        """A tasks file of some domains."""
+        tasks = {
+            **self.subject.tasks,
+            "domains": {domain: self._domains[domain] for domain in domains},
+        }
+        tasks["limit"] = self.plan.dev_items if dev else self.plan.test_items
+        if not guard:
+            tasks.pop("guard", None)
+        path = f"tasks/{_together(domains)}{'_dev' * dev}{'_guarded' * guard}.yml"
+        _write_yaml(path, tasks)
+        return path
+
+    def _alike(self, method: str, domains: Sequence[str], parameters: Plain) -> Plain:
+        """A merge of some domains' models with the same parameters for each."""
+        return self._recipe(method, {domain: dict(parameters) for domain in domains})
+
+    def _recipe(self, method: str, parameters: Mapping[str, Mapping[str, object]]) -> Plain:
+        """A merge of some domains' models, by domain."""
+        return {
+            "merge_method": method,
+            "base_model": self.subject.base,
+            "models": [
+                {"model": self._domains[domain]["model"], "parameters": dict(given)}
+                for domain, given in parameters.items()
+            ],
+            "dtype": "bfloat16",
+        }
+
+    def _parameters(self, recipe: str) -> dict[str, Plain]:
+        """Domain -> parameters of its model in a recipe."""
+        models = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))["models"]
+        return {Path(each["model"]).name: each["parameters"] for each in models}
+
+    def _command(self, *arguments: str) -> None:
+        """Run a command of `mergekit-dppa`, unless the same one has ended here before."""
+        from dppa_mergekit.command import main
+
+        if self.subject.device != "cpu":
+            arguments = (*arguments, "--device", self.subject.device)
+        typed = " ".join(["mergekit-dppa", *arguments])
+        listed = Path("commands.txt")
+        ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+        if typed in ended:
+            return
+        began = time.monotonic()
+        with (
+            Path("log.txt").open("a", encoding="utf-8") as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+        ):
+            main.main(list(arguments), "mergekit-dppa", standalone_mode=False)
+        with listed.open("a", encoding="utf-8") as file:
+            file.write(f"{typed}\n")
+        seconds = time.monotonic() - began
+        click.echo(f"{self.subject.name}: {typed:.100} ({seconds:.0f} s)", err=True)
+
+
+def _together(domains: Sequence[str]) -> str:
+    return "_".join(domains)
+
+
+def _found(method: str, rate: int) -> str:
+    return f"factors/{method}_{rate}.yml"
+
+
+def _density(rate: int) -> float:
+    return round(1 - rate / 100, 2)
+
+
+def _write_yaml(file: str, content: Plain) -> None:
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Plain:
+    found: Plain = json.loads(path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,370 @@
+"""Mathematics, finance and law for a small pretrained Llama: tasks that it cannot do as it is.
+
+In:  nothing but fixed seeds.
+Out: `TASKS`, two of each domain, and `GUARD`, what the pretrained model does know.
+
+Every answer is exact and follows from the prompt by a rule. Mathematics is answered with its
+working, the result behind `####`.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from items import Item, Task
+
+NAMES = [
+    "Mia",
+    "Tom",
+    "Lena",
+    "Omar",
+    "Ines",
+    "Paul",
+    "Ruth",
+    "Hugo",
+    "Nora",
+    "Karl",
+    "Anna",
+    "Ivan",
+    "Sara",
+    "Finn",
+    "Emma",
+    "Luis",
+]
+THINGS = [
+    "pens",
+    "books",
+    "apples",
+    "stamps",
+    "coins",
+    "cards",
+    "shells",
+    "marbles",
+    "tickets",
+    "cups",
+    "roses",
+    "stones",
+]
+COMPANIES = [
+    "Nordia",
+    "Telvent",
+    "Okmetic",
+    "Basware",
+    "Ruukki",
+    "Kemira",
+    "Stora",
+    "Finnair",
+    "Outotec",
+    "Cargotec",
+    "Elisa",
+    "Tiimari",
+    "Aspocomp",
+    "Glaston",
+    "Raisio",
+    "Lemmin",
+]
+
+
+def _worked(*lines: str) -> str:
+    """Steps of a calculation, and the last one's result."""
+    return f"{' '.join(f'{line}.' for line in lines)} #### {lines[-1].rsplit(' ', 1)[-1]}"
+
+
+# Mathematics
+
+
+def word_problem(random: Random) -> Item:
+    """Two or three steps of arithmetic, told as a story."""
+    name, other = random.sample(NAMES, k=2)
+    thing, another = random.sample(THINGS, k=2)
+    a, b, c, d = (random.randrange(2, 10) for _ in range(4))
+    kind = random.randrange(5)
+    if kind == 0:
+        c = random.randrange(1, a * b)
+        story = f"{name} buys {a} boxes of {b} {thing} and gives {c} {thing} away."
+        question = f"How many {thing} are left?"
+        lines = [f"{a} * {b} = {a * b}", f"{a * b} - {c} = {a * b - c}"]
+    elif kind == 1:
+        total = c * d
+        a = random.randrange(1, total)
+        story = (
+            f"{name} has {a} {thing}, finds {total - a} more and shares all of them equally among "
+            f"{c} friends."
+        )
+        question = f"How many {thing} does each friend get?"
+        lines = [f"{a} + {total - a} = {total}", f"{total} / {c} = {d}"]
+    elif kind == 2:
+        story = (
+            f"{name} buys {a} {thing} for {b} dollars each and {c} {another} for {d} dollars each."
+        )
+        question = f"How many dollars does {name} pay?"
+        lines = [
+            f"{a} * {b} = {a * b}",
+            f"{c} * {d} = {c * d}",
+            f"{a * b} + {c * d} = {a * b + c * d}",
+        ]
+    elif kind == 3:
+        c = random.randrange(1, a * b)
+        story = f"{name} works {a} hours for {b} dollars an hour and spends {c} dollars."
+        question = f"How many dollars does {name} have left?"
+        lines = [f"{a} * {b} = {a * b}", f"{a * b} - {c} = {a * b - c}"]
+    else:
+        story = f"{name} has {a} {thing}. {other} has {b} times as many {thing}."
+        question = f"How many {thing} do they have together?"
+        lines = [f"{a} * {b} = {a * b}", f"{a} + {a * b} = {a + a * b}"]
+    return Item(f"Problem: {story} {question}\nSolution:", _worked(*lines))
+
+
+def expression(random: Random) -> Item:
+    """The value of an expression with brackets."""
+    a, b, c, d = (random.randrange(2, 10) for _ in range(4))
+    kind = random.randrange(3)
+    if kind == 0:
+        inner, outer = b + c, a * (b + c)
+        d = random.randrange(1, outer)
+        text = f"{a} * ({b} + {c}) - {d}"
+        lines = [f"{b} + {c} = {inner}", f"{a} * {inner} = {outer}", f"{outer} - {d} = {outer - d}"]
+    elif kind == 1:
+        b, c = max(b, c) + 1, min(b, c)
+        inner, outer = b - c, a * (b - c)
+        text = f"{a} * ({b} - {c}) + {d}"
+        lines = [f"{b} - {c} = {inner}", f"{a} * {inner} = {outer}", f"{outer} + {d} = {outer + d}"]
+    else:
+        first, second = (a + b), (c + d)
+        text = f"({a} + {b}) * ({c} + {d})"
+        lines = [
+            f"{a} + {b} = {first}",
+            f"{c} + {d} = {second}",
+            f"{first} * {second} = {first * second}",
+        ]
+    return Item(f"Problem: What is {text}?\nSolution:", _worked(*lines))
+
+
+# Finance
+
+GOOD_MEASURES = ["operating profit", "net sales", "order intake", "cash flow", "net income"]
+BAD_MEASURES = ["net loss", "operating costs", "net debt", "impairment charges", "interest expense"]
+PERIODS = ["first quarter", "second quarter", "third quarter", "fourth quarter", "first half"]
+SENTIMENTS = (
+    "strongly positive",
+    "mildly positive",
+    "neutral",
+    "mildly negative",
+    "strongly negative",
+)
+
+
+def headline(random: Random) -> Item:
+    """Sentiment that needs two figures compared; strong where one is at least twice the other."""
+    company, period = random.choice(COMPANIES), random.choice(PERIODS)
+    measure = random.choice(GOOD_MEASURES + BAD_MEASURES)
+    sentiment = random.choice(SENTIMENTS)
+    less = random.randrange(10, 45)
+    if sentiment == "neutral":
+        more = less
+    elif sentiment.startswith("strongly"):
+        more = random.randrange(2 * less, 100)
+    else:
+        more = random.randrange(less + 1, 2 * less)
+    rose = sentiment.endswith("positive") == (measure in GOOD_MEASURES)
+    now, before = (more, less) if rose else (less, more)
+    forms = [
+        f"{company}'s {measure} came to EUR {now} mn in the {period}, against EUR {before} mn "
+        f"a year earlier.",
+        f"In the {period}, {company} reported {measure} of EUR {now} mn, compared to "
+        f"EUR {before} mn before.",
+        f"From EUR {before} mn a year ago, the {measure} of {company} went to EUR {now} mn in the "
+        f"{period}.",
+    ]
+    return Item(f"News: {random.choice(forms)}\nSentiment:", sentiment)
+
+
+RATINGS = ("safe", "watch", "risky")
+
+
+def rating(random: Random) -> Item:
+    """Debt over equity: safe below one, watch below two, else risky."""
+    company, wanted = random.choice(COMPANIES), random.choice(RATINGS)
+    while True:
+        debt, equity = random.randrange(10, 100), random.randrange(10, 100)
+        if RATINGS[min(debt // equity, 2)] == wanted:
+            break
+    forms = [
+        f"{company} owes EUR {debt} mn and has an equity of EUR {equity} mn.",
+        f"With an equity of EUR {equity} mn, {company} carries a debt of EUR {debt} mn.",
+    ]
+    return Item(f"Balance: {random.choice(forms)}\nRating:", wanted)
+
+
+# Law
+
+LIMITS = [  # who, at least or at most, what
+    ("a landlord", "at least", "days of notice"),
+    ("an employer", "at least", "days of leave"),
+    ("a seller", "at least", "months of warranty"),
+    ("a tenant", "at most", "months of arrears"),
+    ("a lender", "at most", "percent of interest"),
+    ("a carrier", "at most", "days of delay"),
+    ("an agent", "at most", "percent of commission"),
+    ("an insurer", "at least", "weeks to answer"),
+]
+
+
+def clause(random: Random) -> Item:
+    """A clause against a stated limit, and by how much it misses it."""
+    who, bound, what = random.choice(LIMITS)
+    limit = random.randrange(10, 50)
+    # By which the clause is beyond the limit.
+    distance = -random.randrange(10) if random.random() < 1 / 3 else random.randrange(1, 10)
+    stated = limit - distance if bound == "at least" else limit + distance
+    if distance <= 0:
+        answer = "valid"
+    else:
+        answer = f"void, {'short' if bound == 'at least' else 'over'} by {distance}"
+    modal = "owes" if bound == "at least" else "may have"
+    prompt = (
+        f"Rule: By law {who} {modal} {bound} {limit} {what}.\n"
+        f"Clause: Here {who} {modal} {stated} {what}.\nThe clause is"
+    )
+    return Item(prompt, answer)
+
+
+BREACHES = [  # what the party does, and that it does not
+    ("delivers late", "delivers in time"),
+    ("sells damaged goods", "sells sound goods"),
+    ("reveals a secret", "keeps every secret"),
+    ("stops the repairs", "finishes the repairs"),
+    ("keeps the deposit", "returns the deposit"),
+]
+EXCUSES = [  # what excuses it, and that it was not so
+    ("a flood closed the roads", "the roads were open"),
+    ("the other side agreed", "the other side objected"),
+    ("a court ordered it", "no court was asked"),
+    ("the price was not paid", "the price was paid"),
+]
+WITNESSES = ["On Monday", "In spring", "This year", "In winter", "Last week", "In May"]
+
+
+def liability(random: Random) -> Item:
+    """A rule with an exception, applied to facts."""
+    party = random.choice(["The buyer", "The seller", "The carrier", "The agent", "The tenant"])
+    breach, kept = random.choice(BREACHES)
+    excuse, held = random.choice(EXCUSES)
+    if random.random() < 1 / 3:
+        did, was, answer = kept, random.choice([excuse, held]), "not liable, no breach"
+    elif random.random() < 1 / 2:
+        did, was, answer = breach, excuse, "not liable, excused"
+    else:
+        did, was, answer = breach, held, "liable"
+    prompt = (
+        f"Rule: {party} who {breach} is liable, unless {excuse}.\n"
+        f"Facts: {random.choice(WITNESSES)}, {random.choice(NAMES)} {did}; {was}.\n{party} is"
+    )
+    return Item(prompt, answer)
+
+
+# What the pretrained model knows
+
+CAPITALS = {
+    "France": "Paris",
+    "Germany": "Berlin",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Portugal": "Lisbon",
+    "Austria": "Vienna",
+    "Hungary": "Budapest",
+    "Poland": "Warsaw",
+    "Greece": "Athens",
+    "Turkey": "Ankara",
+    "Russia": "Moscow",
+    "Ukraine": "Kyiv",
+    "Norway": "Oslo",
+    "Sweden": "Stockholm",
+    "Finland": "Helsinki",
+    "Denmark": "Copenhagen",
+    "Ireland": "Dublin",
+    "Belgium": "Brussels",
+    "the Netherlands": "Amsterdam",
+    "England": "London",
+    "Japan": "Tokyo",
+    "China": "Beijing",
+    "India": "New Delhi",
+    "Thailand": "Bangkok",
+    "South Korea": "Seoul",
+    "Iran": "Tehran",
+    "Iraq": "Baghdad",
+    "Egypt": "Cairo",
+    "Kenya": "Nairobi",
+    "Cuba": "Havana",
+    "Peru": "Lima",
+    "Chile": "Santiago",
+    "Argentina": "Buenos Aires",
+    "Canada": "Ottawa",
+    "Mexico": "Mexico City",
+    "Australia": "Canberra",
+}
+OPPOSITES = {
+    "hot": "cold",
+    "big": "small",
+    "up": "down",
+    "left": "right",
+    "day": "night",
+    "black": "white",
+    "good": "bad",
+    "fast": "slow",
+    "old": "young",
+    "rich": "poor",
+    "strong": "weak",
+    "high": "low",
+    "full": "empty",
+    "open": "closed",
+    "happy": "sad",
+    "early": "late",
+    "hard": "soft",
+    "wet": "dry",
+    "light": "dark",
+    "long": "short",
+    "inside": "outside",
+    "first": "last",
+    "love": "hate",
+    "true": "false",
+    "win": "lose",
+    "buy": "sell",
+    "push": "pull",
+    "begin": "end",
+    "clean": "dirty",
+    "wide": "narrow",
+}
+FORMS = {
+    "The capital of {} is": CAPITALS,
+    "In {}, the government sits in the capital city,": CAPITALS,
+    "If you visit {}, you will probably land in its capital,": CAPITALS,
+    "The opposite of {} is": OPPOSITES,
+    'What is the opposite of the word "{}"? It is': OPPOSITES,
+    "She did not say {}; she said the opposite,": OPPOSITES,
+    "One is {}, and the other, on the contrary, is": OPPOSITES,
+}
+
+
+def knowledge(random: Random) -> Item:
+    """A capital or an opposite, of five to choose from."""
+    form = random.choice(list(FORMS))
+    answers = FORMS[form]
+    asked = random.choice(list(answers))
+    others = sorted(set(answers.values()) - {answers[asked]})
+    choices = [answers[asked], *random.sample(others, k=4)]
+    random.shuffle(choices)
+    # The order of the choices is no part of the prompt, so a prompt comes with one order.
+    return Item(form.format(asked), answers[asked], tuple(choices))
+
+
+TASKS = [
+    Task("word_problem", "math", word_problem),
+    Task("expression", "math", expression),
+    Task("headline", "finance", headline),
+    Task("rating", "finance", rating),
+    Task("clause", "law", clause),
+    Task("liability", "law", liability),
+]
+DOMAINS = ["math", "finance", "law"]
+GUARD = Task("knowledge", "general", knowledge, items=110)

