@@ -282,7 +282,7 @@ def draw_ladder(group: Group, path: Path) -> None:
         panel.set_title(domain)
         panel.set_xlabel("pruned by, %")
     panels[0].set_ylabel("test Domain-Ratio, %")
-    panels[0].legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=100)
 
 
@@ -303,7 +303,7 @@ def draw_factors(group: Group, path: Path) -> None:
         panel.set_title(domain)
         panel.set_xlabel("factor of the 90 partition")
     panels[0].set_ylabel("test Domain-Ratio, %")
-    panels[0].legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=100)
 
 

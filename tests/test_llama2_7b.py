@@ -1,0 +1,174 @@
+"""The full-size experiment: its recipes, tasks and commands, with nothing of that size."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+from lm_eval import evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.tasks import TasksFile
+
+FOLDER = Path(__file__).parent.parent / "examples" / "paper" / "llama2-7b"
+
+
+def module(path: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None
+    assert specification.loader is not None
+    found = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = found
+    specification.loader.exec_module(found)
+    return found
+
+
+run = module(FOLDER / "run.py")
+data = module(FOLDER / "tasks" / "data.py")
+
+NAMES = ("gsm8k", "math", "fpb", "fiqa_sa", "scotus", "unfair_tos")
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(data.STAND_INS, "1")
+
+
+def test_shapes_are_those_of_transformers(tmp_path: Path) -> None:
+    run.write_headers(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert {name: tuple(each.shape) for name, each in model.state_dict().items()} == run.shapes()
+    assert sum(each.numel() for each in model.parameters()) == 6_738_415_616
+    assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 1e6
+
+
+def test_a_dry_run_checks_headers_and_runs_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, str(FOLDER / "run.py"), str(tmp_path), "--dry-run"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("no errors") == 4
+    for name in run.RECIPES:
+        for tool in ("check", "analyze", "search", "adamerge", "evaluate", "publish"):
+            assert f"mergekit-dppa {tool} " in finished.stdout
+        assert f"mergekit-yaml weights/{name}.yml merged/{name}" in finished.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"headers"}
+
+
+def test_a_wrong_shape_is_found_on_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = run.write_headers
+
+    def narrow(folder: Path) -> None:
+        monkeypatch.setattr(run, "INTERMEDIATE", 11007 if "Abel" in folder.name else 11008)
+        write(folder)
+
+    monkeypatch.setattr(run, "write_headers", narrow)
+    with pytest.raises(subprocess.CalledProcessError):
+        run.check_headers(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["three_80", "three_90", "two_80", "two_90"])
+def test_recipes_and_tasks_name_the_same_models(name: str) -> None:
+    recipe = Recipe.read(FOLDER / "recipes" / f"{name}.yml")
+    tasks = TasksFile.read(FOLDER / f"{name.split('_')[0]}.yml")
+    models = [each["model"] for each in yaml.safe_load(recipe.to_yaml())["models"]]
+    assert models == [domain.model for domain in tasks.domains.values()]
+    assert set(tasks.domains) == {"math", "finance", "law"} - ({"law"} if "two" in name else set())
+    for domain in tasks.domains.values():
+        assert all(task.endswith("_dev") for task in domain.dev)
+        assert all(task.endswith("_test") for task in domain.test)
+
+
+class Knowing(LM):
+    """Answers every prompt rightly, or every prompt wrongly, in the form that the tasks expect."""
+
+    def __init__(self, knows: bool) -> None:
+        super().__init__()
+        self._knows = knows
+        self.settings: list[dict[str, object]] = []
+        self._right = {
+            item["prompt"]: (name, item["right"])
+            for name in NAMES
+            for part in ("dev", "test")
+            for item in data.load(name, part)["test"]
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self.settings += [each.args[1] for each in requests]
+        answers = []
+        for each in requests:
+            name, right = self._right[each.args[0]]
+            if name in ("gsm8k", "math"):
+                answers.append(f"So it is.\n#### {right[0] if self._knows else '-77'}")
+            else:
+                answers.append(f"I think it is {right[-1].lower() if self._knows else 'so'}.")
+        return answers
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("part", ["dev", "test"])
+def test_every_task_runs_offline(part: str, knows: bool, tmp_path: Path) -> None:
+    tasks = TasksFile.read(FOLDER / "three.yml")
+    metrics = tasks.metrics(part)  # type: ignore[arg-type]
+    assert [task.removesuffix(f"_{part}") for task in metrics] == list(NAMES)
+    manager = TaskManager(include_path=str(tasks.include_path), include_defaults=False)
+    model = Knowing(knows)
+    loaded = manager.load(list(metrics))
+    found = evaluate(model, loaded, log_samples=False, bootstrap_iters=0)["results"]
+    assert {found[task][metric] for task, metric in metrics.items()} == {float(knows)}
+    assert all(each["max_gen_toks"] == 2048 for each in model.settings)
+    assert all(each["do_sample"] is False for each in model.settings)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dev_and_test_have_nothing_in_common(name: str) -> None:
+    dev, test = (
+        {item["prompt"] for item in data.load(name, part)["test"]} for part in ("dev", "test")
+    )
+    assert dev
+    assert test
+    assert not set(dev) & set(test)
+
+
+def test_long_opinions_and_fair_sentences_are_left_out() -> None:
+    assert all(len(item["prompt"]) < 9000 for item in data.load("scotus", "dev")["test"])
+    assert len(data.load("unfair_tos", "test")["test"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "right", "answer", "expected"),
+    [
+        ("number", "1200", "so 3.\n#### 1,200", 1),
+        ("number", "12", "#### $12.00 dollars", 1),
+        ("number", "12", "#### 12.50", 0),
+        ("number", "-3", "#### -3", 1),
+        ("number", "5", "the answer is 5", 0),
+        ("number", "5", "#### 4\n#### 5", 1),
+        ("number", "5", "####", 0),
+        ("expression", "\\frac{1}{2}", "#### $\\dfrac12$.", 1),
+        ("expression", "\\frac{1}{2}", "#### \\frac{1}{2}\nThanks", 1),
+        ("expression", "\\frac{1}{2}", "#### \\frac{1}{3}", 0),
+        ("expression", "x^2", "it is x^2", 0),
+        ("choice", "Civil Rights", "This is about civil rights.", 1),
+        ("choice", "Civil Rights", "This is about privacy.", 0),
+    ],
+)
+def test_when_an_answer_is_right(rule: str, right: str, answer: str, expected: float) -> None:
+    judge = getattr(data, f"right_{rule}")
+    assert judge({"right": [right]}, [answer]) == {"right": expected}

@@ -1,0 +1,255 @@
+"""The paper's experiments: their problems, their tables, and a small run of them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import miniature
+import problems
+import pytest
+import report
+import smollm2
+import tiny_llama
+import torch
+import training
+from items import PARTS, Item, Task
+from lm_eval import evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM
+
+from dppa_mergekit.tasks import TasksFile
+
+SCRIPT = Path(miniature.__file__)
+
+
+def drawn(task: Task) -> list[Item]:
+    return [task.draw(Random(seed)) for seed in range(400)]
+
+
+def value(expression: str) -> float:
+    assert re.fullmatch(r"[0-9+*/() -]+", expression), expression
+    return float(eval(expression))
+
+
+@pytest.mark.parametrize("draw", [problems.word_problem, problems.expression])
+def test_the_working_is_right(draw: object) -> None:
+    (task,) = (task for task in problems.TASKS if task.draw is draw)
+    for item in drawn(task):
+        working, result = item.answer.split(" #### ")
+        lines = working.rstrip(".").split(". ")
+        for line in lines:
+            left, right = line.split(" = ")
+            assert value(left) == value(right) >= 0, item
+        assert lines[-1].endswith(f"= {result}")
+        if draw is problems.expression:
+            asked = item.prompt.split("What is ")[1].split("?")[0]
+            assert value(asked) == value(result)
+
+
+def test_sentiments_follow_from_the_figures() -> None:
+    (task,) = (task for task in problems.TASKS if task.name == "headline")
+    bad = re.compile("loss|costs|debt|charges|expense")
+    seen = set()
+    for item in drawn(task):
+        first, second = map(int, re.findall(r"EUR (\d+) mn", item.prompt))
+        before, now = (first, second) if item.prompt.startswith("News: From") else (second, first)
+        if now == before:
+            expected = "neutral"
+        else:
+            good = (now > before) != bool(bad.search(item.prompt))
+            strong = max(now, before) >= 2 * min(now, before)
+            degree, sign = ("mildly", "strongly")[strong], ("negative", "positive")[good]
+            expected = f"{degree} {sign}"
+        assert item.answer == expected, item
+        seen.add(expected)
+    assert seen == set(problems.SENTIMENTS)
+
+
+def test_ratings_and_clauses_follow_from_the_figures() -> None:
+    (rating,) = (task for task in problems.TASKS if task.name == "rating")
+    for item in drawn(rating):
+        first, second = map(int, re.findall(r"EUR (\d+) mn", item.prompt))
+        debt, equity = (second, first) if "With an equity" in item.prompt else (first, second)
+        expected = "safe" if debt < equity else "watch" if debt < 2 * equity else "risky"
+        assert item.answer == expected, item
+    (clause,) = (task for task in problems.TASKS if task.name == "clause")
+    for item in drawn(clause):
+        limit, stated = map(int, re.findall(r"\d+", item.prompt))
+        beyond = limit - stated if "at least" in item.prompt else stated - limit
+        way = "short" if "at least" in item.prompt else "over"
+        assert item.answer == (f"void, {way} by {beyond}" if beyond > 0 else "valid"), item
+
+
+def test_liability_follows_from_the_facts() -> None:
+    (task,) = (task for task in problems.TASKS if task.name == "liability")
+    answers = set()
+    for item in drawn(task):
+        rule, facts, _ = item.prompt.split("\n")
+        breach, excuse = re.fullmatch(r"Rule: .* who (.*) is liable, unless (.*)\.", rule).groups()  # type: ignore[union-attr]
+        if breach not in facts:
+            expected = "not liable, no breach"
+        else:
+            expected = "not liable, excused" if excuse in facts else "liable"
+        assert item.answer == expected, item
+        answers.add(expected)
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize("task", [*problems.TASKS, problems.GUARD], ids=lambda task: task.name)
+def test_no_item_is_both_learnt_and_asked(task: Task) -> None:
+    dev, test = ({item.prompt for item in task.held_out[part]} for part in PARTS)
+    assert len(dev) == len(test) == task.items
+    assert not dev & test
+    assert not {task.draw_for_training(Random(seed)).prompt for seed in range(200)} & (dev | test)
+
+
+class Knowing(LM):
+    """Answers as the items do, with more behind it, or not at all."""
+
+    def __init__(self, knows: bool) -> None:
+        super().__init__()
+        self._knows = knows
+        self._answers = {
+            item.prompt: item.answer
+            for task in [*problems.TASKS, problems.GUARD]
+            for items in task.held_out.values()
+            for item in items
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return [f" {self._answers[each.args[0]]}" if self._knows else "" for each in requests]
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        right = [self._answers[each.args[0]] == each.args[1].strip() for each in requests]
+        return [(0.0 if each == self._knows else -9.0, False) for each in right]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_the_tasks_score_knowledge(
+    knows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smollm2.write_tasks(tmp_path / "tasks")
+    tasks = TasksFile.model_validate(smollm2.tasks(tmp_path / "tasks"))
+    for part in PARTS:
+        metrics = tasks.metrics(part)
+        manager = TaskManager(include_path=str(tasks.include_path), include_defaults=False)
+        loaded = manager.load(list(metrics))
+        found = evaluate(Knowing(knows), loaded, log_samples=False, bootstrap_iters=0)["results"]
+        assert len(metrics) == 7
+        assert {found[task][metric] for task, metric in metrics.items()} == {float(knows)}
+
+
+def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = training.Training(steps=6, batch_size=2, learning_rate=1e-3, fast=True)
+    tokenizer = tiny_llama.make_tokenizer()
+    draw = smollm2.draw_for("law")
+
+    def trained(kept: training.Resumption | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = tiny_llama.make_model(tokenizer)
+        training.train(model, tokenizer, draw, how, 1, "law", kept)
+        return model.state_dict()
+
+    undisturbed = trained(None)
+    kept = training.Resumption(tmp_path / "law.state", every=2)
+    save = torch.save
+
+    def killed(state: dict[str, object], path: Path) -> None:
+        save(state, path)
+        if state["step"] == 4:
+            path.replace(kept.file)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(kept)
+    monkeypatch.setattr(torch, "save", save)
+    steps: list[int] = []
+    step = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *arguments: object) -> object:
+        steps.append(1)
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    resumed = trained(kept)
+    assert len(steps) == 2
+    for name, tensor in undisturbed.items():
+        assert torch.equal(tensor, resumed[name])
+
+
+def test_the_real_model_is_tuned_and_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_llama.make_tokenizer()
+    training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "source")
+    folder = tmp_path / "run"
+    smollm2.write_base(folder, str(tmp_path / "source"))
+    brief = training.Training(steps=2, batch_size=2, learning_rate=1e-2, fast=True)
+    smollm2.tune(folder / "base", folder / "simple", brief, 0, "cpu")
+    base = AutoModelForCausalLM.from_pretrained(folder / "base").state_dict()
+    for domain in problems.DOMAINS:
+        tuned = AutoModelForCausalLM.from_pretrained(folder / "simple" / domain).state_dict()
+        assert any(not torch.equal(base[name], tensor) for name, tensor in tuned.items())
+    assert not list(folder.rglob("*.state"))
+    smollm2.write_samples(folder, {"simple": {"base": folder / "base"}}, "cpu")
+    written = (folder / "samples.md").read_text()
+    asked = [item for task in problems.TASKS for item in task.held_out["test"][:3]]
+    assert all(item.prompt.split("\n")[0] in written for item in asked)
+    assert written.count("- simple, base: `") == len(asked)
+
+
+def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "--smoke"]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    commands = (tmp_path / "seed_0" / "commands.txt").read_text().splitlines()
+    assert {line.split()[1] for line in commands} == {"analyze", "evaluate", "search", "adamerge"}
+    text = (tmp_path / "tables.md").read_text()
+    for table in ("Table 1", "Table 2", "Table 3", "Tables 4 and 8", "Table 6", "Appendix A"):
+        assert table in text
+    figures = {path.name.removeprefix("miniature_") for path in (tmp_path / "figures").iterdir()}
+    assert figures == {
+        f"{name}.png" for name in ("density", "structure", "offsets", "ladder", "factors")
+    }
+    found = json.loads((tmp_path / "results.json").read_text())["Miniature"]["seed_0"]
+    # At a rate of 10 % little is lost, by whatever method; at 90 % DARE loses most.
+    law = found["pruned"]["law"]
+    assert law["magnitude_10"]["domain_ratios"]["law"]["value"] > 50
+    assert law["dare_90"]["domain_ratios"]["law"]["value"] < 50
+    # What has ended is not run again.
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "seed_0" / "commands.txt").read_text().splitlines() == commands
+    assert (tmp_path / "tables.md").read_text() == text
+
+
+def models(value: float, error: float) -> dict[str, object]:
+    row = {
+        "domain_ratios": {"math": {"value": value, "error": error}},
+        "scores": {"adding_test": {"value": value / 100, "error": 0.0}},
+    }
+    names = ("magnitude_90", "owl_90", "dp_90", "dare_90", "dare_linears_90")
+    return {**dict.fromkeys(names, row), "dense": {"adding_test": {"value": 0.5}}}
+
+
+def test_cells_are_means_over_seeds_beside_the_paper() -> None:
+    found = {
+        f"seed_{number}": {"pruned": {"math": models(value, 3.0)}, "amplified": {"math": {}}}
+        for number, value in enumerate((40.0, 50.0, 60.0))
+    }
+    lines = report._single(report.Group("Some", found), (90,), ("magnitude",)).splitlines()
+    assert lines[2] == "| math   | 90 %      | 50.0 ± 10.0 (53.4) |"
+    one = report.Group("One", {"seed_0": found["seed_0"]})
+    assert "40.0 ± 3.0 (53.4)" in report._single(one, (90,), ("magnitude",))
+    assert "| adding | 90 %      |      50.0 |" in report._scores(report.Group("Some", found))
