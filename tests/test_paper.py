@@ -80,9 +80,10 @@ def test_ratings_and_clauses_follow_from_the_figures() -> None:
     (clause,) = (task for task in problems.TASKS if task.name == "clause")
     for item in drawn(clause):
         limit, stated = map(int, re.findall(r"\d+", item.prompt))
-        beyond = limit - stated if "at least" in item.prompt else stated - limit
-        way = "short" if "at least" in item.prompt else "over"
-        assert item.answer == (f"void, {way} by {beyond}" if beyond > 0 else "valid"), item
+        if "at least" in item.prompt:
+            assert item.answer == ("valid" if stated >= limit else "void, too little"), item
+        else:
+            assert item.answer == ("valid" if stated <= limit else "void, too much"), item
 
 
 def test_liability_follows_from_the_facts() -> None:
@@ -222,7 +223,9 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     assert figures == {
         f"{name}.png" for name in ("density", "structure", "offsets", "ladder", "factors")
     }
-    found = json.loads((tmp_path / "results.json").read_text())["Miniature"]["seed_0"]
+    found = json.loads((tmp_path / "results.json").read_text())["Miniature"]
+    assert set(found["means"]) == {"pruned", "amplified", "math_finance"}
+    found = found["subjects"]["seed_0"]
     # At a rate of 10 % little is lost, by whatever method; at 90 % DARE loses most.
     law = found["pruned"]["law"]
     assert law["magnitude_10"]["domain_ratios"]["law"]["value"] > 50
@@ -232,6 +235,13 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "seed_0" / "commands.txt").read_text().splitlines() == commands
     assert (tmp_path / "tables.md").read_text() == text
+    # What another plan has measured is not taken for this one's.
+    other = subprocess.run(
+        [*command[:-1], "--seed", "0"], capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 1
+    assert "seed_0 holds what another plan has measured; name another folder." in other.stderr
+    assert "Traceback" not in other.stderr
 
 
 def models(value: float, error: float) -> dict[str, object]:

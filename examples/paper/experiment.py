@@ -11,9 +11,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeAlias
@@ -42,6 +42,10 @@ START = 0.3
 """Weight of each model before weights are found."""
 
 
+WAYS = ("adamerge", "search", "shared")
+"""How weights are found: learned, searched for each model, or one searched for all of them."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is measured, and how much of it.
@@ -50,8 +54,8 @@ class Plan:
         rates: Pruning rates, in percent, of single models without factors.
         searched: Those at which factors are searched, and merges are made.
         sets: Domains that are merged.
-        ways: Commands by which weights of merges are found: adamerge, search.
-        others: mergekit's methods that merges are compared with; their weights are searched.
+        ways: How weights of merges are found: one of `WAYS`.
+        others: mergekit's methods that merges are compared with, and how their weights are found.
         factors: Of the 90 partition, for curves of score against factor; none for no curves.
         candidates: Of a search of factors, for each domain.
         steps: Of AdaMerging.
@@ -65,7 +69,7 @@ class Plan:
     searched: tuple[int, ...]
     sets: tuple[tuple[str, ...], ...]
     ways: tuple[str, ...]
-    others: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]
     factors: tuple[float, ...]
     candidates: int
     steps: int
@@ -99,9 +103,16 @@ class Subject:
 def measure(subjects: Sequence[Subject], plan: Plan, jobs: int) -> dict[str, Plain]:
     """Train and measure subjects, several at once, and give what was measured, by name."""
     os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on the number
+    failed = []
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for running in [pool.submit(Experiment(each, plan).run) for each in subjects]:
-            running.result()
+        running = {pool.submit(Experiment(each, plan).run): each.name for each in subjects}
+        for ended in as_completed(running):
+            error = ended.exception()
+            if error is not None:
+                click.echo(f"{running[ended]}: {error}", err=True)
+                failed.append(running[ended])
+    if failed:
+        raise click.ClickException(f"Not measured to the end: {', '.join(sorted(failed))}.")
     return {each.name: _read_json(each.folder / "results.json") for each in subjects}
 
 
@@ -116,6 +127,7 @@ class Experiment:
         """Train and measure, as far as that is not done, and write the results."""
         torch.set_num_threads(1)
         self.subject.folder.mkdir(parents=True, exist_ok=True)
+        self._refuse_another_plan()
         self.subject.train()
         here = Path.cwd()
         os.chdir(self.subject.folder)
@@ -134,6 +146,17 @@ class Experiment:
             Path("results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         finally:
             os.chdir(here)
+
+    def _refuse_another_plan(self) -> None:
+        """What was measured by other settings must not be taken for what this plan asks for."""
+        path = self.subject.folder / "plan.json"
+        plan = json.loads(json.dumps([asdict(self.plan), self.subject.tasks]))
+        if not path.exists():
+            path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+        elif json.loads(path.read_text(encoding="utf-8")) != plan:
+            raise click.ClickException(
+                f"{self.subject.folder} holds what another plan has measured; name another folder."
+            )
 
     @property
     def _domains(self) -> dict[str, Plain]:
@@ -204,13 +227,13 @@ class Experiment:
 
     def _merges(self, domains: Sequence[str]) -> Iterator[tuple[str, Plain, Sequence[str]]]:
         """Name, recipe before weights are found, and the ways to find them."""
-        for method in self.plan.others:
+        for method, way in self.plan.others:
             if method == "task_arithmetic":
-                yield method, self._alike(method, domains, {"weight": START}), ("search",)
+                yield method, self._alike(method, domains, {"weight": START}), (way,)
                 continue
             for rate in self.plan.searched:
                 given: Plain = {"weight": START, "density": _density(rate)}
-                yield f"{method}_{rate}", self._alike(method, domains, given), ("search",)
+                yield f"{method}_{rate}", self._alike(method, domains, given), (way,)
         for rate in self.plan.searched:
             given = {"weight": START, "density": _density(rate)}
             yield f"dare_{rate}", self._alike("dare_dpa", domains, given), self.plan.ways
@@ -219,20 +242,19 @@ class Experiment:
             yield f"dppa_{rate}", self._recipe("dppa", factors), self.plan.ways
 
     def _weigh(self, way: str, recipe: str, domains: Sequence[str], output: str) -> None:
-        """Find the weights of a merge; one for all models by task arithmetic."""
+        """Find the weights of a merge, by as many evaluations of it whatever the way."""
         given = (recipe, "--tasks", self._tasks_file(domains, dev=True), "--output", output)
-        evaluations = self.plan.evaluations
+        steps, evaluations = self.plan.steps, self.plan.evaluations
         Path(output).parent.mkdir(parents=True, exist_ok=True)
-        if way == "search":
+        if way == "adamerge":
+            every = steps // (evaluations - 1)
             self._command(
-                *("search", *given, "--tune", "weights", "--max-evaluations", str(evaluations))
-            )
-        else:
-            every = self.plan.steps // (evaluations - 1)
-            self._command(
-                *("adamerge", *given, "--steps", str(self.plan.steps), "--every", str(every)),
+                *("adamerge", *given, "--steps", str(steps), "--every", str(every)),
                 *("--patience", str(evaluations), "--lr", f"{self.plan.learning_rate:g}"),
             )
+        else:
+            options = ("--tune", "weights", *(("--shared",) if way == "shared" else ()))
+            self._command("search", *given, *options, "--max-evaluations", str(evaluations))
 
     def _scores(
         self, domains: Sequence[str], folder: str, names: Sequence[str], guard: bool

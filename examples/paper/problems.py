@@ -211,16 +211,15 @@ LIMITS = [  # who, at least or at most, what
 
 
 def clause(random: Random) -> Item:
-    """A clause against a stated limit, and by how much it misses it."""
+    """A clause against a stated limit."""
     who, bound, what = random.choice(LIMITS)
-    limit = random.randrange(10, 50)
-    # By which the clause is beyond the limit.
-    distance = -random.randrange(10) if random.random() < 1 / 3 else random.randrange(1, 10)
-    stated = limit - distance if bound == "at least" else limit + distance
-    if distance <= 0:
-        answer = "valid"
+    limit, stated = random.sample(range(10, 60), k=2)
+    if random.random() < 0.1:
+        stated = limit
+    if bound == "at least":
+        answer = "void, too little" if stated < limit else "valid"
     else:
-        answer = f"void, {'short' if bound == 'at least' else 'over'} by {distance}"
+        answer = "void, too much" if stated > limit else "valid"
     modal = "owes" if bound == "at least" else "may have"
     prompt = (
         f"Rule: By law {who} {modal} {bound} {limit} {what}.\n"

@@ -31,7 +31,7 @@ LABELS = {
     "task_arithmetic": "task arithmetic",
     "base": "base",
 }
-WAYS = {"adamerge": "AdaMerging", "search": "search"}
+WAYS = {"adamerge": "AdaMerging", "search": "search", "shared": "search of one"}
 LADDER = ("magnitude", "owl", "dp", "dare", "dare_linears")
 """Methods of Appendix A, and DARE on what the others prune."""
 
@@ -64,7 +64,9 @@ class Group:
 
 def write_report(folder: Path, groups: Sequence[Group]) -> None:
     """Write results, tables and figures of all groups; subjects lie in folders of their names."""
-    results = {group.title: dict(group.found) for group in groups}
+    results = {
+        group.title: {"subjects": dict(group.found), "means": means(group)} for group in groups
+    }
     text = json.dumps(results, indent=1) + "\n"
     (folder / "results.json").write_text(text, encoding="utf-8")
     figures = folder / "figures"
@@ -81,6 +83,25 @@ def write_report(folder: Path, groups: Sequence[Group]) -> None:
     (folder / "tables.md").write_text("\n".join(parts), encoding="utf-8")
 
 
+def means(group: Group) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
+    """Place -> recipe -> domain -> mean Domain-Ratio and standard deviation over the subjects."""
+    first = next(iter(group.found.values()))
+    places = [(place, [domain]) for place in ("pruned", "amplified") for domain in group.domains]
+    places += [("_".join(domains), list(domains)) for domains in _sets(group)]
+    found: dict[str, dict[str, dict[str, dict[str, float | None]]]] = {}
+    for place, domains in places:
+        models = first[place][domains[0]] if place in first else first["merged"][place]
+        for name in models:
+            if name == "dense":
+                continue
+            of_name = found.setdefault(place, {}).setdefault(name, {})
+            for domain in domains:
+                values, _ = _ratio(group, place, name, domain)
+                deviation = stdev(values) if len(values) > 1 else None
+                of_name[domain] = {"mean": mean(values), "deviation": deviation}
+    return found
+
+
 def tables(group: Group) -> str:
     """All tables of a group in Markdown."""
     spread = (
@@ -89,8 +110,8 @@ def tables(group: Group) -> str:
         else "standard errors are those of the test items"
     )
     merged = [
-        f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}).\n\n"
-        f"{_merged(group, domains)}"
+        f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
+        f"prunes linears alone here.\n\n{_merged(group, domains)}"
         for domains in _sets(group)
     ]
     parts = [

