@@ -33,13 +33,13 @@ PLAN = Plan(
     rates=(10, 20, 30, 40, 50, 60, 70, 80, 90),
     searched=(90, 80),
     sets=(("math", "finance", "law"), ("math", "finance")),
-    ways=("adamerge",),
+    ways=("adamerge", "search"),
     others=(("task_arithmetic", "shared"),),
     factors=(0.6, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0),
     candidates=30,
     steps=100,
     evaluations=6,
-    learning_rate=2e-3,
+    learning_rate=5e-3,
     dev_items=100,
 )
 SMOKE_PLAN = replace(
@@ -47,6 +47,7 @@ SMOKE_PLAN = replace(
     rates=(10, 90),
     searched=(90,),
     sets=(("math", "finance"),),
+    ways=("adamerge",),
     factors=(1.0, 2.0),
     candidates=2,
     steps=2,
@@ -81,7 +82,7 @@ def tasks(smoke: bool) -> Plain:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2, 3], show_default=True)
+@click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
 @click.option("--jobs", default=2, show_default=True, help="Seeds at a time, on a core each.")
 @click.option("--smoke", is_flag=True, help="Hardly any training, few items: numbers mean nothing.")
 def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
