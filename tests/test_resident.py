@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import recipe, save_family
+from checkpoints import recipe, save_family, tensors_of
 from conftest import Merge
 
 from dppa_mergekit import kernel
 from dppa_mergekit.recipes import Recipe, Setting
-from dppa_mergekit.resident import ResidentModel
+from dppa_mergekit.resident import ResidentModel, merged
 
 FACTORS: Sequence[Mapping[int, Setting]] = [
     {90: 2.1, 80: 1.4},
@@ -124,3 +124,18 @@ def test_dense_tensors(tmp_path: Path, merge: Merge) -> None:
 def test_several_chunks(tmp_path: Path, merge: Merge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dppa_mergekit.deltas.CHUNK", 192)
     check(save_family(tmp_path, dtype=torch.bfloat16), tmp_path, merge)
+
+
+def test_random_methods_draw_what_seed_0_of_mergekit_draws(tmp_path: Path, merge: Merge) -> None:
+    save_family(tmp_path)
+    models = {name: {"weight": 0.5, "density": 0.4} for name in ("law", "math")}
+    content = recipe(tmp_path, "dare_linear", models)
+    expected = merge(content, "--random-seed", "0")
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    with merged(Recipe(content), tmp_path) as folder:
+        found = tensors_of(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name

@@ -314,7 +314,8 @@ class Experiment:
         typed = " ".join(["mergekit-dppa", *arguments])
         listed = Path("commands.txt")
         ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-        if typed in ended:
+        output = Path(arguments[arguments.index("--output") + 1])
+        if typed in ended and output.exists():
             return
         began = time.monotonic()
         with (

@@ -229,7 +229,7 @@ def _merged(group: Group, domains: tuple[str, ...]) -> str:
                 *_guard(group, place, name),
             ]
         )
-    guard = list(_guard_tasks(found))
+    guard = [task.removesuffix("_test") for task in _guard_tasks(found)]
     return table(["merge", "pruned by", "weights by", *domains, *guard], rows, names=3)
 
 
