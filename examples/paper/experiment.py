@@ -42,10 +42,6 @@ START = 0.3
 """Weight of each model before weights are found."""
 
 
-WAYS = ("adamerge", "search", "shared")
-"""How weights are found: learned, searched for each model, or one searched for all of them."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What is measured, and how much of it.
@@ -54,7 +50,8 @@ class Plan:
         rates: Pruning rates, in percent, of single models without factors.
         searched: Those at which factors are searched, and merges are made.
         sets: Domains that are merged.
-        ways: How weights of merges are found: one of `WAYS`.
+        ways: How weights of merges are found: `adamerge`, `search` for each model, or one `shared`
+            by all of them.
         others: mergekit's methods that merges are compared with, and how their weights are found.
         factors: Of the 90 partition, for curves of score against factor; none for no curves.
         candidates: Of a search of factors, for each domain.

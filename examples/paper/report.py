@@ -171,12 +171,18 @@ def _ratio(group: Group, place: str, name: str, domain: str) -> tuple[list[float
 
 
 def _cell(measured: tuple[list[float], list[float]], printed: float | None = None) -> str:
-    values, errors = measured
+    values, _ = measured
     if not values:
         return ""
-    spread = stdev(values) if len(values) > 1 else errors[0]
+    spread = _spread(measured)
     beside = "" if printed is None else f" ({printed:.1f})"
     return f"{mean(values):.1f} ± {spread:.1f}{beside}"
+
+
+def _spread(measured: tuple[list[float], list[float]]) -> float:
+    """The standard deviation over the subjects, or the error of the only one."""
+    values, errors = measured
+    return stdev(values) if len(values) > 1 else errors[0]
 
 
 def _single(group: Group, rates: Sequence[int], methods: Sequence[str]) -> str:
@@ -339,7 +345,7 @@ def _line(
     panel.errorbar(
         places,
         [mean(values) for values, _ in measured],
-        yerr=[stdev(values) if len(values) > 1 else errors[0] for values, errors in measured],
+        yerr=[_spread(each) for each in measured],
         color=color_of(number),
         marker="o",
         markersize=3,

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -159,9 +160,8 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
         repository: For the upload; None for a dry run of it.
     """
     domains = domains_of(name)
-    density = yaml.safe_load((HERE / "recipes" / f"{name}.yml").read_text(encoding="utf-8"))[
-        "models"
-    ][0]["parameters"]["density"]
+    in_recipe = recipe_of(name)["models"]
+    density = in_recipe[0]["parameters"]["density"]
     parameters = MODEL_BYTES / BYTES
     merge_seconds = 4.9 + 27.9e-9 * parameters
     reading_memory = 0.4e9 + 2.7 * VOCABULARY * HIDDEN
@@ -179,10 +179,9 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
     )
     tasks = str(HERE / f"{name.split('_')[0]}.yml")
     recipe = str(HERE / "recipes" / f"{name}.yml")
-    factors, weights, merged = (f"{kind}/{name}.yml" for kind in ("factors", "weights", "merged"))
-    merged = merged.removesuffix(".yml")
+    factors, weights, merged = f"factors/{name}.yml", f"weights/{name}.yml", f"merged/{name}"
     on = ("--device", device)
-    models = [each["model"] for each in _models(name)]
+    models = [each["model"] for each in in_recipe]
     tool = "mergekit-dppa"
     published = (repository,) if repository else (f"owner/{name}", "--dry-run")
     return [
@@ -229,10 +228,12 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
     ]
 
 
-def _models(name: str) -> list[dict[str, str]]:
-    recipe = yaml.safe_load((HERE / "recipes" / f"{name}.yml").read_text(encoding="utf-8"))
-    models: list[dict[str, str]] = recipe["models"]
-    return models
+def recipe_of(name: str) -> dict[str, Any]:
+    """Content of a recipe."""
+    found: dict[str, Any] = yaml.safe_load(
+        (HERE / "recipes" / f"{name}.yml").read_text(encoding="utf-8")
+    )
+    return found
 
 
 def domains_of(name: str) -> list[str]:
@@ -252,7 +253,7 @@ def check_headers(folder: Path) -> None:
         return names[model]
 
     for name in RECIPES:
-        recipe = yaml.safe_load((HERE / "recipes" / f"{name}.yml").read_text(encoding="utf-8"))
+        recipe = recipe_of(name)
         recipe["base_model"] = stand_in(recipe["base_model"])
         for model in recipe["models"]:
             model["model"] = stand_in(model["model"])
@@ -291,7 +292,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     if dry_run:
         check_headers(folder)
-    inputs = len({each["model"] for name in chosen for each in _models(name)}) + 1
+    inputs = len({each["model"] for name in chosen for each in recipe_of(name)["models"]}) + 1
     click.echo(f"# inputs: {inputs} models of {MODEL_BYTES / 1e9:.1f} GB")
     for name in chosen:
         for number, step in enumerate(steps(name, device, rate, repository), start=1):
