@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from lm_eval import evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -73,6 +74,33 @@ def test_a_wrong_shape_is_found_on_headers(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(run, "write_headers", narrow)
     with pytest.raises(subprocess.CalledProcessError):
         run.check_headers(tmp_path)
+
+
+def test_what_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[str] = []
+    failing: list[str] = []
+
+    def noted(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        typed.append(command[1] if str(command[0]).endswith("dppa") else "merge")
+        return subprocess.CompletedProcess(command, int(typed[-1] in failing))
+
+    monkeypatch.setattr(run.subprocess, "run", noted)
+
+    def started(*options: str) -> list[str]:
+        typed.clear()
+        arguments = [str(tmp_path), "--recipe", "two_80", *options]
+        found = CliRunner().invoke(run.main, arguments)
+        assert (found.exit_code == 1) == bool(failing), found.output
+        return list(typed)
+
+    failing.append("adamerge")
+    assert started() == ["check", "analyze", "search", "adamerge"]
+    failing.clear()
+    assert started() == ["adamerge", "merge", "check", "evaluate", "publish"]
+    assert started() == []
+    assert started("--repository", "me/merged") == ["publish"]
+    # On another device the search may find other factors, so all that follows is run again.
+    assert started("--device", "cpu")[:3] == ["search", "adamerge", "merge"]
 
 
 @pytest.mark.parametrize("name", ["three_80", "three_90", "two_80", "two_90"])

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -195,11 +196,18 @@ def test_the_real_model_is_tuned_and_sampled(
     folder = tmp_path / "run"
     smollm2.write_base(folder, str(tmp_path / "source"))
     brief = training.Training(steps=2, batch_size=2, learning_rate=1e-2, fast=True)
-    smollm2.tune(folder / "base", folder / "simple", brief, 0, "cpu")
-    base = AutoModelForCausalLM.from_pretrained(folder / "base").state_dict()
+    monkeypatch.setattr(smollm2, "SETTINGS", {"simple": brief, "hard": brief})
     for domain in problems.DOMAINS:
-        tuned = AutoModelForCausalLM.from_pretrained(folder / "simple" / domain).state_dict()
-        assert any(not torch.equal(base[name], tensor) for name, tensor in tuned.items())
+        smollm2.tune(folder, domain, "cpu")
+        weights = [
+            AutoModelForCausalLM.from_pretrained(path).state_dict()
+            for path in (folder / "base", folder / "simple" / domain, folder / "hard" / domain)
+        ]
+        for before, after in pairwise(weights):
+            assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    written = (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns
+    smollm2.tune(folder, "law", "cpu")
+    assert (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns == written
     assert not list(folder.rglob("*.state"))
     smollm2.write_samples(folder, {"simple": {"base": folder / "base"}}, "cpu")
     written = (folder / "samples.md").read_text()

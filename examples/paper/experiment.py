@@ -85,7 +85,7 @@ class Subject:
         folder: Where everything about it is kept.
         base: The base model, counted from that folder.
         tasks: Content of the tasks file; a domain's model is named as the domain.
-        train: Trains what is not trained yet.
+        train: Trains what is not trained yet; None where all is.
         device: Where models live: cpu, cuda, ...
     """
 
@@ -93,7 +93,7 @@ class Subject:
     folder: Path
     base: str
     tasks: Plain
-    train: Callable[[], None]
+    train: Callable[[], None] | None = None
     device: str = "cpu"
 
 
@@ -125,7 +125,8 @@ class Experiment:
         torch.set_num_threads(1)
         self.subject.folder.mkdir(parents=True, exist_ok=True)
         self._refuse_another_plan()
-        self.subject.train()
+        if self.subject.train is not None:
+            self.subject.train()
         here = Path.cwd()
         os.chdir(self.subject.folder)
         try:

@@ -293,63 +293,61 @@ def _scores(group: Group) -> str:
 
 def draw_ladder(group: Group, path: Path) -> None:
     """Write a PNG: Domain-Ratio against pruning rate for each method (Appendix A)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(PANEL[0] * len(group.domains), PANEL[1]), layout="constrained")
-    panels = figure.subplots(1, len(group.domains), squeeze=False, sharey=True)[0]
-    rates = _rates(group)
-    for panel, domain in zip(panels, group.domains, strict=True):
-        for number, method in enumerate(LADDER):
-            measured = [_ratio(group, "pruned", f"{method}_{rate}", domain) for rate in rates]
-            _line(panel, rates, measured, LABELS[method], number)
-        for number, method in enumerate(("dare_dpa", "dppa"), start=len(LADDER)):
-            found = [rate for rate in rates if f"{method}_{rate}" in _names(group, "amplified")]
-            measured = [_ratio(group, "amplified", f"{method}_{rate}", domain) for rate in found]
-            _line(panel, found, measured, LABELS[method], number)
-        panel.set_title(domain)
-        panel.set_xlabel("pruned by, %")
-    panels[0].set_ylabel("test Domain-Ratio, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
-    figure.savefig(path, dpi=100)
+    curves = []
+    for place, methods in (("pruned", LADDER), ("amplified", ("dare_dpa", "dppa"))):
+        for method in methods:
+            names = {f"{method}_{rate}": float(rate) for rate in _rates(group)}
+            curves.append((LABELS[method], place, names))
+    _draw(group, path, "pruned by, %", curves)
 
 
 def draw_factors(group: Group, path: Path) -> None:
     """Write a PNG: Domain-Ratio against the factor of the 90 partition (Fig. 2)."""
+    curves = []
+    for rate, beside in ((90, " alone"), (80, ", the 80 partition at 1")):
+        start = f"dppa_{rate}_at_"
+        names = {
+            name: float(name.removeprefix(start))
+            for name in _names(group, "amplified")
+            if name.startswith(start)
+        }
+        curves.append((f"pruned by {rate} %{beside}", "amplified", names))
+    _draw(group, path, "factor of the 90 partition", curves)
+
+
+def _draw(
+    group: Group, path: Path, below: str, curves: Sequence[tuple[str, str, Mapping[str, float]]]
+) -> None:
+    """Write a PNG with a panel for each domain: means, and their spread.
+
+    Args:
+        group: Of the subjects.
+        path: Of the PNG.
+        below: What the horizontal axis shows.
+        curves: Label, place (`pruned` or `amplified`), and recipe -> where it stands on that axis;
+            those that were not measured are left out.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(PANEL[0] * len(group.domains), PANEL[1]), layout="constrained")
     panels = figure.subplots(1, len(group.domains), squeeze=False, sharey=True)[0]
     for panel, domain in zip(panels, group.domains, strict=True):
-        for number, rate in enumerate((90, 80)):
-            start = f"dppa_{rate}_at_"
-            names = [name for name in _names(group, "amplified") if name.startswith(start)]
-            factors = [float(name.removeprefix(start)) for name in names]
-            measured = [_ratio(group, "amplified", f"{start}{each:g}", domain) for each in factors]
-            beside = " alone" if rate == 90 else ", the 80 partition at 1"
-            _line(panel, factors, measured, f"pruned by {rate} %{beside}", number)
+        for number, (label, place, names) in enumerate(curves):
+            there = [name for name in names if name in _names(group, place)]
+            measured = [_ratio(group, place, name, domain) for name in there]
+            panel.errorbar(
+                [names[name] for name in there],
+                [mean(values) for values, _ in measured],
+                yerr=[_spread(each) for each in measured],
+                color=color_of(number),
+                marker="o",
+                markersize=3,
+                linewidth=1,
+                elinewidth=0.5,
+                label=label,
+            )
         panel.set_title(domain)
-        panel.set_xlabel("factor of the 90 partition")
+        panel.set_xlabel(below)
     panels[0].set_ylabel("test Domain-Ratio, %")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.savefig(path, dpi=100)
-
-
-def _line(
-    panel: Any,
-    places: Sequence[float],
-    measured: Sequence[tuple[list[float], list[float]]],
-    label: str,
-    number: int,
-) -> None:
-    """Means with their standard deviations over the subjects, or errors of the only one."""
-    panel.errorbar(
-        places,
-        [mean(values) for values, _ in measured],
-        yerr=[_spread(each) for each in measured],
-        color=color_of(number),
-        marker="o",
-        markersize=3,
-        linewidth=1,
-        elinewidth=0.5,
-        label=label,
-    )

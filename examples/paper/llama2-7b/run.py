@@ -5,7 +5,7 @@
 
 With `--dry-run` every command is printed with what it will take, and the recipes are checked
 against files in FOLDER that have the headers of these models and no weights. Without it the
-commands are run one after the other; what has ended is not run again.
+commands are run one after the other; what has ended is not run again unless something before it is.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
         rate: New tokens a second, of all the items of a batch together.
         repository: For the upload; None for a dry run of it.
     """
-    domains = domains_of(name)
+    tasks_of = domains_of(name)
     in_recipe = recipe_of(name)["models"]
     density = in_recipe[0]["parameters"]["density"]
     parameters = MODEL_BYTES / BYTES
@@ -167,16 +167,9 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
     reading_memory = 0.4e9 + 2.7 * VOCABULARY * HIDDEN
     merge_memory = reading_memory + OUTPUT_SHARD_BYTES
     kept = 2.55 * density * MODEL_BYTES  # values, places and base values: 0.51 x at density 0.2
-    tasks_of = {"math": ("gsm8k", "math"), "finance": ("fpb", "fiqa_sa")}
-    tasks_of["law"] = ("scotus", "unfair_tos")
-    dev = {
-        domain: sum(DEV_ITEMS * TOKENS[task] for task in tasks_of[domain]) / rate
-        for domain in domains
-    }
-    test = (
-        sum(TEST_ITEMS[task] * TOKENS[task] for domain in domains for task in tasks_of[domain])
-        / rate
-    )
+    every = [task for of_domain in tasks_of.values() for task in of_domain]
+    dev = DEV_ITEMS * sum(TOKENS[task] for task in every) / rate
+    test = sum(TEST_ITEMS[task] * TOKENS[task] for task in every) / rate
     tasks = str(HERE / f"{name.split('_')[0]}.yml")
     recipe = str(HERE / "recipes" / f"{name}.yml")
     factors, weights, merged = f"factors/{name}.yml", f"weights/{name}.yml", f"merged/{name}"
@@ -199,17 +192,17 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
             ),
             MODEL_BYTES + kept,
             MODEL_BYTES,
-            len(domains) * merge_seconds + (CANDIDATES + 1) * sum(dev.values()),
+            len(tasks_of) * merge_seconds + (CANDIDATES + 1) * dev,
         ),
         Step(
             (
                 *(tool, "adamerge", factors, "--tasks", tasks, "--output", weights),
                 *("--steps", str(STEPS), "--gradient-checkpointing", *on),
             ),
-            2.07 * MODEL_BYTES + len(domains) * kept,
+            2.07 * MODEL_BYTES + len(tasks_of) * kept,
             MODEL_BYTES,
             # Of a step, forward and backward passes of eight prompts of each domain; ten scores.
-            merge_seconds + STEPS * 8 * len(domains) * 300 * 4 / rate + 10 * sum(dev.values()),
+            merge_seconds + STEPS * 8 * len(tasks_of) * 300 * 4 / rate + 10 * dev,
         ),
         Step(("mergekit-yaml", weights, merged), merge_memory, MODEL_BYTES, merge_seconds),
         Step((tool, "check", merged, "--verify", "sample"), 2e9, 0, 60),
@@ -236,10 +229,13 @@ def recipe_of(name: str) -> dict[str, Any]:
     return found
 
 
-def domains_of(name: str) -> list[str]:
-    """The domains that a recipe merges."""
+def domains_of(name: str) -> dict[str, list[str]]:
+    """The domains that a recipe merges, and the tasks of each without their part."""
     tasks = yaml.safe_load((HERE / f"{name.split('_')[0]}.yml").read_text(encoding="utf-8"))
-    return list(tasks["domains"])
+    return {
+        domain: [task.removesuffix("_test") for task in given["test"]]
+        for domain, given in tasks["domains"].items()
+    }
 
 
 def check_headers(folder: Path) -> None:
@@ -294,19 +290,22 @@ def main(
         check_headers(folder)
     inputs = len({each["model"] for name in chosen for each in recipe_of(name)["models"]}) + 1
     click.echo(f"# inputs: {inputs} models of {MODEL_BYTES / 1e9:.1f} GB")
+    listed = folder / "commands.txt"
+    ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     for name in chosen:
-        for number, step in enumerate(steps(name, device, rate, repository), start=1):
+        again = False  # what follows a command that is run reads what it has written
+        for step in steps(name, device, rate, repository):
             click.echo(str(step))
-            done = folder / "done" / f"{name}_{number}"
-            if dry_run or done.exists():
+            if dry_run or (not again and shlex.join(step.command) in ended):
                 continue
+            again = True
             for kind in ("factors", "weights", "merged"):
                 (folder / kind).mkdir(exist_ok=True)
             tool = Path(sys.executable).with_name(step.command[0])
             if subprocess.run([tool, *step.command[1:]], cwd=folder, check=False).returncode:
                 raise click.ClickException(f"{step.command[0]} {step.command[1]} has failed.")
-            done.parent.mkdir(exist_ok=True)
-            done.touch()
+            with listed.open("a", encoding="utf-8") as file:
+                file.write(f"{shlex.join(step.command)}\n")
 
 
 if __name__ == "__main__":
