@@ -7,11 +7,13 @@ Out: the model trained in place, and folders of bfloat16 safetensors, configurat
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+import click
 import torch
 from items import Item
 from tqdm import tqdm
@@ -64,6 +66,9 @@ def train(
 
     AdamW without weight decay; the learning rate rises over the first tenth and then falls along a
     half cosine. Progress goes to stderr under `title`.
+
+    Raises:
+        click.ClickException: What is kept is of a training with other settings.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -78,6 +83,10 @@ def train(
     started = 0
     if resumption is not None and resumption.file.exists():
         state = torch.load(resumption.file, weights_only=True, map_location=model.device)
+        if state["training"] != asdict(training):
+            raise click.ClickException(
+                f"{resumption.file} is of a training with other settings; delete it to start anew."
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -108,6 +117,7 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "step": step,
+                "training": asdict(training),
             }
             torch.save(state, written)
             written.replace(resumption.file)
@@ -115,9 +125,15 @@ def train(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model and tokenizer to `folder` in bfloat16; the model itself becomes bfloat16."""
-    model.bfloat16().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write model and tokenizer to `folder` in bfloat16; the model itself becomes bfloat16.
+
+    A folder of that name is a whole checkpoint: it takes the name when all is written.
+    """
+    unfinished = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.bfloat16().save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(folder)
 
 
 def _learning_rate_factor(progress: float) -> float:

@@ -99,8 +99,12 @@ def test_what_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert started() == ["adamerge", "merge", "check", "evaluate", "publish"]
     assert started() == []
     assert started("--repository", "me/merged") == ["publish"]
-    # On another device the search may find other factors, so all that follows is run again.
-    assert started("--device", "cpu")[:3] == ["search", "adamerge", "merge"]
+    # On another device the search may find other factors, so all that follows is run again, even
+    # though it has ended once and is stopped in between.
+    failing.append("merge")
+    assert started("--device", "cpu") == ["search", "adamerge", "merge"]
+    failing.clear()
+    assert started("--device", "cpu") == ["merge", "check", "evaluate", "publish"]
 
 
 @pytest.mark.parametrize("name", ["three_80", "three_90", "two_80", "two_90"])
@@ -109,6 +113,7 @@ def test_recipes_and_tasks_name_the_same_models(name: str) -> None:
     tasks = TasksFile.read(FOLDER / f"{name.split('_')[0]}.yml")
     models = [each["model"] for each in yaml.safe_load(recipe.to_yaml())["models"]]
     assert models == [domain.model for domain in tasks.domains.values()]
+    assert tasks.batch_size == run.BATCH_SIZE
     assert set(tasks.domains) == {"math", "finance", "law"} - ({"law"} if "two" in name else set())
     for domain in tasks.domains.values():
         assert all(task.endswith("_dev") for task in domain.dev)
@@ -175,7 +180,7 @@ def test_dev_and_test_have_nothing_in_common(name: str) -> None:
 
 
 def test_long_opinions_and_fair_sentences_are_left_out() -> None:
-    assert all(len(item["prompt"]) < 9000 for item in data.load("scotus", "dev")["test"])
+    assert all(len(item["prompt"]) < 8000 for item in data.load("scotus", "dev")["test"])
     assert len(data.load("unfair_tos", "test")["test"]) == 2
 
 
@@ -189,10 +194,20 @@ def test_long_opinions_and_fair_sentences_are_left_out() -> None:
         ("number", "5", "the answer is 5", 0),
         ("number", "5", "#### 4\n#### 5", 1),
         ("number", "5", "####", 0),
+        ("number", "18", "#### 18\n\nQuestion:\nHow many?\nAnswer:\n#### 5", 1),
+        ("number", "5", "#### 18\n\nQuestion:\nHow many?\nAnswer:\n#### 5", 0),
+        ("number", "-38000", "#### -$38,000", 1),
+        ("number", "38000", "#### -$38,000", 0),
+        ("number", "38000", "#### $38,000", 1),
         ("expression", "\\frac{1}{2}", "#### $\\dfrac12$.", 1),
         ("expression", "\\frac{1}{2}", "#### \\frac{1}{2}\nThanks", 1),
         ("expression", "\\frac{1}{2}", "#### \\frac{1}{3}", 0),
         ("expression", "x^2", "it is x^2", 0),
+        ("expression", "1000", "#### 1,000", 1),
+        ("expression", "1,000", "#### 1000", 1),
+        ("expression", "(1,2)", "#### (1,2)", 1),
+        ("expression", "(1,2)", "#### (12)", 0),
+        ("expression", "7", "#### 7\nQuestion:\n#### 8", 1),
         ("choice", "Civil Rights", "This is about civil rights.", 1),
         ("choice", "Civil Rights", "This is about privacy.", 0),
     ],

@@ -1,6 +1,6 @@
 """The paper's measurements of a base model and its fine-tuned models, by the public commands.
 
-In:  subjects: trained models in a folder each, and the tasks of their domains.
+In:  trainings, and subjects: their models in a folder each, and the tasks of their domains.
 Out: `results.json` in that folder. Every command runs there as a user would type it, and is
      written to `commands.txt`; one that has ended is not run again.
 """
@@ -85,7 +85,7 @@ class Subject:
         folder: Where everything about it is kept.
         base: The base model, counted from that folder.
         tasks: Content of the tasks file; a domain's model is named as the domain.
-        train: Trains what is not trained yet; None where all is.
+        made: How the models come about.
         device: Where models live: cpu, cuda, ...
     """
 
@@ -93,15 +93,33 @@ class Subject:
     folder: Path
     base: str
     tasks: Plain
-    train: Callable[[], None] | None = None
+    made: Plain
     device: str = "cpu"
 
 
-def measure(subjects: Sequence[Subject], plan: Plan, jobs: int) -> dict[str, Plain]:
-    """Train and measure subjects, several at once, and give what was measured, by name."""
+def measure(
+    subjects: Sequence[Subject], trainings: Sequence[Callable[[], None]], plan: Plan, jobs: int
+) -> dict[str, Plain]:
+    """Train and measure subjects, and give what was measured, by name.
+
+    Args:
+        subjects: To measure.
+        trainings: Each makes some of their models, as far as these are not there.
+        plan: What is measured.
+        jobs: Trainings, then subjects at a time.
+
+    Raises:
+        click.ClickException: A folder holds other measurements, or something failed.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on the number
+    for each in subjects:
+        _refuse_others(each, plan)
     failed = []
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        for trained in [pool.submit(training) for training in trainings]:
+            trained.result()
         running = {pool.submit(Experiment(each, plan).run): each.name for each in subjects}
         for ended in as_completed(running):
             error = ended.exception()
@@ -113,6 +131,19 @@ def measure(subjects: Sequence[Subject], plan: Plan, jobs: int) -> dict[str, Pla
     return {each.name: _read_json(each.folder / "results.json") for each in subjects}
 
 
+def _refuse_others(subject: Subject, plan: Plan) -> None:
+    """What was measured by other settings must not be taken for what this plan asks for."""
+    path = subject.folder / "plan.json"
+    asked = json.loads(json.dumps([asdict(plan), subject.tasks, subject.made]))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+    elif json.loads(path.read_text(encoding="utf-8")) != asked:
+        raise click.ClickException(
+            f"{subject.folder} holds what another plan has measured; name another folder."
+        )
+
+
 @dataclass(frozen=True)
 class Experiment:
     """All measurements of one subject; the working directory is its folder meanwhile."""
@@ -121,12 +152,7 @@ class Experiment:
     plan: Plan
 
     def run(self) -> None:
-        """Train and measure, as far as that is not done, and write the results."""
-        torch.set_num_threads(1)
-        self.subject.folder.mkdir(parents=True, exist_ok=True)
-        self._refuse_another_plan()
-        if self.subject.train is not None:
-            self.subject.train()
+        """Measure what is not measured yet, and write the results."""
         here = Path.cwd()
         os.chdir(self.subject.folder)
         try:
@@ -144,17 +170,6 @@ class Experiment:
             Path("results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         finally:
             os.chdir(here)
-
-    def _refuse_another_plan(self) -> None:
-        """What was measured by other settings must not be taken for what this plan asks for."""
-        path = self.subject.folder / "plan.json"
-        plan = json.loads(json.dumps([asdict(self.plan), self.subject.tasks]))
-        if not path.exists():
-            path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-        elif json.loads(path.read_text(encoding="utf-8")) != plan:
-            raise click.ClickException(
-                f"{self.subject.folder} holds what another plan has measured; name another folder."
-            )
 
     @property
     def _domains(self) -> dict[str, Plain]:

@@ -10,7 +10,7 @@ quickstart does, and measures what the paper measured, by the public commands. F
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -99,11 +99,14 @@ def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
             folder=folder / f"seed_{seed}",
             base="./base",
             tasks=tasks(smoke),
-            train=partial(train_models, folder / f"seed_{seed}", seed, base, tuning),
+            made={"seed": seed, "base": asdict(base), "tuning": asdict(tuning)},
         )
         for seed in seeds
     ]
-    found = measure(subjects, plan, jobs)
+    trainings = [
+        partial(train_models, folder / f"seed_{seed}", seed, base, tuning) for seed in seeds
+    ]
+    found = measure(subjects, trainings, plan, jobs)
     write_report(folder, [Group("Miniature", found)])
 
 

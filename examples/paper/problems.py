@@ -218,25 +218,40 @@ def clause(random: Random) -> Item:
     return Item(prompt, answer)
 
 
-BREACHES = [  # what the party does, and that it does not
-    ("delivers late", "delivers in time"),
-    ("sells damaged goods", "sells sound goods"),
-    ("reveals a secret", "keeps every secret"),
-    ("stops the repairs", "finishes the repairs"),
-    ("keeps the deposit", "returns the deposit"),
+PARTIES = ["buyer", "seller", "carrier", "agent", "tenant"]
+BREACHES = [  # what the party did, and that it did not
+    ("delivered late", "delivered in time"),
+    ("sold damaged goods", "sold sound goods"),
+    ("revealed a secret", "kept every secret"),
+    ("stopped the repairs", "finished the repairs"),
+    ("kept the deposit", "returned the deposit"),
+    ("broke the seal", "left the seal whole"),
+    ("skipped the audit", "passed the audit"),
+    ("lost the papers", "filed the papers"),
+    ("raised the rent", "left the rent as it was"),
+    ("used the trade mark", "avoided the trade mark"),
+    ("hid a defect", "named every defect"),
+    ("left the site open", "locked the site"),
 ]
 EXCUSES = [  # what excuses it, and that it was not so
     ("a flood closed the roads", "the roads were open"),
     ("the other side agreed", "the other side objected"),
     ("a court ordered it", "no court was asked"),
     ("the price was not paid", "the price was paid"),
+    ("a fire broke out", "there was no fire"),
+    ("the notice came late", "the notice came in time"),
+    ("a strike stopped all work", "all work went on"),
+    ("the licence had expired", "the licence was valid"),
+    ("the risk was disclosed", "the risk was concealed"),
+    ("war had begun", "peace had lasted"),
+    ("the insurer consented", "the insurer refused"),
+    ("the contract was void", "the contract was valid"),
 ]
-WITNESSES = ["On Monday", "In spring", "This year", "In winter", "Last week", "In May"]
 
 
 def liability(random: Random) -> Item:
     """A rule with an exception, applied to facts."""
-    party = random.choice(["The buyer", "The seller", "The carrier", "The agent", "The tenant"])
+    party = random.choice(PARTIES)
     breach, kept = random.choice(BREACHES)
     excuse, held = random.choice(EXCUSES)
     if random.random() < 1 / 3:
@@ -246,10 +261,10 @@ def liability(random: Random) -> Item:
     else:
         did, was, answer = breach, held, "liable"
     prompt = (
-        f"Rule: {party} who {breach} is liable, unless {excuse}.\n"
-        f"Facts: {random.choice(WITNESSES)}, {random.choice(NAMES)} {did}; {was}.\n{party} is"
+        f"Rule: A {party} who {breach} is liable, unless {excuse}.\n"
+        f"Facts: The {party} {did}; {was}.\nThe {party} is"
     )
-    return Item(prompt, answer)
+    return Item(prompt.replace("A agent", "An agent"), answer)
 
 
 # What the pretrained model knows
@@ -326,7 +341,7 @@ OPPOSITES = {
 }
 FORMS = {
     "The capital of {} is": CAPITALS,
-    "In {}, the government sits in the capital city,": CAPITALS,
+    "The capital city of {} is called": CAPITALS,
     "If you visit {}, you will probably land in its capital,": CAPITALS,
     "The opposite of {} is": OPPOSITES,
     'What is the opposite of the word "{}"? It is': OPPOSITES,

