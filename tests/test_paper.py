@@ -231,7 +231,9 @@ def test_the_real_model_is_tuned_and_sampled(
     brief = training.Training(steps=2, batch_size=2, learning_rate=1e-2, fast=True)
     monkeypatch.setattr(smollm2, "SETTINGS", {"simple": brief, "hard": brief})
     for domain in problems.DOMAINS:
-        smollm2.tune(folder, domain, "cpu")
+        smollm2.tune(folder, domain, "simple", "cpu")
+        assert not (folder / "hard" / domain).exists()
+        smollm2.tune(folder, domain, "hard", "cpu")
         weights = [
             AutoModelForCausalLM.from_pretrained(path).state_dict()
             for path in (folder / "base", folder / "simple" / domain, folder / "hard" / domain)
@@ -239,7 +241,7 @@ def test_the_real_model_is_tuned_and_sampled(
         for before, after in pairwise(weights):
             assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
     written = (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns
-    smollm2.tune(folder, "law", "cpu")
+    smollm2.tune(folder, "law", "hard", "cpu")
     assert (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns == written
     assert not list(folder.rglob("*.state"))
     smollm2.write_samples(folder, {"simple": {"base": folder / "base"}}, "cpu")

@@ -128,11 +128,17 @@ def tasks() -> Plain:
     }
 
 
-def tune(folder: Path, domain: str, device: str) -> None:
-    """Fine-tune the base model for a domain, setting after setting, unless that is done."""
+def leading_to(setting: str) -> dict[str, Training]:
+    """The settings up to this one."""
+    names = list(SETTINGS)
+    return {name: SETTINGS[name] for name in names[: names.index(setting) + 1]}
+
+
+def tune(folder: Path, domain: str, last: str, device: str) -> None:
+    """Fine-tune the base model for a domain, up to the last setting, unless that is done."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     start = folder / "base"
-    for number, (setting, training) in enumerate(SETTINGS.items()):
+    for number, (setting, training) in enumerate(leading_to(last).items()):
         output = folder / setting / domain
         if not (output / "config.json").exists():
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -148,12 +154,6 @@ def tune(folder: Path, domain: str, device: str) -> None:
             save(model.cpu(), tokenizer, output)
             resumption.file.unlink(missing_ok=True)
         start = output
-
-
-def _trainings(setting: str) -> Plain:
-    """Those that lead to a setting."""
-    names = list(SETTINGS)
-    return {name: asdict(SETTINGS[name]) for name in names[: names.index(setting) + 1]}
 
 
 def draw_for(domain: str) -> Callable[[Random], Item]:
@@ -249,12 +249,16 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
             folder=folder / setting,
             base="../base",
             tasks=tasks(),
-            made={"source": source or PACKAGE, **_trainings(setting)},
+            made={
+                "source": source or PACKAGE,
+                **{name: asdict(training) for name, training in leading_to(setting).items()},
+            },
             device=device,
         )
         for setting in chosen or SETTINGS
     ]
-    trainings = [partial(tune, folder, domain, device) for domain in DOMAINS]
+    last = max(chosen or SETTINGS, key=list(SETTINGS).index)
+    trainings = [partial(tune, folder, domain, last, device) for domain in DOMAINS]
     found = measure(subjects, trainings, PLAN, jobs)
     write_report(folder, [Group(name, {name: results}) for name, results in found.items()])
     write_samples(folder, {each.name: sampled(each.folder) for each in subjects}, device)
