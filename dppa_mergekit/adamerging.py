@@ -170,10 +170,9 @@ def learned(
     if not states:
         states.append(run.start())
         kept.add(states[0])
-    with _checkpointing(merge.model) if descent.checkpointing else nullcontext():
-        for state in run.steps(states):
-            states.append(state)
-            kept.add(state)
+    for state in run.steps(states):
+        states.append(state)
+        kept.add(state)
     found = result(merge, states)
     merge.set_weights(found.weights)
     return found
@@ -260,7 +259,13 @@ class _Run:
                     return
                 live = _weights(self._merge, weights.tolist())
                 self._merge.set_weights(live)
-                with self._merge.weight_gradients(live) as gradients, torch.enable_grad():
+                with (
+                    self._merge.weight_gradients(live) as gradients,
+                    # Not while the merge is evaluated: some releases of transformers then generate
+                    # without keys and values.
+                    _checkpointing(self._merge.model) if descent.checkpointing else nullcontext(),
+                    torch.enable_grad(),
+                ):
                     for name, domain in self._domains.items():
                         loss = domain.of(self._merge.model, next(drawn[name]))
                         _check(float(loss.detach()), name, step + 1)

@@ -150,6 +150,7 @@ class LiveBench(OneByOne):
             self.lessons,
         )
         resident = self._loaded()
+        self._unmerged.check_words(lessons, resident.model, resident.tokenizer)
         if self.per_block and not resident.layers:
             raise DppaError(
                 "Factors for each block need all blocks in one stack; an encoder beside a decoder "

@@ -94,6 +94,10 @@ class AdaMerge:
             # Teachers are gone from memory before the merge is there.
             taught = {name: self._taught(name, harness) for name in self._domains()}
             merge = load_merge(self.recipe, self.output.resolve().parent, self.placement)
+            for name, loss in taught.items():
+                if isinstance(loss, Teaching):
+                    teacher = Unmerged(self._teacher(name), self.placement)
+                    teacher.check_words(loss.lessons, merge.model, merge.tokenizer)
             losses = {
                 name: found or self._loss(name, merge, harness) for name, found in taught.items()
             }
@@ -272,6 +276,10 @@ def learn_weights(
             losses[name] = Teaching(lessons)
     folder = Path(tempfile.gettempdir()) if workspace is None else workspace
     merge = load_merge(recipe, folder, placement)
+    for name, loss in losses.items():
+        if isinstance(loss, Teaching):
+            teacher = Unmerged(recipe.named(name), placement)
+            teacher.check_words(loss.lessons, merge.model, merge.tokenizer)
     for name, examples in prompts.items():
         if objective == "entropy":
             losses[name] = Entropy(tokens_of(name, 0)(merge.model, merge.tokenizer))

@@ -85,24 +85,31 @@ class Recipe:
         """The weights of the fine-tuned models, as the recipe spells them.
 
         Raises:
-            RecipeError: One is not a plain number.
+            RecipeError: One is not a plain number, or not the same in all slices.
         """
-        shared = self.content.get("parameters")
-        default = shared.get("weight") if isinstance(shared, dict) else None
         found: dict[str, float] = {}
-        for each in _inputs(self.content):
+        for each, given in _placed(self.content):
             name = str(each["model"])
             if identity(name) == identity(self.content.get("base_model")):
                 continue
-            held = each.get("parameters")
-            weight = held.get("weight", default) if isinstance(held, dict) else default
+            weight = given.get("weight")
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise RecipeError(
                     f"{self.origin}: the weight of {name} is {weight!r}; to be tuned, it must "
                     f"begin as a number."
                 )
-            found[self.named(name)] = float(weight)
+            if found.setdefault(self.named(name), float(weight)) != weight:
+                raise RecipeError(
+                    f"{self.origin}: the weight of {name} is {found[self.named(name)]:g} in one "
+                    f"place and {weight:g} in another; to be tuned, it must begin as one number."
+                )
         return found
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether layers come in several slices, within each of which mergekit counts knots."""
+        every = [holder.get("slices") for holder in _holders(self.content)]
+        return any(isinstance(slices, list) and len(slices) > 1 for slices in every)
 
     def named(self, model: str) -> str:
         """How the recipe spells a fine-tuned model.
@@ -119,12 +126,11 @@ class Recipe:
 
     def parameters(self, model: str) -> Node:
         """The parameters of one fine-tuned model, where it stands first; the shared ones, too."""
-        shared = self.content.get("parameters")
-        found: Node = dict(shared) if isinstance(shared, dict) else {}
         wanted = identity(model)
-        own = [each for each in _inputs(self.content) if identity(each["model"]) == wanted]
-        held = own[0].get("parameters") if own else None
-        return {**found, **held} if isinstance(held, dict) else found
+        for each, given in _placed(self.content):
+            if identity(each["model"]) == wanted:
+                return given
+        return dict(_parameters_of(self.content))
 
     def with_parameters(self, model: str, values: Mapping[str, object]) -> Recipe:
         """The recipe with parameters of one fine-tuned model set anew, whatever they were.
@@ -137,8 +143,7 @@ class Recipe:
         wanted = identity(self.named(model))
         for each in _inputs(content):
             if identity(each["model"]) == wanted:
-                held = each.get("parameters")
-                each["parameters"] = {**(held if isinstance(held, dict) else {}), **values}
+                each["parameters"] = {**_parameters_of(each), **values}
         return Recipe(content, self.origin)
 
     def alone(self, model: str) -> Recipe:
@@ -179,13 +184,9 @@ class Recipe:
         """The recipe with a weight for the fine-tuned models that have none."""
         content = deepcopy(self.content)
         base = identity(content.get("base_model"))
-        if isinstance(shared := content.get("parameters"), dict) and "weight" in shared:
-            return self
-        for each in _inputs(content):
-            held = each.get("parameters")
-            own = held if isinstance(held, dict) else {}
-            if identity(each["model"]) != base and "weight" not in own:
-                each["parameters"] = {"weight": weight, **own}
+        for each, given in _placed(content):
+            if identity(each["model"]) != base and "weight" not in given:
+                each["parameters"] = {"weight": weight, **_parameters_of(each)}
         return Recipe(content, self.origin)
 
     def to_yaml(self) -> str:
@@ -232,14 +233,36 @@ def _holders(content: Node) -> Iterator[Node]:
             yield each
 
 
+def _placed(content: Node) -> Iterator[tuple[Node, Node]]:
+    """The entry of every input model, wherever the recipe has one, and what parameters it gets.
+
+    Its own come first, then those of its slice, of its module, and of the recipe, as in mergekit
+    (mergekit/config.py, 0.1.5).
+    """
+    shared = _parameters_of(content)
+    for key in ("models", "sources"):
+        inputs = content.get(key)
+        for each in inputs if isinstance(inputs, list) else ():
+            if isinstance(each, dict) and "model" in each:
+                yield each, {**shared, **_parameters_of(each)}
+    modules, slices = content.get("modules"), content.get("slices")
+    within = [*modules.values()] if isinstance(modules, dict) else []
+    within += slices if isinstance(slices, list) else []
+    for holder in within:
+        if isinstance(holder, dict):
+            for each, given in _placed(holder):
+                yield each, {**shared, **given}
+
+
 def _inputs(content: Node) -> Iterator[Node]:
     """The entry of every input model, wherever the recipe has one."""
-    for holder in _holders(content):
-        for key in ("models", "sources"):
-            inputs = holder.get(key)
-            for each in inputs if isinstance(inputs, list) else ():
-                if isinstance(each, dict) and "model" in each:
-                    yield each
+    return (each for each, _ in _placed(content))
+
+
+def _parameters_of(holder: Node) -> Node:
+    """What stands under `parameters`, where that is a mapping."""
+    held = holder.get("parameters")
+    return held if isinstance(held, dict) else {}
 
 
 def identity(model: object) -> object:

@@ -165,7 +165,7 @@ class ResidentModel:
         Args:
             factors: Rate -> factor of its partition, or knots from the first layer to the last,
                 where there is one stack of layers; 1 where missing, 0 is a partition left out.
-            dense: Factor of dense tensors; the recipe's where None.
+            dense: Factor of dense tensors; as it was, at first the recipe's, where None.
         """
         for linear, before in zip(self._linears, self._factors, strict=True):
             wanted = {

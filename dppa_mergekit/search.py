@@ -143,6 +143,9 @@ class CandidateSearch:
         )
         dense = {task: score.value for task, score in scores.items()}
         check_dense(dense)
+        if any(not scores[task].items for task, number in self.items.items() if number):
+            # A metric that is no mean over items cannot be put together from parts of them.
+            folds = [every]
         names = self.bench.parameters()
         options = self.options
         taught = self._proposal(known, folds, names) if options.strategy == "distill" else {}
@@ -155,7 +158,10 @@ class CandidateSearch:
             if not options.per_block:
                 return dict(values)
             moved = {
-                name: [round(1 + values[name] * (factor - 1), 4) for factor in taught[name]]
+                name: [
+                    min(max(round(1 + values[name] * (factor - 1), 4), options.low), options.high)
+                    for factor in taught[name]
+                ]
                 for name in names
             }
             return {name: each[0] if len(each) == 1 else each for name, each in moved.items()}

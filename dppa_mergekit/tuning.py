@@ -250,7 +250,6 @@ class Search:
 
     def _check(self) -> None:
         """Refuse what can be refused before anything is loaded."""
-        amplified = variants.amplified()
         if self.merge is not None:
             known = [*variants.names(), *WEIGHTED]
             if self.recipe.method not in known:
@@ -264,19 +263,20 @@ class Search:
                     f"coordinates."
                 )
             self.recipe.weights()
-        elif self.recipe.method not in amplified:
-            raise RecipeError(
-                f"{self.recipe.origin}: {self.recipe.method} has no partitions to amplify; "
-                f"allowed are {', '.join(amplified)}."
-            )
-        if self.options.per_block and self.options.strategy != "distill":
-            raise DppaError("--per-block needs --strategy distill: a teacher for so many factors.")
+        else:
+            check_amplified(self.recipe, self.options)
         if self.options.strategy == "distill" and self.score_command is not None:
             raise DppaError("--strategy distill needs the model in memory: no --score-command.")
         if not self.tasks.domains:
             raise DppaError("The tasks file has no domains, and a search needs some.")
+        domain_of: dict[str, str] = {}
         for name, domain in self.tasks.domains.items():
-            self.recipe.named(domain.model)
+            first = domain_of.setdefault(self.recipe.named(domain.model), name)
+            if self.merge is None and first != name:
+                raise DppaError(
+                    f"Domains {first} and {name} have one model, {domain.model}, which has one set "
+                    f"of factors: put their tasks into one domain."
+                )
             if not domain.dev:
                 raise DppaError(f"Domain {name} has no dev tasks, and a search needs some.")
         check_output(self.output)
@@ -361,10 +361,9 @@ def search_amplification(
         RecipeError: The recipe has no such model, or its method no partitions.
         TasksError: The fine-tuned model itself scores 0 on a task.
     """
-    if recipe.method not in variants.amplified():
-        raise RecipeError(f"{recipe.origin}: {recipe.method} has no partitions to amplify.")
-    named = recipe.named(model)
     chosen = options or default_options(recipe.method)
+    check_amplified(recipe, chosen)
+    named = recipe.named(model)
     bench = LiveBench(
         recipe.alone(named),
         named,
@@ -387,6 +386,23 @@ def default_options(method: str) -> Options:
     if method == "dare_dpa":
         return Options(low=0.1, high=1.0, downwards=True)
     return Options()
+
+
+def check_amplified(recipe: Recipe, options: Options) -> None:
+    """Refuse a recipe whose factors cannot be searched so."""
+    amplified = variants.amplified()
+    if recipe.method not in amplified:
+        raise RecipeError(
+            f"{recipe.origin}: {recipe.method} has no partitions to amplify; allowed are "
+            f"{', '.join(amplified)}."
+        )
+    if options.per_block and options.strategy != "distill":
+        raise DppaError("--per-block needs --strategy distill: a teacher for so many factors.")
+    if options.per_block and recipe.is_sliced:
+        raise RecipeError(
+            f"{recipe.origin}: --per-block writes gradients, which mergekit counts anew in each "
+            f"slice; allowed is a recipe of whole models."
+        )
 
 
 def check_output(path: Path) -> None:

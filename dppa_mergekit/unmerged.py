@@ -34,6 +34,17 @@ class Placement:
     trust_remote_code: bool = False
 
 
+BESIDE_WEIGHTS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "chat_template*",
+    "generation_config.json",
+)
+"""Files of a model that decide how it reads prompts, and when it stops."""
+
 AS_STORED = Placement()
 """On the CPU, in its own dtype."""
 
@@ -51,35 +62,73 @@ class Unmerged:
     placement: Placement = AS_STORED
 
     def folder(self) -> Path:
-        """Where it is on this machine; with its LoRA, merged as mergekit does.
+        """Where it is on this machine.
 
         Raises:
-            DppaError: It cannot be found.
+            DppaError: It cannot be found, or is a LoRA.
         """
         from mergekit.common import ModelReference
 
-        try:
-            whole = ModelReference.parse(self.model).merged(
-                trust_remote_code=self.placement.trust_remote_code
+        reference = ModelReference.parse(self.model)
+        if reference.lora is not None:
+            raise DppaError(
+                f"{self.model} has a LoRA, which only a merge takes as it is: merge it into its "
+                f"model first, and name the result."
             )
-            return Path(whole.local_path())
+        try:
+            return Path(reference.local_path())
         # Whatever the hub's client raises for a name that is no folder and cannot be fetched.
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise DppaError(f"{self.model} cannot be found ({reason}).") from error
 
     def fingerprint(self) -> str:
-        """What differs between two states of its checkpoint."""
+        """What differs between two states of its checkpoint, and of how it reads and answers."""
         from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 
-        index = ShardedTensorIndex.from_disk(str(self.folder()))
-        files = Checkpoint(self.model, index).fingerprint()
-        return hashlib.sha256(repr(files).encode()).hexdigest()
+        folder = self.folder()
+        index = ShardedTensorIndex.from_disk(str(folder))
+        digest = hashlib.sha256(repr(Checkpoint(self.model, index).fingerprint()).encode())
+        for path in sorted({path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern)}):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return digest.hexdigest()
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """It, live, and its tokenizer. Raises DppaError where it cannot be loaded or placed."""
         where = self.placement
         return load_model(self.folder(), where.device, where.dtype, where.trust_remote_code)
+
+    def check_words(
+        self, lessons: Lessons, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Refuse to teach a model to which the tokens of the lessons are other words.
+
+        Args:
+            lessons: Of this model.
+            model: Who learns.
+            tokenizer: Of who learns.
+
+        Raises:
+            DppaError: A token is another word there, or none.
+        """
+        from transformers import AutoTokenizer
+
+        own = AutoTokenizer.from_pretrained(
+            self.folder(), trust_remote_code=self.placement.trust_remote_code
+        )
+        mine, theirs = (
+            {number: word for word, number in each.get_vocab().items()} for each in (own, tokenizer)
+        )
+        (rows, _) = torch.nn.Module.state_dict(model.get_input_embeddings())["weight"].shape
+        for number in sorted(
+            {*lessons.tokens.flatten().tolist(), *lessons.likely.flatten().tolist()}
+        ):
+            if number >= rows or mine.get(number) != theirs.get(number):
+                raise DppaError(
+                    f"{self.model} cannot teach the merge: token {number} is "
+                    f"{mine.get(number)!r} to it and {theirs.get(number)!r} to the merge. Where a "
+                    f"recipe's tokenizer numbers words anew, objective distill is not possible."
+                )
 
     def lessons(
         self,
@@ -96,7 +145,7 @@ class Unmerged:
         """
         model, tokenizer = self.load()
         prompts = prompts_of(model, tokenizer)
-        key = key_of(self.fingerprint(), prompts)
+        key = key_of(f"{self.fingerprint()} {self.placement.dtype}", prompts)
         known = None if kept is None else Lessons.read(kept, key)
         if known is None:
             known = taught(model, tokenizer, prompts, batch_size)

@@ -1,8 +1,10 @@
 """Learning the weights of a merge: gradients against autograd, and the recipe against mergekit."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -22,7 +24,7 @@ from dppa_mergekit.adamerging import (
     result,
     warnings_of,
 )
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.learning import learn_weights, load_merge
 from dppa_mergekit.losses import Completion, DomainLoss, Entropy, Teaching
 from dppa_mergekit.names import Block, block_of
@@ -38,6 +40,50 @@ OF_MODELS = {
     "math": {"weight": 0.6, "density": 0.3, "amplify_90": 1.4, "amplify_80": 0.7},
     "law": {"weight": 0.2, "density": 0.2, "amplify_90": 1.2},
 }
+
+
+def test_a_teacher_whose_words_are_other_words(tmp_path: Path) -> None:
+    family = save_family(tmp_path)
+    prompts = {str(family / "math"): [Prompt("w1 w2 w3"), Prompt("w4 w5")]}
+    turned = recipe(family, "dp", {"math": {"weight": 0.4, "density": 0.5}})
+    learn_weights(Recipe(turned), prompts, descent=Descent(steps=1))
+    # The same words under other numbers: merged, the model is what its own tokenizer says.
+    inner = json.loads((family / "math" / "tokenizer.json").read_text())
+    words = inner["model"]["vocab"]
+    words["w1"], words["w2"] = words["w2"], words["w1"]
+    (family / "math" / "tokenizer.json").write_text(json.dumps(inner))
+    with pytest.raises(DppaError, match=r"math cannot teach the merge: token 5 is 'w2' to it and"):
+        learn_weights(Recipe(turned), prompts, descent=Descent(steps=1))
+
+
+def test_weights_wherever_a_recipe_has_them(tmp_path: Path) -> None:
+    def sliced(**parameters: object) -> Recipe:
+        sources = [{"model": name, "layer_range": [0, 3]} for name in ("base", "math")]
+        return Recipe(
+            {
+                "merge_method": "dp",
+                "base_model": "base",
+                "slices": [{"sources": sources, "parameters": parameters}],
+                "parameters": {"weight": 0.9},
+            }
+        )
+
+    assert sliced(weight=0.8).weights() == {"math": 0.8}
+    assert sliced().weights() == {"math": 0.9}
+    assert sliced(weight=0.8, density=0.3).parameters("math") == {"weight": 0.8, "density": 0.3}
+    for given in (sliced(weight=0.8), sliced()):
+        assert given.with_start(0.3).content == given.content
+    bare = sliced()
+    del bare.content["parameters"]
+    assert bare.with_start(0.3).weights() == {"math": 0.3}
+    twice = sliced(weight=0.8)
+    twice.content["slices"] *= 2  # type: ignore[operator]
+    assert twice.is_sliced
+    assert twice.weights() == {"math": 0.8}
+    other = sliced(weight=0.7).content["slices"]
+    twice.content["slices"] = [*sliced(weight=0.8).content["slices"], *other]  # type: ignore[misc]
+    with pytest.raises(RecipeError, match=r"math is 0\.8 in one place and 0\.7 in another"):
+        twice.weights()
 
 
 class Forgotten:
@@ -353,8 +399,23 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
     for checkpointing in (False, True):
         descent = Descent(steps=4, learning_rate=0.05, batch_size=4, checkpointing=checkpointing)
         merge = merge_of(family, tmp_path)
-        found.append(learned(merge, {"a": Entropy(PROMPTS)}, descent, Kept()).best.weights)
-        assert not any(module.training for module in merge.model.modules())
+        modules = list(merge.model.modules())
+        evaluated: list[bool] = []
+
+        def evaluate(modules: Sequence[torch.nn.Module], seen: list[bool]) -> Evaluation:
+            seen.append(any(module.training for module in modules))
+            return Evaluation(0.0, Estimate(0.0), {})
+
+        states = learned(
+            merge,
+            {"a": Entropy(PROMPTS)},
+            descent,
+            Kept(),
+            partial(evaluate, modules, evaluated),
+        ).states
+        found.append(states[-1].weights)
+        assert evaluated == [False] * len(states)
+        assert not any(module.training for module in modules)
     assert numpy.allclose(found[0], found[1], atol=1e-6)
 
 

@@ -1,12 +1,13 @@
 """Strategies and contests against landscapes whose best is known, without any model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 from landscape import Landscape, hill
 
-from dppa_mergekit.benches import Items
+from dppa_mergekit.benches import Items, Proposal
 from dppa_mergekit.contest import Contest, dealt
 from dppa_mergekit.scores import DomainObjective, Score, Scores
 from dppa_mergekit.search import CandidateSearch, Options, Tuned
@@ -110,6 +111,37 @@ def test_a_dense_score_of_zero_names_the_task() -> None:
 
     with pytest.raises(TasksError, match="Task a: the unmerged model itself scores 0"):
         run(Nothing(hill(1.0, 1.0)))
+
+
+def test_a_metric_that_is_no_mean_of_items_is_taken_of_all_of_them() -> None:
+    class Correlation(Landscape):
+        def dense(self, items: Items) -> Scores:
+            return {task: Score(1.0) for task in items}
+
+        def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+            return {task: Score(each.value) for task, each in super().score(factors, items).items()}
+
+    bench = Correlation(hill(1.7, 1.3))
+    tuned = run(bench)
+    assert {number for _, number in bench.calls} == {len(bench.thresholds)}
+    assert tuned.factors == pytest.approx({"amplify_90": 1.7, "amplify_80": 1.3}, abs=0.1001)
+    assert tuned.confirmed is None
+
+
+def test_factors_for_each_block_stay_in_their_range() -> None:
+    class Blocks(Landscape):
+        def score(self, factors: Mapping[str, Any], items: Items) -> Scores:
+            self.tried += [value for values in factors.values() for value in values]
+            return super().score({name: sum(each) for name, each in factors.items()}, items)
+
+        def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+            return {name: [low, 0.6, high] for name in self.names}
+
+    bench = Blocks(lambda a, b: 0.9 - (a + b) / 20)
+    bench.tried = []
+    run(bench, strategy="distill", per_block=True, low=0.1, high=1.0)
+    assert min(bench.tried) == 0.1
+    assert max(bench.tried) == 1.0
 
 
 def test_items_are_dealt_out_once() -> None:

@@ -336,6 +336,16 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
     def domain(**values: object) -> Callable[[dict], object]:
         return lambda content: content["domains"]["math"].update(values)
 
+    def in_slices(content: dict) -> None:
+        models = [content["base_model"], *(each["model"] for each in content.pop("models"))]
+        content["slices"] = [
+            {"sources": [{"model": each, "layer_range": layers} for each in models]}
+            for layers in ([0, 1], [1, 3])
+        ]
+
+    def with_lora(content: dict) -> None:
+        content["models"][0]["model"] += "+lora"
+
     cases = [
         (command(tasks=tasks(domain(dev={"math_dve": "acc,none"}))),
          "lm-eval knows no task math_dve: did you mean math_dev"),
@@ -356,6 +366,12 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command("--range", "1.5", "2"), "allowed is a range with 1 in it"),
         (command("--per-block"), "--per-block needs --strategy distill"),
         (command("--ray-address=auto"), "it needs --workers"),
+        (command("--strategy=distill", "--per-block", recipe=recipe(in_slices)),
+         "--per-block writes gradients, which mergekit counts anew in each slice"),
+        (command(recipe=recipe(with_lora), tasks=tasks(domain(model=f"{saved / 'math'}+lora"))),
+         "has a LoRA, which only a merge takes as it is"),
+        (command(tasks=tasks(lambda c: c["domains"]["law"].update(model=str(saved / "math")))),
+         "Domains math and law have one model"),
         (command("--strategy=distill", "--score-command=true"), "no --score-command"),
     ]  # fmt: skip
     for result, message in cases:

@@ -80,11 +80,13 @@ def _compared(folder: Path, planned: Sequence[Task[object]], every: bool) -> Ite
     chosen = targets if every else Random(0).sample(targets, min(SAMPLE, len(targets)))
     checkpoint, _ = of_folder(folder, where)
     different: list[str] = []
+    compared = 0
     for task, tensor in Executor(chosen, math_device=torch.device("cpu")).run(quiet=True):
         name, dtype = writes[task]
         stored = checkpoint.tensors.get(name)
         if stored is None or tensor is None:
             continue
+        compared += 1
         if dtype is not None:
             tensor = tensor.to(dtype_from_name(dtype))
         with safe_open(folder / stored.file, framework="pt") as file:
@@ -94,11 +96,11 @@ def _compared(folder: Path, planned: Sequence[Task[object]], every: bool) -> Ite
     if different:
         yield error(
             where,
-            f"{len(different)} of {len(chosen)} tensors are not what its recipe gives, such as "
+            f"{len(different)} of {compared} tensors are not what its recipe gives, such as "
             f"{min(different)}: they are of another merge, or its inputs have changed.",
         )
     else:
-        yield note(where, f"{len(chosen)} of {len(targets)} tensors are what its recipe gives.")
+        yield note(where, f"{compared} of {len(targets)} tensors are what its recipe gives.")
 
 
 def _equal(found: torch.Tensor, computed: torch.Tensor) -> bool:
