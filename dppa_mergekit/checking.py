@@ -12,7 +12,11 @@ from dppa_mergekit.checks.findings import Finding, error
 
 
 def check_recipe(
-    path: Path, out: Path | None, sample: bool, lora_cache: Path | None = None
+    path: Path,
+    out: Path | None,
+    sample: bool,
+    lora_cache: Path | None = None,
+    weighted: bool = True,
 ) -> Iterator[Finding]:
     """What is wrong with a recipe, its models, and the folder that it is to write.
 
@@ -21,6 +25,7 @@ def check_recipe(
         out: The output folder; None where it is not known yet.
         sample: Whether slices of the weights are read.
         lora_cache: Where mergekit keeps merged LoRAs; None where it is not known yet.
+        weighted: Whether weights must be there already.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -32,6 +37,7 @@ def check_recipe(
     if not content:
         return
     yield from recipe.checked(content)
+    yield from recipe.lacking(content, weighted)
     named = list(dict.fromkeys(_models(content)))
     base_name = content.get("base_model")
     base_name = None if base_name is None else str(base_name)

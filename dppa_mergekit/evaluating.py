@@ -64,8 +64,8 @@ class Evaluating:
                 raise DppaError(f"Domain {name} has no {self.part} tasks.")
         if not domains:
             raise DppaError("The tasks file has no domains, and ratios need some.")
-        for model in self.models:
-            _refuse_broken(model)
+        for model in [*self.models, *(each.model for each in self.tasks.domains.values())]:
+            _refuse_broken(Unmerged(model, self.placement).folder(), model)
         if self.output is not None:
             self.output.mkdir(parents=True, exist_ok=True)
         harness = Harness(self.tasks, self.tasks.metrics(self.part))
@@ -136,11 +136,9 @@ class Evaluating:
         write_record(path, "evaluate", subject, [plain])
 
 
-def _refuse_broken(model: str) -> None:
+def _refuse_broken(folder: Path, model: str) -> None:
     """Refuse a folder that is not whole, or holds two merges: its scores would say nothing."""
-    if not Path(model).is_dir():
-        return
-    _, found = of_folder(Path(model), model)
+    _, found = of_folder(folder, model)
     for each in found:
         if each.severity == "error":
             raise CheckpointError(f"{model}: {each.sentence}")

@@ -83,10 +83,19 @@ class Harness:
             include_defaults=tasks.include_defaults,
         )
         for task in metrics:
+            if task in manager.all_groups:
+                raise TasksError(f"{task} is a group of lm-eval's; allowed are the tasks in it.")
             if task not in manager.all_subtasks:
                 raise TasksError(_unknown(task, manager.all_subtasks, tasks.include_defaults))
-        with _quiet():
-            self._tasks: dict[str, ConfigurableTask] = manager.load(list(metrics))["tasks"]
+        self._tasks: dict[str, ConfigurableTask] = {}
+        for task in metrics:
+            try:
+                with _quiet():
+                    self._tasks[task] = manager.load([task])["tasks"][task]
+            # Whatever lm-eval or datasets raise for a task that is written wrongly, or whose data
+            # are not there.
+            except Exception as error:
+                raise TasksError(f"Task {task} cannot be loaded: {_first_line(error)}.") from error
         for task, metric in metrics.items():
             self._check_metric(task, metric)
             self._configure(self._tasks[task])
@@ -161,6 +170,9 @@ class Harness:
     def _language_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFLM:
         from lm_eval.models.huggingface import HFLM
 
+        if self._settings.apply_chat_template and not tokenizer.chat_template:
+            name = tokenizer.name_or_path or "the model"
+            raise TasksError(f"apply_chat_template: the tokenizer of {name} has no chat template.")
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self._settings.batch_size)
 
     def _score(
@@ -207,6 +219,10 @@ def known_tests(metrics: Iterable[str]) -> list[str]:
 def _number(value: object) -> float:
     """A metric's value, which may be NumPy's."""
     return float(value)  # type: ignore[arg-type]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _unknown(task: str, known: Sequence[str], include_defaults: bool) -> str:

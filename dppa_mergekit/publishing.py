@@ -18,7 +18,7 @@ from dppa_mergekit.checking import check_folder
 from dppa_mergekit.checks.merged import RECIPE
 from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
 from dppa_mergekit.recipes import Recipe, identity
-from dppa_mergekit.records import FILE, read_records, versions
+from dppa_mergekit.records import FILE, digest, read_records, versions
 
 LOG = logging.getLogger(__name__)
 
@@ -68,6 +68,12 @@ class Publishing:
                 raise CheckpointError(f"{finding.subject}: {finding.sentence}")
         recipe = self._recipe()
         public = self._public(recipe)
+        known = {identity(model) for model in public}
+        for model in self.names:
+            if identity(model) not in known:
+                raise DppaError(
+                    f"--name {model}: the recipe has no such model; it has {', '.join(public)}."
+                )
         named = {identity(model) for model in self.names}
         for model, name in public.items():
             if _is_local(model) and identity(model) not in named:
@@ -137,7 +143,12 @@ class Publishing:
         if self.recipe_file is None:
             return Recipe.read(left)
         recipe = Recipe.read(self.recipe_file)
-        if left.exists() and Recipe.read(left).configuration() != recipe.configuration():
+        if not left.exists():
+            raise RecipeError(
+                f"{self.folder} has no {RECIPE}, by which mergekit says what it merged: nothing "
+                f"shows that it was merged from {self.recipe_file}."
+            )
+        if Recipe.read(left).configuration() != recipe.configuration():
             raise RecipeError(f"{self.folder} was not merged from {self.recipe_file}.")
         return recipe
 
@@ -154,19 +165,12 @@ class Publishing:
     def _facts(self, recipe: Recipe, public: Mapping[str, str], licence: str | None) -> Facts:
         is_dppa = recipe.method in variants.names()
         scores, ratios = self._scores()
-        beside = None if self.recipe_file is None else self.recipe_file.with_suffix(".md")
-        found = ""
-        if beside is not None and self.recipe_file is not None:
-            records = read_records(self.recipe_file.parent)
-            if self.recipe_file.name in records and beside.exists():
-                lines = beside.read_text(encoding="utf-8").splitlines()
-                found = "\n".join(lines[1:] if lines[:1] and lines[0].startswith("# ") else lines)
         return Facts(
             self.repository.rsplit("/", 1)[-1],
             is_dppa,
             [name for name in public.values() if "/" in name],
             {public[model]: recipe.parameters(model) for model in recipe.tuned()},
-            found,
+            self._found(),
             self._picture(recipe) if is_dppa else None,
             scores,
             ratios,
@@ -174,6 +178,24 @@ class Publishing:
             versions(),
             licence,
         )
+
+    def _found(self) -> str:
+        """How factors or weights were found, by what stands beside the recipe's file."""
+        if self.recipe_file is None:
+            return ""
+        record = read_records(self.recipe_file.parent).get(self.recipe_file.name)
+        beside = self.recipe_file.with_suffix(".md")
+        if not isinstance(record, dict) or not beside.exists():
+            return ""
+        if record.get("sha256") != digest(self.recipe_file):
+            LOG.warning(
+                "%s was changed since %s wrote it: the card does not say how it was found.",
+                self.recipe_file,
+                record.get("command"),
+            )
+            return ""
+        lines = beside.read_text(encoding="utf-8").splitlines()
+        return "\n".join(lines[1:] if lines[:1] and lines[0].startswith("# ") else lines)
 
     def _picture(self, recipe: Recipe) -> str | None:
         from dppa_mergekit.curves import is_installed

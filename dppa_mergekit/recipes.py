@@ -88,7 +88,7 @@ class Recipe:
             RecipeError: One is not a plain number, or not the same in all slices.
         """
         found: dict[str, float] = {}
-        for each, given in _placed(self.content):
+        for each, given in inputs_of(self.content):
             name = str(each["model"])
             if identity(name) == identity(self.content.get("base_model")):
                 continue
@@ -127,7 +127,7 @@ class Recipe:
     def parameters(self, model: str) -> Node:
         """The parameters of one fine-tuned model, where it stands first; the shared ones, too."""
         wanted = identity(model)
-        for each, given in _placed(self.content):
+        for each, given in inputs_of(self.content):
             if identity(each["model"]) == wanted:
                 return given
         return dict(_parameters_of(self.content))
@@ -184,7 +184,7 @@ class Recipe:
         """The recipe with a weight for the fine-tuned models that have none."""
         content = deepcopy(self.content)
         base = identity(content.get("base_model"))
-        for each, given in _placed(content):
+        for each, given in inputs_of(content):
             if identity(each["model"]) != base and "weight" not in given:
                 each["parameters"] = {"weight": weight, **_parameters_of(each)}
         return Recipe(content, self.origin)
@@ -233,7 +233,7 @@ def _holders(content: Node) -> Iterator[Node]:
             yield each
 
 
-def _placed(content: Node) -> Iterator[tuple[Node, Node]]:
+def inputs_of(content: Mapping[str, object]) -> Iterator[tuple[Node, Node]]:
     """The entry of every input model, wherever the recipe has one, and what parameters it gets.
 
     Its own come first, then those of its slice, of its module, and of the recipe, as in mergekit
@@ -250,16 +250,16 @@ def _placed(content: Node) -> Iterator[tuple[Node, Node]]:
     within += slices if isinstance(slices, list) else []
     for holder in within:
         if isinstance(holder, dict):
-            for each, given in _placed(holder):
+            for each, given in inputs_of(holder):
                 yield each, {**shared, **given}
 
 
 def _inputs(content: Node) -> Iterator[Node]:
     """The entry of every input model, wherever the recipe has one."""
-    return (each for each, _ in _placed(content))
+    return (each for each, _ in inputs_of(content))
 
 
-def _parameters_of(holder: Node) -> Node:
+def _parameters_of(holder: Mapping[str, object]) -> Node:
     """What stands under `parameters`, where that is a mapping."""
     held = holder.get("parameters")
     return held if isinstance(held, dict) else {}

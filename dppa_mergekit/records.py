@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ def write_record(
     records = read_records(path.parent)
     records[output.name] = {
         "command": command,
+        "sha256": digest(output),
         "versions": versions(),
         **subject,
         "results": list(results),
@@ -42,6 +44,11 @@ def write_record(
     beside = path.with_name(f".{FILE}.{os.getpid()}")
     beside.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
+
+
+def digest(output: Path) -> str | None:
+    """Of the content of a file; None for a folder."""
+    return hashlib.sha256(output.read_bytes()).hexdigest() if output.is_file() else None
 
 
 def read_records(folder: Path) -> dict[str, object]:

@@ -75,6 +75,8 @@ class Unmerged:
                 f"{self.model} has a LoRA, which only a merge takes as it is: merge it into its "
                 f"model first, and name the result."
             )
+        if self.model.startswith((".", "/", "~")) and not Path(self.model).exists():
+            raise DppaError(f"{self.model}: there is no such folder.")
         try:
             return Path(reference.local_path())
         # Whatever the hub's client raises for a name that is no folder and cannot be fetched.

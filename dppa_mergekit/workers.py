@@ -6,6 +6,7 @@ It needs the extra `ray`. A worker that is lost is started anew, and its trial i
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 Result = TypeVar("Result")
+
+ANSWER_SECONDS = 5
+"""How long a cluster may take to answer."""
 
 RESTARTS = 3
 """How often one worker may be lost before the search ends."""
@@ -116,6 +120,7 @@ def connected(cluster: Cluster) -> Iterator[None]:
         import ray
     except ImportError as error:
         raise DppaError("Several workers need Ray: pip install 'dppa-mergekit[ray]'.") from error
+    _refuse_silent(cluster.address)
     try:
         ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False)
     # Whatever Ray raises for an address where none answers.
@@ -126,6 +131,17 @@ def connected(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_silent(address: str | None) -> None:
+    """Refuse an address where nothing answers, which Ray itself waits minutes for."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise DppaError(f"No Ray cluster at {address} ({error}).") from error
 
 
 @contextmanager

@@ -202,6 +202,8 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     refused(adamerge(tasks, "--objective=loss"), "needs prompts with completions")
     refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have one name")
     refused(adamerge(*prompts(saved), "--lr=0"), "lr")
+    refused(adamerge(*prompts(saved), "--lr=nan"), "nan is no finite number")
+    refused(adamerge(*prompts(saved), "--anchor=inf"), "inf is no finite number")
     refused(adamerge(*prompts(saved), "--device=nowhere"), "GB on nowhere and cannot be put there")
     for method in ("dppa_ties", "task_arithmetic"):
         models = {"math": {"weight": 1.0}}

@@ -72,6 +72,28 @@ Change = Callable[[dict], object]
 
 MISTAKES: list[tuple[str, Change, str]] = [
     (
+        "a method that is a list",
+        lambda content: content.update(merge_method=["dppa"]),
+        "merge_method: ['dppa'] is not one",
+    ),
+    (
+        "no weight",
+        lambda content: content["models"][0]["parameters"].pop("weight"),
+        "there is no weight; allowed is a finite float32 number.",
+    ),
+    (
+        "nothing but the base",
+        lambda content: content.update(
+            models=[{"model": content["base_model"], "parameters": {"weight": 1}}]
+        ),
+        "dppa: it needs at least one fine-tuned model beside the base; there is none.",
+    ),
+    (
+        "models that are no list",
+        lambda content: content.update(models="./math"),
+        "models: it is no list.",
+    ),
+    (
         "misspelt method",
         lambda content: content.update(merge_method="dpaa"),
         "merge_method: dpaa is not one; did you mean dppa?",

@@ -169,6 +169,18 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
         "Domain law has no test tasks.",
     )
     refused(evaluate(f"--recipe={saved / 'tasks.yml'}"), "merge_method")
+    # A model that is not there is said before any is scored.
+    refused(evaluate(str(saved / "base"), "./bse"), "./bse: there is no such folder.")
+    content["domains"]["law"].update(test={"law_test": "acc,none"}, model="./lwa")
+    path = write_recipe(tmp_path / "tasks.yml", content)
+    refused(evaluate(str(saved / "base"), tasks=path), "./lwa: there is no such folder.")
+    given = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
+    given["models"][0]["parameters"]["densty"] = 0.2
+    path = write_recipe(tmp_path / "typo.yml", given)
+    refused(evaluate(f"--recipe={path}"), "did you mean density?")
+    del given["models"][0]["parameters"]
+    path = write_recipe(tmp_path / "typo.yml", given)
+    refused(evaluate(f"--recipe={path}"), "there is no weight")
     mixed = tmp_path / "mixed"
     shutil.copytree(saved / "math", mixed)
     (mixed / "config.json").write_text("", encoding="utf-8")

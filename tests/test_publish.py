@@ -10,6 +10,8 @@ from checkpoints import recipe, save_family, tensors_of, unequal
 from hub_process import Hub
 from huggingface_hub import ModelCard
 
+from dppa_mergekit.records import digest
+
 Merge = Callable[..., dict[str, object]]
 
 LOAD = """
@@ -157,6 +159,17 @@ def test_another_recipe(merged: Path, hub: Hub) -> None:
     done = hub.publish(merged, "out", "me/merge", "--license", "mit", "--recipe", "other.yml")
     assert done.returncode == 1
     assert "was not merged from other.yml" in done.stderr
+    (merged / "out" / "mergekit_config.yml").unlink()
+    done = hub.publish(merged, "out", "me/merge", "--license", "mit", "--recipe", "other.yml")
+    assert done.returncode == 1
+    assert "out has no mergekit_config.yml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_of_no_model(merged: Path, hub: Hub) -> None:
+    done = hub.publish(merged, "out", "me/merge", "--license", "mit", "--name=mth=org/math")
+    assert done.returncode == 1
+    assert "--name mth: the recipe has no such model; it has" in done.stderr
 
 
 def test_scores_and_how_factors_were_found(merged: Path, hub: Hub) -> None:
@@ -178,7 +191,8 @@ def test_scores_and_how_factors_were_found(merged: Path, hub: Hub) -> None:
     record = {"evaluation.json": {"command": "evaluate", "results": [result]}}
     (merged / "tables" / "dppa_run.json").write_text(json.dumps(record), encoding="utf-8")
     (merged / "dppa_run.json").write_text(
-        json.dumps({"recipe.yml": {"command": "search"}}), encoding="utf-8"
+        json.dumps({"recipe.yml": {"command": "search", "sha256": digest(merged / "recipe.yml")}}),
+        encoding="utf-8",
     )
     found = f"# Found\n\n| domain | model |\n|---|---|\n| math | {merged / 'math'} |\n"
     (merged / "recipe.md").write_text(found, encoding="utf-8")
@@ -193,3 +207,9 @@ def test_scores_and_how_factors_were_found(merged: Path, hub: Hub) -> None:
     values = {each.dataset_name: each.metric_value for each in card.data.eval_results}
     assert values == {"gsm": 0.5, "gsm_dev (tuned on)": 0.625}
     assert str(merged) not in card.content
+    # A recipe that was changed by hand was not found so.
+    with (merged / "recipe.yml").open("a", encoding="utf-8") as file:
+        file.write("# mine\n")
+    done = hub.publish(merged, *options, *NAMES)
+    assert "recipe.yml was changed since search wrote it" in done.stderr
+    assert "How they were found" not in (merged / "out" / "README.md").read_text(encoding="utf-8")

@@ -179,7 +179,7 @@ def test_a_score_command(command: Command, tmp_path: Path) -> None:
     ],
 )
 def test_a_score_command_that_fails(script: str, message: str, command: Command) -> None:
-    result = command(f"--score-command={script}")
+    result = command(f"--score-command={script} # {{model}}")
     assert result.exit_code == 1
     assert message in result.stderr
 
@@ -317,9 +317,12 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
         (command("--tune=weights", recipe=recipe(gradient)), "it must begin as a number"),
         (command("--tune=weights", "--strategy=paper"), "weights are tuned by coordinates"),
         (command("--tune=weights", "--range", "1", "0.5"), "a range from less to more"),
+        (command("--tune=weights", "--range", "0", "inf"), "inf is no finite number"),
+        (command("--tune=weights", "--tune-dense"), "--tune-dense does nothing here"),
+        (command("--tune=weights", f"--prompts={saved / 'tasks.yml'}"), "--prompts does nothing"),
     ]  # fmt: skip
     for result, message in cases:
-        assert result.exit_code == 1, (message, result.output)
+        assert result.exit_code in (1, 2), (message, result.output)
         assert message in result.stderr, result.stderr
     assert not list(tmp_path.glob("tuned.yml*"))
 
@@ -364,6 +367,12 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command(recipe=recipe(lambda c: c.pop("models"))), "there must be one of models"),
         (command(output=tmp_path / "no" / "tuned.yml"), "cannot be written"),
         (command("--range", "1.5", "2"), "allowed is a range with 1 in it"),
+        (command("--shared"), "--shared does nothing here: it needs --tune weights"),
+        (command("--guard-loss=0.3"), "--guard-loss does nothing here"),
+        (command(f"--prompts={saved / 'tasks.yml'}"), "it needs --strategy distill"),
+        (command("--score-command=bash eval.sh"), "names no {model}"),
+        (command(output=saved / "recipe.yml"), "is what the command reads: name another file"),
+        (command(recipe=recipe(lambda c: c.update(merge_method=["dppa"]))), "is not one"),
         (command("--per-block"), "--per-block needs --strategy distill"),
         (command("--ray-address=auto"), "it needs --workers"),
         (command("--strategy=distill", "--per-block", recipe=recipe(in_slices)),
@@ -372,7 +381,7 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
          "has a LoRA, which only a merge takes as it is"),
         (command(tasks=tasks(lambda c: c["domains"]["law"].update(model=str(saved / "math")))),
          "Domains math and law have one model"),
-        (command("--strategy=distill", "--score-command=true"), "no --score-command"),
+        (command("--strategy=distill", "--score-command=score {model}"), "no --score-command"),
     ]  # fmt: skip
     for result, message in cases:
         assert result.exit_code in (1, 2), (message, result.output)
@@ -382,6 +391,30 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
     result = command("--device=cuda:9")
     assert result.exit_code == 1
     assert "GB on cuda:9 and cannot be put there" in result.stderr
+    result = command(tasks=tasks(lambda c: c.update(apply_chat_template=True)))
+    assert result.exit_code == 1
+    assert "math has no chat template" in result.stderr
+
+
+def test_a_group_of_tasks_and_a_task_without_its_data(
+    command: Command, saved: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved / "tasks", tmp_path / "tasks")
+    group = {"group": "both", "task": ["math_dev", "law_dev"]}
+    (tmp_path / "tasks" / "both.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
+    content = yaml.safe_load((saved / "tasks.yml").read_text(encoding="utf-8"))
+    content["domains"]["math"]["dev"] = {"both": "acc,none"}
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    result = command(tasks=tmp_path / "tasks.yml")
+    assert result.exit_code == 1
+    assert "both is a group of lm-eval's; allowed are the tasks in it." in result.stderr
+    (tmp_path / "tasks" / "law_dev.jsonl").unlink()
+    content["domains"]["math"]["dev"] = {"math_dev": "acc,none"}
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    result = command(tasks=tmp_path / "tasks.yml")
+    assert result.exit_code == 1
+    assert "Task law_dev cannot be loaded:" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_public_test_split_draws_a_warning(

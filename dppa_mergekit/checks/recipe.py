@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import yaml
 
 from dppa_mergekit.checks import known
-from dppa_mergekit.checks.findings import Finding, error, nearest, warning
+from dppa_mergekit.checks.findings import Finding, error, nearest, note, warning
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.inputs import DTYPES
-from dppa_mergekit.parameters import Parameter
+from dppa_mergekit.parameters import REQUIRED, Parameter
+from dppa_mergekit.recipes import identity, inputs_of
 from dppa_mergekit.variants import VARIANTS
 
 Node = Mapping[str, object]
@@ -62,7 +63,7 @@ def parsed(text: str) -> tuple[Node, list[Finding]]:
 def checked(content: Node) -> Iterator[Finding]:
     """What is wrong with a recipe's keys, its method and its parameters."""
     name = content.get("merge_method")
-    if name not in known.METHODS:
+    if not isinstance(name, str) or name not in known.METHODS:
         said = "there is none" if name is None else f"{name} is not one"
         yield error("merge_method", f"{said}; {nearest(str(name), known.METHODS)}")
     method = known.METHODS.get(str(name), known.Method())
@@ -70,6 +71,13 @@ def checked(content: Node) -> Iterator[Finding]:
     if len(inputs) != 1:
         there = " and ".join(inputs) or "none"
         yield error("recipe", f"there must be one of models, slices and modules; there is {there}.")
+    for key, kind, said in (
+        ("models", list, "list"),
+        ("slices", list, "list"),
+        ("modules", dict, "mapping"),
+    ):
+        if content.get(key) and not isinstance(content[key], kind):
+            yield error(key, f"it is no {said}.")
     if method.based and not content.get("base_model"):
         yield error("base_model", f"{name} needs one, and there is none.")
     for key in ("dtype", "out_dtype"):
@@ -77,6 +85,31 @@ def checked(content: Node) -> Iterator[Finding]:
         if value is not None and str(value).removeprefix("torch.") not in DTYPES:
             yield error(key, f"{value!r} is not one; allowed is {', '.join(DTYPES)}.")
     yield from _Walk(str(name), method).recipe(content)
+
+
+def lacking(content: Node, weighted: bool) -> Iterator[Finding]:
+    """What a method of this package needs beside what is there: fine-tuned models, and weights.
+
+    Args:
+        content: Of the recipe.
+        weighted: Whether weights must be there; a search or AdaMerging may still find them.
+    """
+    variants = [variant for variant in VARIANTS if variant.name == content.get("merge_method")]
+    base = identity(content.get("base_model"))
+    tuned = [(each, given) for each, given in inputs_of(content) if identity(each["model"]) != base]
+    for variant in variants:
+        if not tuned and any(True for _ in inputs_of(content)):
+            yield error(
+                variant.name,
+                "it needs at least one fine-tuned model beside the base; there is none.",
+            )
+        for needed in variant.parameters:
+            for each, given in tuned if weighted and needed.default is REQUIRED else ():
+                if needed.name not in given:
+                    yield error(
+                        str(each["model"]),
+                        f"there is no {needed.name}; allowed is {needed.allowed}.",
+                    )
 
 
 class _Walk:
@@ -121,6 +154,8 @@ class _Walk:
                 continue
             if "model" not in each:
                 yield error(place, "there is no model.")
+            elif not isinstance(each["model"], str):
+                yield note(place, "its model is written as a mapping, which is not looked into.")
             yield from self._keys(each, keys, place)
             parameters = each.get("parameters")
             for name, setting in parameters.items() if isinstance(parameters, dict) else ():

@@ -50,7 +50,7 @@ from dppa_mergekit.commands import options
 @click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option(
     "--lr",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Finite(min=0, min_open=True),
     default=1e-3,
     show_default=True,
     help="How far a weight moves in a step, at most.",
@@ -64,7 +64,7 @@ from dppa_mergekit.commands import options
 )
 @click.option(
     "--anchor",
-    type=click.FloatRange(min=0),
+    type=options.Finite(min=0),
     default=1.0,
     show_default=True,
     help="How much weights are drawn to where they started.",
@@ -125,6 +125,7 @@ def adamerge(
     from dppa_mergekit.tasks import TasksFile
 
     options.check_paged(html, output)
+    options.check_apart(output, [recipe, tasks_file, *prompts_files])
     options.check_first(recipe)
     read = Recipe.read(recipe)
     tasks = None if tasks_file is None else TasksFile.read(tasks_file)

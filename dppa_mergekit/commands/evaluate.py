@@ -74,6 +74,8 @@ def evaluate(
     options.check_paged(html, output)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
     placement = options.placement(device, dtype, trust_remote_code)
+    for path in recipes:
+        options.check_first(path, weighted=True)
     read = [Recipe.read(path) for path in recipes]
     workspace = Path.cwd() if output is None else output
     options.quiet_transformers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -117,12 +118,53 @@ def check_paged(html: bool, output: Path | None) -> None:
         check_installed()
 
 
-def check_first(recipe: Path) -> None:
-    """Refuse a recipe in which `check` finds an error; say what else it finds."""
+class Finite(click.FloatRange):
+    """A number in a range, and neither infinite nor none."""
+
+    def convert(
+        self, value: float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
+def check_apart(output: Path, given: Sequence[Path | None]) -> None:
+    """Refuse an output that would take the place of what the command is given."""
+    from dppa_mergekit.errors import ParameterError
+
+    for path in given:
+        if path is not None and output.resolve() == path.resolve():
+            raise ParameterError(f"--output {output} is what the command reads: name another file.")
+
+
+def refuse_idle(given: Mapping[str, object], needs: str) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        given: Option -> its value, false where it is not given.
+        needs: What they are for.
+    """
+    from dppa_mergekit.errors import ParameterError
+
+    for option, value in given.items():
+        if value:
+            raise ParameterError(f"{option} does nothing here: it needs {needs}.")
+
+
+def check_first(recipe: Path, weighted: bool = False) -> None:
+    """Refuse a recipe in which `check` finds an error; say what else it finds.
+
+    Args:
+        recipe: Its file.
+        weighted: Whether weights must be there already.
+    """
     from dppa_mergekit.checking import check_recipe
     from dppa_mergekit.errors import RecipeError
 
-    found = list(check_recipe(recipe, None, sample=False))
+    found = list(check_recipe(recipe, None, sample=False, weighted=weighted))
     errors = [each for each in found if each.severity == "error"]
     for each in found:
         if each.severity == "warning":

@@ -41,10 +41,9 @@ from dppa_mergekit.commands import options
 )
 @click.option(
     "--guard-loss",
-    type=click.FloatRange(0, 1),
-    default=0.05,
-    show_default=True,
-    help="With weights: the share of the base model's score that guard tasks may lose.",
+    type=options.Finite(0, 1),
+    help="With weights: the share of the base model's score that guard tasks may lose.  "
+    "[default: 0.05]",
 )
 @click.option(
     "--strategy",
@@ -79,7 +78,7 @@ from dppa_mergekit.commands import options
 @click.option(
     "--range",
     "range_",
-    type=(click.FloatRange(min=0), click.FloatRange(min=0)),
+    type=(options.Finite(min=0), options.Finite(min=0)),
     help="The least and the largest value.  [default: 0.2 3; of dare_dpa 0.1 1; of weights 0 1.5]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Deals out the items.")
@@ -105,7 +104,7 @@ def search(
     tune: str,
     shared: bool,
     by: str,
-    guard_loss: float,
+    guard_loss: float | None,
     strategy: str | None,
     per_block: bool,
     prompts_file: Path | None,
@@ -141,10 +140,25 @@ def search(
     from dppa_mergekit.workers import Cluster
 
     options.check_paged(html, output)
+    options.check_apart(output, [recipe, tasks_file, prompts_file])
+    if tune == "factors":
+        idle = {"--shared": shared, "--by worst": by == "worst", "--guard-loss": guard_loss}
+        options.refuse_idle(idle, "--tune weights")
+    else:
+        options.refuse_idle({"--tune-dense": tune_dense}, "--tune factors")
+    if strategy != "distill":
+        options.refuse_idle({"--prompts": prompts_file}, "--strategy distill")
+    if score_command is not None and "{model}" not in score_command:
+        raise ParameterError(
+            f"--score-command {score_command!r} names no {{model}}, the folder that it scores."
+        )
     options.check_first(recipe)
     read = Recipe.read(recipe)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
-    merge = WholeMerge(shared, by == "worst", guard_loss) if tune == "weights" else None
+    merge = None
+    if tune == "weights":
+        loss = WholeMerge.guard_loss if guard_loss is None else guard_loss
+        merge = WholeMerge(shared, by == "worst", loss)
     defaults = default_options(read.method) if merge is None else WEIGHT_OPTIONS
     chosen = replace(
         defaults,
