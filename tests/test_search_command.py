@@ -391,7 +391,8 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
     result = command("--device=cuda:9")
     assert result.exit_code == 1
     assert "GB on cuda:9 and cannot be put there" in result.stderr
-    result = command(tasks=tasks(lambda c: c.update(apply_chat_template=True)))
+    templated = tasks(lambda c: c.update(apply_chat_template=True))
+    result = command(tasks=templated, output=tmp_path / "templated.yml")
     assert result.exit_code == 1
     assert "math has no chat template" in result.stderr
 
