@@ -127,12 +127,14 @@ def train(
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer to `folder` in bfloat16; the model itself becomes bfloat16.
 
-    A folder of that name is a whole checkpoint: it takes the name when all is written.
+    A folder of that name is a whole checkpoint: it takes the name, and the place of an older one,
+    when all is written.
     """
     unfinished = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.bfloat16().save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 
 
