@@ -270,6 +270,7 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     found = found["subjects"]["seed_0"]
     # At a rate of 10 % little is lost, by whatever method; at 90 % DARE loses most.
     law = found["pruned"]["law"]
+    assert {"magnitude_90", "magnitude_98"} <= set(law)
     assert law["magnitude_10"]["domain_ratios"]["law"]["value"] > 50
     assert law["dare_90"]["domain_ratios"]["law"]["value"] < 50
     # What has ended is not run again.
@@ -297,11 +298,18 @@ def models(value: float, error: float) -> dict[str, object]:
 
 def test_cells_are_means_over_seeds_beside_the_paper() -> None:
     found = {
-        f"seed_{number}": {"pruned": {"math": models(value, 3.0)}, "amplified": {"math": {}}}
+        f"seed_{number}": {
+            "pruned": {"math": models(value, 3.0)},
+            "amplified": {"math": {}},
+            "offsets": {"math": {"relative": 0.1}},
+        }
         for number, value in enumerate((40.0, 50.0, 60.0))
     }
     lines = report._single(report.Group("Some", found), (90,), ("magnitude",)).splitlines()
     assert lines[2] == "| math   | 90 %      | 50.0 ± 10.0 (53.41) |"
+    # At 90 %, what is kept is ten times itself: its deviation is three times the delta's.
+    lines = report._crossing(report.Group("Some", found)).splitlines()
+    assert lines[2].startswith("| math   | 90 %      |  0.30 | 50.0 ± 10.0 |")
     one = report.Group("One", {"seed_0": found["seed_0"]})
     assert "40.0 ± 3.0 (53.41)" in report._single(one, (90,), ("magnitude",))
     assert "| adding | 90 %      |      50.0 |" in report._scores(report.Group("Some", found))

@@ -48,6 +48,7 @@ class Plan:
 
     Attributes:
         rates: Pruning rates, in percent, of single models without factors.
+        beyond: More of them, past the paper's highest, to see where methods fail.
         searched: Those at which factors are searched, and merges are made.
         sets: Domains that are merged.
         ways: How weights of merges are found: `adamerge`, `search` for each model, or one `shared`
@@ -63,6 +64,7 @@ class Plan:
     """
 
     rates: tuple[int, ...]
+    beyond: tuple[int, ...]
     searched: tuple[int, ...]
     sets: tuple[tuple[str, ...], ...]
     ways: tuple[str, ...]
@@ -187,12 +189,18 @@ class Experiment:
 
     def _pruned(self, domain: str) -> Plain:
         """Method and rate -> test scores of the domain's model pruned alone, without factors."""
-        for rate in self.plan.rates:
-            for name, (method, shared) in PRUNINGS.items():
-                recipe = self._recipe(method, {domain: {"weight": 1.0, "density": _density(rate)}})
-                _write_yaml(f"pruned/{domain}/{name}_{rate}.yml", {**recipe, "parameters": shared})
-        names = [f"{name}_{rate}" for rate in self.plan.rates for name in PRUNINGS]
-        return self._scores([domain], f"pruned/{domain}", names, guard=False)
+        found: Plain = {}
+        for place, rates in (("pruned", self.plan.rates), ("beyond", self.plan.beyond)):
+            names = []
+            for rate in rates:
+                for name, (method, shared) in PRUNINGS.items():
+                    parameters: Plain = {"weight": 1.0, "density": _density(rate)}
+                    recipe = {**self._recipe(method, {domain: parameters}), "parameters": shared}
+                    names.append(f"{name}_{rate}")
+                    _write_yaml(f"{place}/{domain}/{names[-1]}.yml", recipe)
+            if names:
+                found |= self._scores([domain], f"{place}/{domain}", names, guard=False)
+        return found
 
     def _factors(self, method: str, rate: int) -> Plain:
         """Domain -> factors that `search` finds for its model alone."""

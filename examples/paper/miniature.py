@@ -31,6 +31,7 @@ TUNING = Training(steps=300, batch_size=64, learning_rate=2e-3)
 
 PLAN = Plan(
     rates=(10, 20, 30, 40, 50, 60, 70, 80, 90),
+    beyond=(95, 98),
     searched=(90, 80),
     sets=(("math", "finance", "law"), ("math", "finance")),
     ways=("adamerge", "search"),
@@ -45,6 +46,7 @@ PLAN = Plan(
 SMOKE_PLAN = replace(
     PLAN,
     rates=(10, 90),
+    beyond=(98,),
     searched=(90,),
     sets=(("math", "finance"),),
     ways=("adamerge",),

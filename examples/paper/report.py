@@ -121,6 +121,9 @@ def tables(group: Group) -> str:
         _single(group, (10, 80, 90), ("magnitude", "owl", "dare", "dare_linears", "dppa")),
         "Magnitude, OWL and DP (Table 2).",
         _single(group, (90,), ("magnitude", "owl", "dp")),
+        "Where methods cross: the noise of DARE's rescaling, as a share of the weights' deviation "
+        "(delta's deviation times the root of rate / density), and what each method keeps.",
+        _crossing(group),
         "DARE with DPA (Table 3).",
         _single(group, (80, 90), ("dare", "dare_linears", "dare_dpa", "dppa")),
         "Factors that the search found.",
@@ -131,7 +134,7 @@ def tables(group: Group) -> str:
         "Scores of single tasks by pruning rate (Appendix A).",
         _scores(group),
     ]
-    if len(_rates(group)) > 3:
+    if {20, 30, 40} <= set(_rates(group)):
         parts += ["The paper's, of LLaMA-2-7B's fine-tuned models.", _printed_scores()]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
@@ -200,6 +203,22 @@ def _single(group: Group, rates: Sequence[int], methods: Sequence[str]) -> str:
             if any(cells):
                 rows.append([domain, f"{rate} %", *cells])
     return table(["domain", "pruned by", *(LABELS[each] for each in methods)], rows, names=2)
+
+
+def _crossing(group: Group) -> str:
+    rows = []
+    methods = ("magnitude", "dp", "dare_linears", "dare")
+    for domain in group.domains:
+        relative = mean(found["offsets"][domain]["relative"] for found in group.found.values())
+        for rate in _rates(group):
+            if rate >= 80:
+                ratios = [
+                    _cell(_ratio(group, "pruned", f"{name}_{rate}", domain)) for name in methods
+                ]
+                noise = relative * (rate / (100 - rate)) ** 0.5
+                rows.append([domain, f"{rate} %", f"{noise:.2f}", *ratios])
+    head = [LABELS[method] for method in methods]
+    return table(["domain", "pruned by", "noise", *head], rows, names=2)
 
 
 def _factors(group: Group) -> str:

@@ -54,6 +54,7 @@ SAVE_EVERY = 50
 
 PLAN = Plan(
     rates=(10, 80, 90),
+    beyond=(95, 98),
     searched=(90, 80),
     sets=(("math", "finance", "law"), ("math", "finance")),
     ways=("adamerge", "search"),
