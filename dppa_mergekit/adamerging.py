@@ -166,7 +166,9 @@ def learned(
         LossError: A loss is not finite; states before that are kept.
     """
     run = _Run(merge, domains, descent, evaluate)
-    states = list(kept.states())
+    # Those of a longer run lie beyond what is asked for.
+    by_step = {state.step: state for state in kept.states() if state.step <= descent.steps}
+    states = [by_step[step] for step in sorted(by_step)]
     if not states:
         states.append(run.start())
         kept.add(states[0])

@@ -393,6 +393,22 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     assert not any(each.requires_grad for each in merge.model.parameters())
 
 
+def test_fewer_steps_than_before_give_an_earlier_state(tmp_path: Path) -> None:
+    family = save_family(tmp_path)
+    domains = {"a": Entropy(PROMPTS)}
+
+    def run(steps: int, kept: Kept) -> Learned:
+        descent = Descent(steps=steps, learning_rate=0.05, batch_size=4, every=4)
+        return learned(merge_of(family, tmp_path), domains, descent, kept)
+
+    kept = Kept()
+    run(8, kept)
+    shorter = run(6, kept)
+    assert [state.step for state in shorter.states] == [0, 4, 6]
+    assert shorter.weights == run(6, Kept()).weights
+    assert run(8, kept).best.step == 8
+
+
 def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
     family = save_family(tmp_path, attention_dropout=0.5)
     found = []

@@ -116,7 +116,7 @@ def read(model: str) -> tuple[Checkpoint | None, list[Finding]]:
     if folder.is_dir():
         checkpoint, own = of_folder(folder, model)
         return checkpoint, [*found, *own]
-    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         return None, [*found, error(model, "there is no such folder.")]
     remote, own = _of_hub(path, model)
     return remote, [*found, *own]
