@@ -166,9 +166,7 @@ def learned(
         LossError: A loss is not finite; states before that are kept.
     """
     run = _Run(merge, domains, descent, evaluate)
-    # Those of a longer run lie beyond what is asked for.
-    by_step = {state.step: state for state in kept.states() if state.step <= descent.steps}
-    states = [by_step[step] for step in sorted(by_step)]
+    states = within(kept.states(), descent.steps)
     if not states:
         states.append(run.start())
         kept.add(states[0])
@@ -178,6 +176,12 @@ def learned(
     found = result(merge, states)
     merge.set_weights(found.weights)
     return found
+
+
+def within(states: Sequence[State], steps: int) -> list[State]:
+    """States in order, without those of a longer run."""
+    by_step = {state.step: state for state in states if state.step <= steps}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def result(merge: ResidentMerge, states: Sequence[State]) -> Learned:

@@ -19,6 +19,8 @@ from typing import Generic, TypeVar
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
 
+from dppa_mergekit import __version__
+
 LOG = logging.getLogger(__name__)
 
 VARIABLE = "DPPA_MERGEKIT_CACHE"
@@ -106,7 +108,7 @@ def place_of(
         adapter: Of its type.
         depends: Plain data that says what it depends on: files, tensors, dtypes, options.
     """
-    found_by = [version(name) for name in ("dppa-mergekit", "mergekit", "transformers")]
+    found_by = [__version__, *(version(name) for name in ("mergekit", "transformers"))]
     content = json.dumps([found_by, what, depends], sort_keys=True)
     name = f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
     return Place(where / name, model, what, adapter)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -130,20 +131,31 @@ class Checkpoint:
 
 
 PROBES = 16
-"""Pages of a file's content that its fingerprint reads, beside the header."""
+"""Pages of a file's content that its fingerprint reads, where it is not known where tensors are."""
 
 PAGE = 4096
 
 
 def _file_fingerprint(path: Path) -> list[object]:
-    """Name, size, time, a hash of header and probes; of a hub's cache, also revision and blob."""
+    """Name, size, time, a hash of header and probes; of a hub's cache, also revision and blob.
+
+    A page is read in the middle of every tensor: fine-tuning may have moved any of them alone.
+    """
     digest = hashlib.sha256()
     status = path.stat()
+    is_safetensors = path.suffix.lower() == ".safetensors"
+    places = [(status.st_size * probe // PROBES, PAGE) for probe in range(PROBES)]
+    if is_safetensors:
+        with suppress(ValueError):  # of a damaged file, which is refused when it is read
+            places = [
+                (start + max(0, size - PAGE) // 2, min(size, PAGE))
+                for start, size in _spans(path).values()
+            ]
     with path.open("rb") as file:
-        digest.update(_header_bytes(file, path.suffix.lower() == ".safetensors"))
-        for probe in range(PROBES):
-            file.seek(status.st_size * probe // PROBES)
-            digest.update(file.read(PAGE))
+        digest.update(_header_bytes(file, is_safetensors))
+        for start, size in places:
+            file.seek(start)
+            digest.update(file.read(size))
     hub = [path.parent.name, path.resolve().name] if path.parent.parent.name == "snapshots" else []
     return [path.name, status.st_size, status.st_mtime_ns, digest.hexdigest(), *hub]
 

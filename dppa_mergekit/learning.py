@@ -22,6 +22,7 @@ from dppa_mergekit.adamerging import (
     learned,
     result,
     warnings_of,
+    within,
 )
 from dppa_mergekit.curves import draw_learning, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
@@ -105,8 +106,9 @@ class AdaMerge:
             try:
                 found = learned(merge, losses, self.descent, kept, evaluate)
             except (KeyboardInterrupt, LossError):
-                if kept.states():
-                    self._write(result(merge, kept.states()))
+                states = within(kept.states(), self.descent.steps)
+                if states:
+                    self._write(result(merge, states))
                 raise
             self._write(found)
         for sentence in warnings_of(found, self.objective == "entropy"):

@@ -189,7 +189,11 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         )
         deltas = {entry.id: linear_deltas(base, entry.tensor, held) for entry in group.non_base}
         dtypes = (dtype, final_dtype or dtype)
-        limit = min(torch.finfo(each).max for each in dtypes)
+        # The sum itself is made in the widest dtype of the deltas.
+        summed = max(
+            (each.dtype for of_model in deltas.values() for each in of_model), key=_largest
+        )
+        narrowest = min(dtypes[1], dtype, summed, key=_largest)
         size = base.numel() // max(1, held)
         overflow = False
         for expert in range(max(1, held)):
@@ -211,7 +215,9 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
                 Contribution(pruned, _number(bound, "weight", model))
                 for model, pruned in zip(prunings, thresholds.prune(linear, prunings), strict=True)
             ]
-            overflow |= combination.merge(flat[part], contributions, merged[part], limit)
+            overflow |= combination.merge(
+                flat[part], contributions, merged[part], _largest(narrowest)
+            )
             if listener is not None:
                 named = dict(zip(map(str, deltas), contributions, strict=True))
                 listener(Combined(name, part, combination, named, dtypes))
@@ -220,7 +226,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
                 "Tensor %s: the sum is too large for %s; what does not "
                 "fit becomes infinity or NaN.",
                 name,
-                str(final_dtype or dtype).removeprefix("torch."),
+                str(narrowest).removeprefix("torch."),
             )
         return merged.reshape(base.shape)
 
@@ -288,6 +294,11 @@ def _base_of(group: TensorGroup) -> TensorEntry:
     if group.base is None:
         raise RecipeError(f"Tensor {_name(group)} has no base model's among its inputs.")
     return group.base
+
+
+def _largest(dtype: torch.dtype) -> float:
+    """The largest number of a dtype."""
+    return float(torch.finfo(dtype).max)
 
 
 def _linears_of(group: TensorGroup, alone: bool, shape: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dppa_mergekit.deltas import Buffer, Delta, chunks, delta_chunks
+from dppa_mergekit.deltas import Buffer, Delta, delta_chunks
 from dppa_mergekit.kernel import passes_over
 from dppa_mergekit.masks import packed, places, unpacked
 from dppa_mergekit.sparsification import Pruned
@@ -24,6 +24,7 @@ class Partition:
     Attributes:
         rate: The pruning rate that they survive, and the next higher does not: 90, 80, ... 0.
         bits: (numel / 8, rounded up) uint8, set where an element is; a byte's lowest bit first.
+        spans: (start, stop) of every chunk in which elements were counted.
         ends: Chunk by chunk, how many elements there are up to its end.
         delta: (kept,) of these elements, in flat order.
         divisor: What the delta is divided by first (DARE: the density).
@@ -31,6 +32,7 @@ class Partition:
 
     rate: int
     bits: torch.Tensor
+    spans: Sequence[tuple[int, int]]
     ends: Sequence[int]
     delta: Delta
     divisor: float
@@ -97,7 +99,7 @@ class Partition:
             of_weights: (numel,) the gradient in the linear's weights.
         """
         total = 0.0
-        for number, (start, stop) in enumerate(chunks(of_weights.numel(), of_weights.device)):
+        for number, (start, stop) in enumerate(self.spans):
             first, last = self.ends[number - 1] if number else 0, self.ends[number]
             here = places(unpacked(self.bits[start // 8 : (stop + 7) // 8], stop - start))
             values, _ = self._values(first, last)
@@ -117,12 +119,13 @@ def place(
     Chunk by chunk, so that what several partitions have in a chunk is written while it is cached.
 
     Args:
-        factors: Partitions of one linear, each with its factor.
+        factors: Partitions of one linear, one at least, each with its factor.
         weight: Of the model.
         out: (numel,) contiguous, on the partitions' device; other elements stay.
         dtypes: What a sum is cast to, one after the other, before it is cast to that of `out`.
     """
-    of_chunks = list(enumerate(chunks(out.numel(), out.device)))
+    # Wherever the partitions are now: in the chunks in which they were counted.
+    of_chunks = list(enumerate(factors[0][0].spans))
 
     def work(numbered: Iterator[tuple[int, tuple[int, int]]]) -> None:
         for number, (start, stop) in numbered:
@@ -163,7 +166,8 @@ def partitions(pruned: Pruned) -> list[Partition]:
             found.append((start, held))
         return found
 
-    found = in_order(share(work, delta.chunks(), delta.device))
+    spans = delta.chunks()
+    found = in_order(share(work, spans, delta.device))
     made = []
     for position in range(number):
         of_chunks = [each[position] for each in found]
@@ -173,7 +177,9 @@ def partitions(pruned: Pruned) -> list[Partition]:
             ends.append(end)
         bits, tuned, origin = (torch.cat(parts) for parts in zip(*of_chunks, strict=True))
         made.append(
-            Partition(pruning.rates[position], bits, ends, Delta(tuned, origin), pruning.divisor)
+            Partition(
+                pruning.rates[position], bits, spans, ends, Delta(tuned, origin), pruning.divisor
+            )
         )
     return made
 

@@ -145,8 +145,8 @@ class Publishing:
         recipe = Recipe.read(self.recipe_file)
         if not left.exists():
             raise RecipeError(
-                f"{self.folder} has no {RECIPE}, by which mergekit says what it merged: nothing "
-                f"shows that it was merged from {self.recipe_file}."
+                f"{self.folder} has no {RECIPE}, by which mergekit says what it merged: merge "
+                f"again without --no-write-model-card."
             )
         if Recipe.read(left).configuration() != recipe.configuration():
             raise RecipeError(f"{self.folder} was not merged from {self.recipe_file}.")
@@ -187,7 +187,8 @@ class Publishing:
         beside = self.recipe_file.with_suffix(".md")
         if not isinstance(record, dict) or not beside.exists():
             return ""
-        if record.get("sha256") != digest(self.recipe_file):
+        written = digest(self.recipe_file)
+        if record.get("sha256", written) != written:
             LOG.warning(
                 "%s was changed since %s wrote it: the card does not say how it was found.",
                 self.recipe_file,

@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from dppa_mergekit import __version__
+
 LOG = logging.getLogger(__name__)
 
 FILE = "dppa_run.json"
-PACKAGES = ("dppa-mergekit", "mergekit", "torch", "transformers")
+PACKAGES = ("mergekit", "torch", "transformers")
 
 
 def versions() -> dict[str, str]:
     """Of what a result depends on."""
-    return {name: version(name) for name in PACKAGES}
+    return {"dppa-mergekit": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def write_record(

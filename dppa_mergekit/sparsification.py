@@ -269,8 +269,13 @@ class PartitionAmplification:
 
         Returns:
             A new tensor of the shape, in float32 (float64 for a float64 delta).
+
+        Raises:
+            ParameterError: The delta is not finite, or the counts are not possible.
         """
         flat = Delta(delta.detach().reshape(-1))
+        if not all(torch.isfinite(flat.tuned[start:stop]).all() for start, stop in flat.chunks()):
+            raise ParameterError("The delta holds NaN or infinity; allowed are finite numbers.")
         (pruned,) = prune([self.pruning(flat, kept_counts, key)])
         result = torch.zeros(flat.numel, dtype=flat.dtype, device=flat.device)
 

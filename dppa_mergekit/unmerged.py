@@ -40,6 +40,7 @@ BESIDE_WEIGHTS = (
     "added_tokens.json",
     "vocab*",
     "merges.txt",
+    "*.model",
     "chat_template*",
     "generation_config.json",
 )
@@ -75,7 +76,8 @@ class Unmerged:
                 f"{self.model} has a LoRA, which only a merge takes as it is: merge it into its "
                 f"model first, and name the result."
             )
-        if self.model.startswith((".", "/", "~")) and not Path(self.model).exists():
+        path = reference.model.path
+        if path.startswith((".", "/", "~")) and not Path(path).exists():
             raise DppaError(f"{self.model}: there is no such folder.")
         try:
             return Path(reference.local_path())
@@ -91,7 +93,8 @@ class Unmerged:
         folder = self.folder()
         index = ShardedTensorIndex.from_disk(str(folder))
         digest = hashlib.sha256(repr(Checkpoint(self.model, index).fingerprint()).encode())
-        for path in sorted({path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern)}):
+        beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern)}
+        for path in sorted(path for path in beside if path.is_file()):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()
 
@@ -118,14 +121,19 @@ class Unmerged:
         own = AutoTokenizer.from_pretrained(
             self.folder(), trust_remote_code=self.placement.trust_remote_code
         )
-        mine, theirs = (
-            {number: word for word, number in each.get_vocab().items()} for each in (own, tokenizer)
-        )
+        numbers = own.get_vocab(), tokenizer.get_vocab()
+        mine, theirs = ({number: word for word, number in each.items()} for each in numbers)
         (rows, _) = torch.nn.Module.state_dict(model.get_input_embeddings())["weight"].shape
         for number in sorted(
             {*lessons.tokens.flatten().tolist(), *lessons.likely.flatten().tolist()}
         ):
-            if number >= rows or mine.get(number) != theirs.get(number):
+            # A word under one number that only got another name is the same row of the embedding.
+            moved = any(
+                numbers[other].get(word, number) != number
+                for other, word in enumerate((theirs.get(number), mine.get(number)))
+                if word is not None
+            )
+            if number >= rows or moved:
                 raise DppaError(
                     f"{self.model} cannot teach the merge: token {number} is "
                     f"{mine.get(number)!r} to it and {theirs.get(number)!r} to the merge. Where a "

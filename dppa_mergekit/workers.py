@@ -139,8 +139,8 @@ def _refuse_silent(address: str | None) -> None:
     if not colon or not port.isdecimal():
         return
     try:
-        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
         raise DppaError(f"No Ray cluster at {address} ({error}).") from error
 
 

@@ -83,7 +83,7 @@ def train(
     started = 0
     if resumption is not None and resumption.file.exists():
         state = torch.load(resumption.file, weights_only=True, map_location=model.device)
-        if state["training"] != asdict(training):
+        if state.get("training") != asdict(training):
             raise click.ClickException(
                 f"{resumption.file} is of a training with other settings; delete it to start anew."
             )

@@ -23,6 +23,7 @@ from dppa_mergekit.adamerging import (
     learned,
     result,
     warnings_of,
+    within,
 )
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.learning import learn_weights, load_merge
@@ -54,6 +55,12 @@ def test_a_teacher_whose_words_are_other_words(tmp_path: Path) -> None:
     (family / "math" / "tokenizer.json").write_text(json.dumps(inner))
     with pytest.raises(DppaError, match=r"math cannot teach the merge: token 5 is 'w2' to it and"):
         learn_weights(Recipe(turned), prompts, descent=Descent(steps=1))
+    # Another name for what has the same number is no other word.
+    words["w1"], words["w2"] = words["w2"], words["w1"]
+    words["<|im_end|>"] = words.pop("w1")
+    (family / "math" / "tokenizer.json").write_text(json.dumps(inner))
+    prompts = {str(family / "math"): [Prompt("<|im_end|> w2 w3"), Prompt("w4 w5")]}
+    learn_weights(Recipe(turned), prompts, descent=Descent(steps=1))
 
 
 def test_weights_wherever_a_recipe_has_them(tmp_path: Path) -> None:
@@ -407,6 +414,7 @@ def test_fewer_steps_than_before_give_an_earlier_state(tmp_path: Path) -> None:
     assert [state.step for state in shorter.states] == [0, 4, 6]
     assert shorter.weights == run(6, Kept()).weights
     assert run(8, kept).best.step == 8
+    assert [state.step for state in within(kept.states(), 6)] == [0, 4, 6]
 
 
 def test_checkpointing_changes_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -225,6 +226,20 @@ def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
     lines = len(path.read_text().splitlines())
     done = check(path)
     assert f"error: line {lines}: merge_method is there already" in done.stdout
+    # What a merge key brings may be overridden.
+    base, math, law = (family / name for name in ("base", "math", "law"))
+    text = f"""merge_method: dppa
+base_model: {base}
+models:
+  - model: {math}
+    parameters: &shared {{weight: 0.5, density: 0.2}}
+  - model: {law}
+    parameters: {{<<: *shared, weight: 0.4}}
+"""
+    path.write_text(text, encoding="utf-8")
+    assert check(path).exit_code == 0
+    path.write_text(text.replace("weight: 0.4", "weight: 0.4, weight: 0.3"), encoding="utf-8")
+    assert "error: line 7: weight is there already, in line 7" in check(path).stdout
     path.write_text("models: [", encoding="utf-8")
     assert "it is not YAML" in check(path).stdout
     path.write_text("- 1\n", encoding="utf-8")
@@ -232,7 +247,7 @@ def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
 
 
 def test_slices_that_move_layers(family: Path, tmp_path: Path) -> None:
-    def sliced(*ranges: list[int]) -> dict[str, object]:
+    def sliced(*ranges: list[int]) -> dict[str, Any]:
         return {
             "merge_method": "dppa",
             "base_model": str(family / "base"),
@@ -252,6 +267,12 @@ def test_slices_that_move_layers(family: Path, tmp_path: Path) -> None:
         }
 
     assert of_recipe(tmp_path, sliced([0, 2], [2, 3])).exit_code == 0
+    # A slice may have a base of its own, which needs no weight.
+    based = sliced([0, 2], [2, 3])
+    for each in based["slices"]:
+        each["base_model"] = each["sources"][1]["model"]
+        del each["sources"][1]["parameters"]
+    assert "there is no weight" not in of_recipe(tmp_path, based).stdout
     done = of_recipe(tmp_path, sliced([0, 1], [2, 3]))
     assert "slice 2: layer 2 would become layer 1" in done.stdout
 

@@ -466,6 +466,20 @@ def test_an_overflow_of_the_sum_warns(
     ]
 
 
+def test_an_overflow_is_of_the_narrowest_dtype(
+    tmp_path: Path, run_yaml: RunYaml, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = save_family(tmp_path / "halves", dtype=torch.float16)
+
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[Q].view(-1)[3] = 60000.0
+
+    edit(family / "math", enlarge)
+    given = recipe(family, models={"math": {"weight": 1.5}}, dtype="float16", out_dtype="float32")
+    assert run_yaml(given).exit_code == 0
+    assert f"Tensor {Q}: the sum is too large for float16" in caplog.text
+
+
 def test_an_overflow_of_out_dtype_warns(
     family: Path, run_yaml: RunYaml, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from mergekit.io.tasks import LoaderCache
 from search_models import save_search
 
+from dppa_mergekit.checks import known
 from dppa_mergekit.command import main
 from dppa_mergekit.evaluation import Evaluation, as_markdown, as_plain
 from dppa_mergekit.scores import Score
@@ -181,7 +182,21 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
     del given["models"][0]["parameters"]
     path = write_recipe(tmp_path / "typo.yml", given)
     refused(evaluate(f"--recipe={path}"), "there is no weight")
+    path = write_recipe(tmp_path / "typo.yml", {**given, "merge_method": "dpaa"})
+    refused(evaluate(f"--recipe={path}"), "did you mean dppa?")
     mixed = tmp_path / "mixed"
     shutil.copytree(saved / "math", mixed)
     (mixed / "config.json").write_text("", encoding="utf-8")
     refused(evaluate(str(mixed)), "config.json is missing, empty or no JSON")
+
+
+def test_methods_of_other_plugins_are_left_to_mergekit(
+    evaluate: Evaluate, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "METHODS", {"dppa": known.METHODS["dppa"]})
+    given = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
+    for each in given["models"]:
+        each["parameters"] = {"weight": 0.5}
+    path = write_recipe(tmp_path / "linear.yml", {**given, "merge_method": "task_arithmetic"})
+    done = evaluate(f"--recipe={path}")
+    assert done.exit_code == 0, done.output

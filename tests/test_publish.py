@@ -163,6 +163,7 @@ def test_another_recipe(merged: Path, hub: Hub) -> None:
     done = hub.publish(merged, "out", "me/merge", "--license", "mit", "--recipe", "other.yml")
     assert done.returncode == 1
     assert "out has no mergekit_config.yml" in done.stderr
+    assert "merge again without --no-write-model-card" in done.stderr
     assert "Traceback" not in done.stderr
 
 

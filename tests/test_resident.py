@@ -126,6 +126,27 @@ def test_several_chunks(tmp_path: Path, merge: Merge, monkeypatch: pytest.Monkey
     check(save_family(tmp_path, dtype=torch.bfloat16), tmp_path, merge)
 
 
+def test_a_device_with_other_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A merge is made on the CPU, in its chunks; the model may then live where chunks are longer.
+    family = save_family(tmp_path)
+    models = {"math": {"weight": 0.7, "density": 0.2}}
+    alone = Recipe(recipe(family, "dppa", models)).alone(str(family / "math"))
+    with monkeypatch.context() as on_cpu:
+        on_cpu.setattr("dppa_mergekit.deltas.CHUNK", 192)
+        counted = ResidentModel.load(alone, tmp_path)
+    monkeypatch.setattr("dppa_mergekit.partitions.passes_over", lambda delta: None)
+    whole = ResidentModel.load(alone, tmp_path)
+    for resident in (counted, whole):
+        resident.set_factors({90: 2.1, 80: 1.4})
+    expected = whole.model.state_dict()
+    for name, tensor in counted.model.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+    for left, right in zip(counted._linears, whole._linears, strict=True):
+        gradient = torch.randn(left.out.numel(), generator=torch.Generator().manual_seed(0))
+        for mine, other in zip(left.partitions, right.partitions, strict=True):
+            assert mine.gradient(gradient) == pytest.approx(other.gradient(gradient), abs=1e-6)
+
+
 def test_random_methods_draw_what_seed_0_of_mergekit_draws(tmp_path: Path, merge: Merge) -> None:
     save_family(tmp_path)
     models = {name: {"weight": 0.5, "density": 0.4} for name in ("law", "math")}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dppa_mergekit import DppaError, PartitionAmplification
 from dppa_mergekit.deltas import CHUNK, Delta
+from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.selection import SMALL, Request, select
 from dppa_mergekit.sparsification import nested_counts, partition_densities
@@ -247,3 +248,10 @@ def test_kept_counts_that_cannot_be(counts: dict[int, int]) -> None:
 def test_factors_that_cannot_be(factors: dict[int, float], words: str) -> None:
     with pytest.raises(DppaError, match=words):
         PartitionAmplification(factors)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_delta_that_is_not_finite_is_refused(value: float) -> None:
+    delta = torch.tensor([1.0, 2.0, 3.0, value, 5.0, 6.0])
+    with pytest.raises(ParameterError, match="NaN or infinity; allowed are finite numbers"):
+        PartitionAmplification({90: 2.0}).sparsify(delta, {90: 1, 80: 2})

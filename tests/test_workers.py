@@ -106,5 +106,6 @@ def test_what_ends_a_trial_is_said_as_without_workers() -> None:
 
 
 def test_an_address_where_no_cluster_is() -> None:
-    with pytest.raises(DppaError, match="No Ray cluster at"), connected(Cluster(1, "localhost:1")):
-        pass
+    for address in ("localhost:1", "ray://[::1]:1", f"{'a' * 70}:1"):
+        with pytest.raises(DppaError, match="No Ray cluster at"), connected(Cluster(1, address)):
+            pass

@@ -201,7 +201,7 @@ def _loose(folder: Path) -> list[str]:
 
 def _of_hub(name: str, model: str) -> tuple[Checkpoint | None, list[Finding]]:
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 
     repository, _, revision = name.partition("@")
     try:
@@ -210,6 +210,8 @@ def _of_hub(name: str, model: str) -> tuple[Checkpoint | None, list[Finding]]:
         for file in _SMALL:
             with contextlib.suppress(EntryNotFoundError):
                 folder = Path(hf_hub_download(repository, file, revision=revision or None)).parent
+    except NotASafetensorsRepoError:
+        return None, [note(model, "it has no safetensors files; its tensors are not looked at.")]
     # Whatever the client raises: no network, no such name, no right to see it.
     except Exception as problem:
         reason = " ".join(str(problem).split())[:200].rstrip(".")

@@ -18,6 +18,10 @@ from dppa_mergekit.variants import VARIANTS
 Node = Mapping[str, object]
 
 
+MERGE_KEY = "tag:yaml.org,2002:merge"
+"""Of `<<`, whose mapping others may override."""
+
+
 class _Loader(yaml.SafeLoader):
     """As mergekit reads YAML, but for keys that are there twice: it takes the last."""
 
@@ -27,9 +31,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
-    loader.flatten_mapping(node)
     seen: dict[object, int] = {}
     for key_node, _ in node.value:
+        if key_node.tag == MERGE_KEY:
+            continue
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if key in seen:
@@ -37,6 +42,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
                 error(f"line {line}", f"{key} is there already, in line {seen[key]}: leave one.")
             )
         seen.setdefault(key, line)
+    loader.flatten_mapping(node)
     return {
         loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
         for key, value in node.value
@@ -95,10 +101,11 @@ def lacking(content: Node, weighted: bool) -> Iterator[Finding]:
         weighted: Whether weights must be there; a search or AdaMerging may still find them.
     """
     variants = [variant for variant in VARIANTS if variant.name == content.get("merge_method")]
-    base = identity(content.get("base_model"))
-    tuned = [(each, given) for each, given in inputs_of(content) if identity(each["model"]) != base]
-    for variant in variants:
-        if not tuned and any(True for _ in inputs_of(content)):
+    bases = {identity(each) for each in _bases(content) if isinstance(each, str)}
+    inputs = [(each, given) for each, given in inputs_of(content) if isinstance(each["model"], str)]
+    tuned = [(each, given) for each, given in inputs if identity(each["model"]) not in bases]
+    for variant in variants if bases else ():
+        if inputs and not tuned:
             yield error(
                 variant.name,
                 "it needs at least one fine-tuned model beside the base; there is none.",
@@ -110,6 +117,18 @@ def lacking(content: Node, weighted: bool) -> Iterator[Finding]:
                         str(each["model"]),
                         f"there is no {needed.name}; allowed is {needed.allowed}.",
                     )
+
+
+def _bases(content: Node) -> Iterator[object]:
+    """The base models of a recipe and of its slices, wherever."""
+    yield content.get("base_model")
+    modules, slices = content.get("modules"), content.get("slices")
+    for holder in (
+        *(modules.values() if isinstance(modules, dict) else ()),
+        *(slices if isinstance(slices, list) else ()),
+    ):
+        if isinstance(holder, dict):
+            yield from _bases(holder)
 
 
 class _Walk:

@@ -164,7 +164,11 @@ def check_first(recipe: Path, weighted: bool = False) -> None:
     from dppa_mergekit.checking import check_recipe
     from dppa_mergekit.errors import RecipeError
 
-    found = list(check_recipe(recipe, None, sample=False, weighted=weighted))
+    found = [
+        each
+        for each in check_recipe(recipe, None, sample=False, weighted=weighted)
+        if each.subject != "merge_method" or not _is_of_another_plugin(recipe)
+    ]
     errors = [each for each in found if each.severity == "error"]
     for each in found:
         if each.severity == "warning":
@@ -172,6 +176,16 @@ def check_first(recipe: Path, weighted: bool = False) -> None:
     if errors:
         more = f" (and {len(errors) - 1} more: mergekit-dppa check)" if len(errors) > 1 else ""
         raise RecipeError(f"{recipe}: {errors[0].subject}: {errors[0].sentence}{more}")
+
+
+def _is_of_another_plugin(recipe: Path) -> bool:
+    """Whether mergekit knows the method of a recipe, where `check` does not."""
+    from mergekit.merge_methods import registered_methods
+
+    from dppa_mergekit.recipes import Recipe
+
+    method = Recipe.read(recipe).content.get("merge_method")
+    return method in {each.spec.name for each in registered_methods()}
 
 
 def interrupted(output: Path) -> NoReturn:

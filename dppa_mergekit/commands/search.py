@@ -142,7 +142,11 @@ def search(
     options.check_paged(html, output)
     options.check_apart(output, [recipe, tasks_file, prompts_file])
     if tune == "factors":
-        idle = {"--shared": shared, "--by worst": by == "worst", "--guard-loss": guard_loss}
+        idle = {
+            "--shared": shared,
+            "--by worst": by == "worst",
+            "--guard-loss": guard_loss is not None,
+        }
         options.refuse_idle(idle, "--tune weights")
     else:
         options.refuse_idle({"--tune-dense": tune_dense}, "--tune factors")
