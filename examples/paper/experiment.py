@@ -204,19 +204,22 @@ class Experiment:
 
     def _factors(self, method: str, rate: int) -> Plain:
         """Domain -> factors that `search` finds for its model alone."""
-        domains = list(self._domains)
-        parameters: Plain = {"weight": 1.0, "density": _density(rate)}
         given = f"recipes/{method}_{rate}.yml"
-        _write_yaml(given, self._alike(method, domains, parameters))
-        Path(_found(method, rate)).parent.mkdir(exist_ok=True)
-        self._command(
-            *("search", given, "--tasks", self._tasks_file(domains, dev=True)),
-            *("--output", _found(method, rate), "--max-evaluations", str(self.plan.candidates)),
-        )
-        return {
-            domain: {name: value for name, value in found.items() if name.startswith("amplify_")}
-            for domain, found in self._parameters(_found(method, rate)).items()
-        }
+        parameters: Plain = {"weight": 1.0, "density": _density(rate)}
+        _write_yaml(given, self._alike(method, list(self._domains), parameters))
+        Path("factors").mkdir(exist_ok=True)
+        factors: Plain = {}
+        for domain in self._domains:
+            self._command(
+                *("search", given, "--tasks", self._tasks_file([domain], dev=True)),
+                *("--output", _found(method, rate, domain)),
+                *("--max-evaluations", str(self.plan.candidates)),
+            )
+            found = self._searched(method, rate, domain)
+            factors[domain] = {
+                name: value for name, value in found.items() if name.startswith("amplify_")
+            }
+        return factors
 
     def _amplified(self, domain: str) -> Plain:
         """Method and rate -> test scores of the domain's model with the factors that were found.
@@ -226,7 +229,7 @@ class Experiment:
         folder, names = f"amplified/{domain}", []
         for rate in self.plan.searched:
             for method in AMPLIFIED:
-                found = {**self._parameters(_found(method, rate))[domain], "weight": 1.0}
+                found = {**self._searched(method, rate, domain), "weight": 1.0}
                 names.append(f"{method}_{rate}")
                 _write_yaml(f"{folder}/{names[-1]}.yml", self._recipe(method, {domain: found}))
             for factor in self.plan.factors:
@@ -258,8 +261,10 @@ class Experiment:
         for rate in self.plan.searched:
             given = {"weight": START, "density": _density(rate)}
             yield f"dare_{rate}", self._alike("dare_dpa", domains, given), self.plan.ways
-            found = self._parameters(_found("dppa", rate))
-            factors = {domain: {**found[domain], "weight": START} for domain in domains}
+            factors = {
+                domain: {**self._searched("dppa", rate, domain), "weight": START}
+                for domain in domains
+            }
             yield f"dppa_{rate}", self._recipe("dppa", factors), self.plan.ways
 
     def _weigh(self, way: str, recipe: str, domains: Sequence[str], output: str) -> None:
@@ -321,10 +326,14 @@ class Experiment:
             "dtype": "bfloat16",
         }
 
-    def _parameters(self, recipe: str) -> dict[str, Plain]:
-        """Domain -> parameters of its model in a recipe."""
-        models = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))["models"]
-        return {Path(each["model"]).name: each["parameters"] for each in models}
+    def _searched(self, method: str, rate: int, domain: str) -> Plain:
+        """Parameters of a domain's model, with the factors that were found."""
+        recipe = Path(_found(method, rate, domain)).read_text(encoding="utf-8")
+        models = yaml.safe_load(recipe)["models"]
+        of_name: dict[str, Plain] = {
+            Path(each["model"]).name: each["parameters"] for each in models
+        }
+        return of_name[domain]
 
     def _command(self, *arguments: str) -> None:
         """Run a command of `mergekit-dppa`, unless the same one has ended here before."""
@@ -355,8 +364,8 @@ def _together(domains: Sequence[str]) -> str:
     return "_".join(domains)
 
 
-def _found(method: str, rate: int) -> str:
-    return f"factors/{method}_{rate}.yml"
+def _found(method: str, rate: int, domain: str) -> str:
+    return f"factors/{method}_{rate}_{domain}.yml"
 
 
 def _density(rate: int) -> float:

