@@ -30,6 +30,7 @@ from dppa_mergekit.harness import Harness
 from dppa_mergekit.journal import Entry, Journal, opened
 from dppa_mergekit.losses import DomainLoss, Entropy, Teaching
 from dppa_mergekit.merge_benches import MergeBench, experts_of, objective_of
+from dppa_mergekit.outputs import check_output, write_whole
 from dppa_mergekit.prompt_tokens import check_completions, completion_loss, shortened
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
@@ -37,10 +38,10 @@ from dppa_mergekit.records import write_record
 from dppa_mergekit.resident_merge import ResidentMerge
 from dppa_mergekit.scores import Estimate
 from dppa_mergekit.summary import learning_summary
-from dppa_mergekit.tasks import TasksFile, check_dense
+from dppa_mergekit.tasks import TasksFile, check_dense, folder_hash
 from dppa_mergekit.teacher import ANSWER_TOKENS
-from dppa_mergekit.tuning import WholeMerge, check_output, fingerprints, folder_hash, replace
-from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged
+from dppa_mergekit.tuning import WholeMerge
+from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged, fingerprints
 from dppa_mergekit.variants import summing
 
 if TYPE_CHECKING:
@@ -195,8 +196,8 @@ class AdaMerge:
         return shortened(domain, tokens, model, room)
 
     def _write(self, found: Learned) -> None:
-        replace(self.output, self.recipe.weighted(found.weights).to_yaml())
-        replace(self.output.with_suffix(".md"), learning_summary(found, self.objective))
+        write_whole(self.output, self.recipe.weighted(found.weights).to_yaml())
+        write_whole(self.output.with_suffix(".md"), learning_summary(found, self.objective))
         if is_installed():
             draw_learning(found, self.output.with_suffix(".png"))
         best = {"step": found.best.step, "steps": found.states[-1].step}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from dppa_mergekit import __version__
+from dppa_mergekit.outputs import write_whole
 
 LOG = logging.getLogger(__name__)
 
@@ -43,9 +43,7 @@ def write_record(
         **subject,
         "results": list(results),
     }
-    beside = path.with_name(f".{FILE}.{os.getpid()}")
-    beside.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(records, indent=1) + "\n")
 
 
 def digest(output: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -144,3 +145,14 @@ class TasksFile(_Strict):
                             f"belongs to one domain and one part."
                         )
                     seen[task] = place
+
+
+def folder_hash(folder: Path | None) -> str | None:
+    """Of the contents of a folder of tasks."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

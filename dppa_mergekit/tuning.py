@@ -5,9 +5,7 @@ Everything that can be refused is refused before the first evaluation.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,13 +34,14 @@ from dppa_mergekit.merge_benches import (
     objective_of,
     weights_of,
 )
+from dppa_mergekit.outputs import check_output, write_whole
 from dppa_mergekit.recipes import Recipe, Setting
 from dppa_mergekit.records import write_record
 from dppa_mergekit.scores import MergeObjective
 from dppa_mergekit.search import MERGE, CandidateSearch, Options, Tuned
 from dppa_mergekit.summary import summary
-from dppa_mergekit.tasks import TasksFile
-from dppa_mergekit.unmerged import Placement, Unmerged
+from dppa_mergekit.tasks import TasksFile, folder_hash
+from dppa_mergekit.unmerged import Placement, fingerprints
 from dppa_mergekit.workers import Cluster, bench_of, connected
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class Search:
                 self._write(best)
             raise
         self._write({each.model: each.factors for each in found})
-        replace(self.output.with_suffix(".md"), summary(found, self.options.strategy))
+        write_whole(self.output.with_suffix(".md"), summary(found, self.options.strategy))
         if is_installed():
             draw(found, self.output.with_suffix(".png"))
         write_record(self.output, "search", self._subject(), [asdict(each) for each in found])
@@ -143,7 +142,7 @@ class Search:
                 tuned = tuned.with_parameters(model, factors)
             else:
                 tuned = tuned.weighted(weights_of(tuned, factors))
-        replace(self.output, tuned.to_yaml())
+        write_whole(self.output, tuned.to_yaml())
 
     def _dev(self) -> dict[str, str]:
         """Dev task -> metric: of the domains, and of the guard where a merge is tuned."""
@@ -403,34 +402,3 @@ def check_amplified(recipe: Recipe, options: Options) -> None:
             f"{recipe.origin}: --per-block writes gradients, which mergekit counts anew in each "
             f"slice; allowed is a recipe of whole models."
         )
-
-
-def check_output(path: Path) -> None:
-    """Refuse an output that cannot be written."""
-    folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise DppaError(f"{path} cannot be written: its folder must exist, and be open.")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file under another name first, so that it is there as a whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-
-
-def fingerprints(recipe: Recipe, placement: Placement) -> dict[str, str]:
-    """Of the checkpoints of a recipe's models."""
-    models = [str(recipe.content["base_model"]), *recipe.tuned()]
-    return {model: Unmerged(model, placement).fingerprint() for model in models}
-
-
-def folder_hash(folder: Path | None) -> str | None:
-    """Of the contents of a folder of tasks."""
-    if folder is None:
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ import torch
 
 from dppa_mergekit.checkpoints import Checkpoint
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident import load_model
 from dppa_mergekit.teacher import Lessons, key_of, taught
 
@@ -162,3 +163,9 @@ class Unmerged:
             if kept is not None:
                 known.save(kept, key)
         return known
+
+
+def fingerprints(recipe: Recipe, placement: Placement) -> dict[str, str]:
+    """Of the checkpoints of a recipe's models."""
+    models = [str(recipe.content["base_model"]), *recipe.tuned()]
+    return {model: Unmerged(model, placement).fingerprint() for model in models}

@@ -1,0 +1,20 @@
+"""Files that a run writes: refused where they cannot be, and there as a whole or not at all."""
+
+import os
+from pathlib import Path
+
+from dppa_mergekit.errors import DppaError
+
+
+def check_output(path: Path) -> None:
+    """Refuse an output that cannot be written."""
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DppaError(f"{path} cannot be written: its folder must exist, and be open.")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name first, so that it is there as a whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
