@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 import safetensors
 import torch
 
-from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.errors import CheckpointError, first_line
 
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
 """Dtypes, in the names of safetensors headers, that hold values themselves: floats, and the
@@ -192,7 +192,7 @@ def _read_headers(path: Path, model: str) -> dict[str, Header]:
     # torch.load raises many kinds for a damaged file: RuntimeError, EOFError, UnpicklingError.
     except Exception as error:
         raise CheckpointError(
-            f"{model}: the file {path} is truncated or damaged ({_first_line(error)})."
+            f"{model}: the file {path} is truncated or damaged ({first_line(error)})."
         ) from error
 
 
@@ -204,7 +204,3 @@ def _spans(path: Path) -> dict[str, tuple[int, int]]:
     described.pop("__metadata__", None)
     spans = {name: each["data_offsets"] for name, each in described.items()}
     return {name: (len(header) + start, end - start) for name, (start, end) in spans.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -23,3 +23,8 @@ class RecipeError(DppaError):
 
 class CheckpointError(DppaError):
     """A checkpoint is damaged, incomplete, or does not fit the base model."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error of another package says, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

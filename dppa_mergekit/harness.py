@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import DppaError, first_line
 from dppa_mergekit.scores import Score, Scores
 from dppa_mergekit.tasks import Metrics, TasksError, TasksFile
 
@@ -95,7 +95,7 @@ class Harness:
             # Whatever lm-eval or datasets raise for a task that is written wrongly, or whose data
             # are not there.
             except Exception as error:
-                raise TasksError(f"Task {task} cannot be loaded: {_first_line(error)}.") from error
+                raise TasksError(f"Task {task} cannot be loaded: {first_line(error)}.") from error
         for task, metric in metrics.items():
             self._check_metric(task, metric)
             self._configure(self._tasks[task])
@@ -219,10 +219,6 @@ def known_tests(metrics: Iterable[str]) -> list[str]:
 def _number(value: object) -> float:
     """A metric's value, which may be NumPy's."""
     return float(value)  # type: ignore[arg-type]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _unknown(task: str, known: Sequence[str], include_defaults: bool) -> str:

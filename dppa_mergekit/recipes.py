@@ -108,7 +108,7 @@ class Recipe:
     @property
     def is_sliced(self) -> bool:
         """Whether layers come in several slices, within each of which mergekit counts knots."""
-        every = [holder.get("slices") for holder in _holders(self.content)]
+        every = [holder.get("slices") for holder in holders(self.content)]
         return any(isinstance(slices, list) and len(slices) > 1 for slices in every)
 
     def named(self, model: str) -> str:
@@ -154,7 +154,7 @@ class Recipe:
         """
         recipe = self.with_parameters(model, {"weight": 1.0})
         kept = {identity(self.named(model)), identity(self.content.get("base_model"))}
-        for holder in _holders(recipe.content):
+        for holder in holders(recipe.content):
             for key in ("models", "sources"):
                 inputs = holder.get(key)
                 if isinstance(inputs, list):
@@ -220,13 +220,13 @@ def at_layer(setting: Setting, layer: int, layers: int) -> float:
     return float(evaluate_setting("", list(setting), place, validate=float))
 
 
-def _holders(content: Node) -> Iterator[Node]:
+def holders(content: Node) -> Iterator[Node]:
     """Whatever may hold a list of inputs or shared parameters: the recipe, its modules, slices."""
     yield content
     modules = content.get("modules")
     for module in modules.values() if isinstance(modules, dict) else ():
         if isinstance(module, dict):
-            yield from _holders(module)
+            yield from holders(module)
     slices = content.get("slices")
     for each in slices if isinstance(slices, list) else ():
         if isinstance(each, dict):

@@ -12,7 +12,7 @@ from dppa_mergekit.checks.findings import Finding, error, nearest, note, warning
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.inputs import DTYPES
 from dppa_mergekit.parameters import REQUIRED, Parameter
-from dppa_mergekit.recipes import identity, inputs_of
+from dppa_mergekit.recipes import holders, identity, inputs_of
 from dppa_mergekit.variants import VARIANTS
 
 Node = Mapping[str, object]
@@ -101,7 +101,8 @@ def lacking(content: Node, weighted: bool) -> Iterator[Finding]:
         weighted: Whether weights must be there; a search or AdaMerging may still find them.
     """
     variants = [variant for variant in VARIANTS if variant.name == content.get("merge_method")]
-    bases = {identity(each) for each in _bases(content) if isinstance(each, str)}
+    named = [holder.get("base_model") for holder in holders(dict(content))]
+    bases = {identity(each) for each in named if isinstance(each, str)}
     inputs = [(each, given) for each, given in inputs_of(content) if isinstance(each["model"], str)]
     tuned = [(each, given) for each, given in inputs if identity(each["model"]) not in bases]
     for variant in variants if bases else ():
@@ -117,18 +118,6 @@ def lacking(content: Node, weighted: bool) -> Iterator[Finding]:
                         str(each["model"]),
                         f"there is no {needed.name}; allowed is {needed.allowed}.",
                     )
-
-
-def _bases(content: Node) -> Iterator[object]:
-    """The base models of a recipe and of its slices, wherever."""
-    yield content.get("base_model")
-    modules, slices = content.get("modules"), content.get("slices")
-    for holder in (
-        *(modules.values() if isinstance(modules, dict) else ()),
-        *(slices if isinstance(slices, list) else ()),
-    ):
-        if isinstance(holder, dict):
-            yield from _bases(holder)
 
 
 class _Walk:
