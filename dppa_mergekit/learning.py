@@ -9,6 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,9 @@ from dppa_mergekit.curves import draw_learning, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.harness import Harness
 from dppa_mergekit.journal import Entry, Journal, opened
-from dppa_mergekit.losses import DomainLoss, Entropy, Teaching
 from dppa_mergekit.merge_benches import MergeBench, experts_of, objective_of
+from dppa_mergekit.objectives import Domain, check_objective, merge_and_losses, of_prompts
 from dppa_mergekit.outputs import check_output, write_whole
-from dppa_mergekit.prompt_tokens import check_completions, completion_loss, shortened
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.records import write_record
@@ -39,20 +39,14 @@ from dppa_mergekit.resident_merge import ResidentMerge
 from dppa_mergekit.scores import Estimate
 from dppa_mergekit.summary import learning_summary
 from dppa_mergekit.tasks import TasksFile, check_dense, folder_hash
-from dppa_mergekit.teacher import ANSWER_TOKENS
 from dppa_mergekit.tuning import WholeMerge
-from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged, fingerprints
+from dppa_mergekit.unmerged import AS_STORED, Placement, fingerprints
 from dppa_mergekit.variants import summing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOG = logging.getLogger(__name__)
-
-OBJECTIVES = ("distill", "entropy", "loss")
-
-START = 0.3
-"""The weight of a model that has none in the recipe (AdaMerging's own)."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +87,14 @@ class AdaMerge:
             if self.tasks is not None and harness is not None:
                 evaluation = _DevScore(self.recipe, self.tasks, harness, self.placement)
                 evaluation.know(journal)
-            # Teachers are gone from memory before the merge is there.
-            taught = {name: self._taught(name, harness) for name in self._domains()}
-            merge = load_merge(self.recipe, self.output.resolve().parent, self.placement)
-            for name, loss in taught.items():
-                if isinstance(loss, Teaching):
-                    teacher = Unmerged(self._teacher(name), self.placement)
-                    teacher.check_words(loss.lessons, merge.model, merge.tokenizer)
-            losses = {
-                name: found or self._loss(name, merge, harness) for name, found in taught.items()
-            }
+            merge, losses = merge_and_losses(
+                self.recipe,
+                self._domains(harness),
+                self.objective,
+                self.descent.batch_size,
+                self.placement,
+                self.output.resolve().parent,
+            )
             evaluate = None if evaluation is None else evaluation.of(merge)
             try:
                 found = learned(merge, losses, self.descent, kept, evaluate)
@@ -139,15 +131,27 @@ class AdaMerge:
                         f"{', '.join(tasks.domains)}: a file is named after its domain."
                     )
         if self.objective == "distill":
-            for name in self._domains():
+            for name in self._names():
                 self._teacher(name)
-        if self.objective == "loss":
-            check_completions(self.prompts)
+        check_objective(self.objective, self.prompts)
 
-    def _domains(self) -> list[str]:
+    def _names(self) -> list[str]:
+        """Of the domains whose prompts are learned from."""
         if self.prompts:
             return list(self.prompts)
         return [] if self.tasks is None else list(self.tasks.domains)
+
+    def _domains(self, harness: Harness | None) -> dict[str, Domain]:
+        """What their losses are made of."""
+        found = {}
+        for name in self._names():
+            teacher = self._teacher(name) if self.objective == "distill" else None
+            kept = self.output.with_name(f"{self.output.name}.teacher-{name}.safetensors")
+            if self.prompts:
+                found[name] = of_prompts(self.prompts[name], teacher, kept)
+            else:
+                found[name] = Domain((), self._dev_tokens(name, harness), teacher, kept)
+        return found
 
     def _teacher(self, domain: str) -> str:
         """The fine-tuned model of a domain: by the tasks file, or the one of its name."""
@@ -161,39 +165,14 @@ class AdaMerge:
             )
         return models[0]
 
-    def _taught(self, domain: str, harness: Harness | None) -> DomainLoss | None:
-        if self.objective != "distill":
-            return None
-        kept = self.output.with_name(f"{self.output.name}.teacher-{domain}.safetensors")
-        lessons = Unmerged(self._teacher(domain), self.placement).lessons(
-            lambda model, tokenizer: self._tokens(domain, model, tokenizer, harness),
-            self.descent.batch_size,
-            kept,
-        )
-        return Teaching(lessons)
-
-    def _loss(self, domain: str, merge: ResidentMerge, harness: Harness | None) -> DomainLoss:
-        if self.objective == "loss":
-            return completion_loss(domain, self.prompts[domain], merge.model, merge.tokenizer)
-        return Entropy(self._tokens(domain, merge.model, merge.tokenizer, harness))
-
-    def _tokens(
-        self,
-        domain: str,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        harness: Harness | None,
-    ) -> list[list[int]]:
-        if self.prompts:
-            tokens = [tokenizer(each.text)["input_ids"] for each in self.prompts[domain]]
-        else:
-            assert self.tasks is not None
-            assert harness is not None
-            dev = self.tasks.domains[domain].dev
-            items = {task: range(harness.items(task)) for task in dev}
-            tokens = harness.prompts(model, tokenizer, items)
-        room = ANSWER_TOKENS if self.objective == "distill" else 0
-        return shortened(domain, tokens, model, room)
+    def _dev_tokens(
+        self, domain: str, harness: Harness | None
+    ) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]]:
+        """The tokens of a domain's dev prompts, given a live model and its tokenizer."""
+        assert self.tasks is not None
+        assert harness is not None
+        items = {task: range(harness.items(task)) for task in self.tasks.domains[domain].dev}
+        return partial(harness.prompts, items=items)
 
     def _write(self, found: Learned) -> None:
         write_whole(self.output, self.recipe.weighted(found.weights).to_yaml())
@@ -257,37 +236,13 @@ def learn_weights(
         LossError: A loss is not finite.
     """
     check_method(recipe)
-    if objective not in OBJECTIVES:
-        raise DppaError(f"objective is {objective!r}; allowed are {', '.join(OBJECTIVES)}.")
-    if objective == "loss":
-        check_completions(prompts)
+    check_objective(objective, prompts)
     chosen = descent or Descent()
-    losses: dict[str, DomainLoss] = {}
-
-    def tokens_of(name: str, room: int) -> Callable[..., list[list[int]]]:
-        def tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-            every = [tokenizer(each.text)["input_ids"] for each in prompts[name]]
-            return shortened(name, every, model, room)
-
-        return tokens
-
-    if objective == "distill":
-        for name in prompts:
-            lessons = Unmerged(recipe.named(name), placement).lessons(
-                tokens_of(name, ANSWER_TOKENS), chosen.batch_size, None
-            )
-            losses[name] = Teaching(lessons)
+    domains = {name: of_prompts(examples, name) for name, examples in prompts.items()}
     folder = Path(tempfile.gettempdir()) if workspace is None else workspace
-    merge = load_merge(recipe, folder, placement)
-    for name, loss in losses.items():
-        if isinstance(loss, Teaching):
-            teacher = Unmerged(recipe.named(name), placement)
-            teacher.check_words(loss.lessons, merge.model, merge.tokenizer)
-    for name, examples in prompts.items():
-        if objective == "entropy":
-            losses[name] = Entropy(tokens_of(name, 0)(merge.model, merge.tokenizer))
-        elif objective == "loss":
-            losses[name] = completion_loss(name, examples, merge.model, merge.tokenizer)
+    merge, losses = merge_and_losses(
+        recipe, domains, objective, chosen.batch_size, placement, folder
+    )
 
     def evaluate() -> Evaluation:
         assert score is not None
@@ -295,20 +250,6 @@ def learn_weights(
         return Evaluation(value, Estimate(value), {})
 
     return learned(merge, losses, chosen, _Forgotten(), None if score is None else evaluate)
-
-
-def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> ResidentMerge:
-    """The live merge of a recipe; a weight that is missing is the start."""
-    merge = ResidentMerge.load(
-        recipe.with_start(START),
-        workspace,
-        placement.device,
-        placement.dtype,
-        placement.trust_remote_code,
-    )
-    if merge.model.config.is_encoder_decoder:
-        raise DppaError("The merge has an encoder; weights are learned for causal models only.")
-    return merge
 
 
 def check_method(recipe: Recipe) -> None:

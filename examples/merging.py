@@ -24,7 +24,8 @@ from evidence import Result, Test, cell, measure, recipe_of, results, tasks_of
 from pydantic import TypeAdapter
 
 from dppa_mergekit.adamerging import Descent
-from dppa_mergekit.learning import START, AdaMerge
+from dppa_mergekit.learning import AdaMerge
+from dppa_mergekit.objectives import START
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.tables import table

@@ -26,9 +26,10 @@ from dppa_mergekit.adamerging import (
     within,
 )
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.learning import learn_weights, load_merge
+from dppa_mergekit.learning import learn_weights
 from dppa_mergekit.losses import Completion, DomainLoss, Entropy, Teaching
 from dppa_mergekit.names import Block, block_of
+from dppa_mergekit.objectives import load_merge
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident_merge import ResidentMerge
