@@ -61,11 +61,13 @@ def train(
     seed: int,
     title: str,
     resumption: Resumption | None = None,
+    beside: Callable[[LlamaForCausalLM, int], torch.Tensor] | None = None,
 ) -> None:
     """Train all weights of `model` in place to continue prompts with their answers.
 
     AdamW without weight decay; the learning rate rises over the first tenth and then falls along a
-    half cosine. Progress goes to stderr under `title`.
+    half cosine. Progress goes to stderr under `title`. A loss `beside`, given the model and the
+    step, is added to that of the items.
 
     Raises:
         click.ClickException: What is kept is of a training with other settings.
@@ -102,9 +104,10 @@ def train(
             targets = labels[:, 1:]
             answered = targets != IGNORED
             logits = model.lm_head(hidden[answered])
+            added = None if beside is None else beside(model, step)
         loss = torch.nn.functional.cross_entropy(logits.float(), targets[answered])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss if added is None else loss + added)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

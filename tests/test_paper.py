@@ -11,8 +11,10 @@ from random import Random
 
 import click
 import miniature
+import numpy as np
 import problems
 import pytest
+import rehearsal
 import report
 import smollm2
 import tiny_llama
@@ -229,6 +231,7 @@ def test_the_real_model_is_tuned_and_sampled(
     training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "source")
     folder = tmp_path / "run"
     smollm2.write_base(folder, str(tmp_path / "source"))
+    smollm2.write_texts(folder / "base", folder / smollm2.TEXTS_FILE, "cpu")
     brief = training.Training(steps=2, batch_size=2, learning_rate=1e-2, fast=True)
     course = dict.fromkeys(problems.DOMAINS, brief)
     monkeypatch.setattr(smollm2, "SETTINGS", {"simple": course, "hard": course})
@@ -251,6 +254,41 @@ def test_the_real_model_is_tuned_and_sampled(
     asked = [item for task in problems.TASKS for item in task.held_out["test"][:3]]
     assert all(item.prompt.split("\n")[0] in written for item in asked)
     assert written.count("- simple, base: `") == len(asked)
+
+
+def test_rehearsal_is_the_divergence_from_the_base(tmp_path: Path) -> None:
+    tokenizer = tiny_llama.make_tokenizer()
+    training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "base")
+    texts = tmp_path / "texts.json"
+    rehearsal.write_texts(tmp_path / "base", texts, "cpu")
+    written = json.loads(texts.read_text())
+    assert {len(text) for text in written} == {rehearsal.LENGTH}
+    assert len(written) == rehearsal.TEXTS
+    before = texts.stat().st_mtime_ns
+    rehearsal.write_texts(tmp_path / "base", texts, "cpu")
+    assert texts.stat().st_mtime_ns == before
+    # As many texts in a step as there are, so that the order in which they are drawn is no matter.
+    texts.write_text(json.dumps(written[::40]))
+    loss = rehearsal.Rehearsal(tmp_path / "base", texts, len(written[::40]), 1, "cpu")
+    base, model = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+        for _ in range(2)
+    )
+    assert float(loss(model, 3)) == 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    tokens = torch.tensor(written[::40])
+    with torch.no_grad():
+        wanted, said = (each(input_ids=tokens).logits.double() for each in (base, model))
+    likely, likely_then = (
+        (logits - logits.logsumexp(-1, keepdim=True)).numpy() for logits in (wanted, said)
+    )
+    divergence = (np.exp(likely) * (likely - likely_then)).sum(-1).mean()
+    found = loss(model, 3)
+    assert float(found.detach()) == pytest.approx(divergence, rel=1e-3)
+    found.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:

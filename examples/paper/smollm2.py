@@ -38,6 +38,7 @@ from domains import TASKS_FOLDER
 from experiment import Plain, Plan, Subject, measure
 from items import PARTS, Item, write_held_out
 from problems import DOMAINS, GUARD, TASKS
+from rehearsal import Rehearsal, write_texts
 from report import Group, write_report
 from training import Resumption, Training, save, train
 
@@ -58,6 +59,9 @@ SETTINGS: dict[str, Course] = {
 models of the one before: at the high rate, the base itself does not learn to compare figures, and
 law forgets it, so that it goes as far in more and smaller steps."""
 
+REHEARSED = 4
+"""Texts of the base model in every step of a training."""
+
 SAVE_EVERY = 50
 """Steps from one state of a training that is kept to the next."""
 
@@ -68,7 +72,7 @@ PLAN = Plan(
     sets=(("math", "finance", "law"), ("math", "finance")),
     ways=("adamerge", "search"),
     others=(("task_arithmetic", "shared"), ("task_arithmetic", "search"), ("ties", "search")),
-    factors=(),
+    factors=(1.5, 2.0, 2.5, 3.0),
     candidates=20,
     steps=60,
     evaluations=7,
@@ -76,6 +80,8 @@ PLAN = Plan(
     dev_items=50,
     test_items=200,
 )
+
+TEXTS_FILE = "rehearsal.json"
 
 SAMPLES = 3
 """Test items of each task whose answers are written down."""
@@ -159,8 +165,17 @@ def tune(folder: Path, domain: str, last: str, device: str) -> None:
             tokenizer = AutoTokenizer.from_pretrained(start)
             resumption = Resumption(folder / setting / f"{domain}.state", SAVE_EVERY)
             seed = 10 * number + DOMAINS.index(domain) + 1
-            title = f"{setting}: fine-tuning {domain}"
-            train(model, tokenizer, draw_for(domain), course[domain], seed, title, resumption)
+            rehearsal = Rehearsal(folder / "base", folder / TEXTS_FILE, REHEARSED, seed, device)
+            train(
+                model,
+                tokenizer,
+                draw_for(domain),
+                course[domain],
+                seed,
+                f"{setting}: fine-tuning {domain}",
+                resumption,
+                rehearsal,
+            )
             save(model.cpu(), tokenizer, output)
             resumption.file.unlink(missing_ok=True)
         start = output
@@ -253,6 +268,7 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
     folder.mkdir(parents=True, exist_ok=True)
     write_base(folder, source)
     write_tasks(folder / "tasks")
+    write_texts(folder / "base", folder / TEXTS_FILE, device)
     subjects = [
         Subject(
             name=setting,
@@ -261,6 +277,7 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
             tasks=tasks(),
             made={
                 "source": source or PACKAGE,
+                "rehearsed": REHEARSED,
                 **{
                     name: {domain: asdict(training) for domain, training in course.items()}
                     for name, course in leading_to(setting).items()

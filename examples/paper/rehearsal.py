@@ -1,0 +1,82 @@
+"""What keeps a fine-tuned model itself outside its domain: its base's own texts.
+
+In:  the base model.
+Out: texts that it writes, and a loss beside that of the domain's items: how far the model has moved
+     from the base on them (Learning without Forgetting, arXiv 1606.09282).
+
+Without it, a small model that learns to answer in two words answers anything in two words, and so
+does every merge with it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+OPENINGS = (
+    *("The", "A", "In", "When", "How to", "What", "Why", "It", "If", "My", "There", "Once"),
+    *("Question:", "Title:", "Text:", "Note:", "Answer:", "Summary:", "Name:", "Example:"),
+)
+"""How texts begin."""
+
+TEXTS = 480
+"""How many there are."""
+
+LENGTH = 64
+"""Tokens of each."""
+
+TEMPERATURE = 0.8
+"""At which they are drawn."""
+
+
+def write_texts(base: Path, file: Path, device: str) -> None:
+    """Let the base model write texts, unless they are there; their tokens as JSON.
+
+    Args:
+        base: Folder of the model.
+        file: Where they go.
+        device: Where the model lives.
+    """
+    if file.exists():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
+    texts: list[list[int]] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for opening in tqdm(OPENINGS, desc="texts to rehearse", delay=2):
+            tokens = tokenizer([opening] * (TEXTS // len(OPENINGS)), return_tensors="pt").to(device)
+            written = model.generate(
+                **tokens,
+                max_length=LENGTH,
+                min_length=LENGTH,
+                do_sample=True,
+                temperature=TEMPERATURE,
+                top_k=0,
+            )
+            texts += written.tolist()
+    file.write_text(json.dumps(texts), encoding="utf-8")
+
+
+class Rehearsal:
+    """The loss of a model that moves away from its base on the base's own texts."""
+
+    def __init__(self, base: Path, texts: Path, batch_size: int, seed: int, device: str) -> None:
+        """Of so many texts in a step, in an order of the seed."""
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
+        self._base: LlamaForCausalLM = model.requires_grad_(False)
+        self._texts = torch.tensor(json.loads(texts.read_text(encoding="utf-8")), device=device)
+        self._batch_size, self._seed = batch_size, seed
+
+    def __call__(self, model: LlamaForCausalLM, step: int) -> torch.Tensor:
+        """The mean over tokens of the divergence from the base to the model, in nats."""
+        rows = Random(f"{self._seed} {step}").sample(range(len(self._texts)), self._batch_size)
+        tokens = self._texts[rows]
+        wanted = self._base(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        said = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        return (wanted.exp() * (wanted - said)).sum(-1).mean()
