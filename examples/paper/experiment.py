@@ -211,7 +211,7 @@ class Experiment:
         factors: Plain = {}
         for domain in self._domains:
             self._command(
-                *("search", given, "--tasks", self._tasks_file([domain], dev=True)),
+                *("search", given, "--tasks", self._tasks_file([domain], "dev")),
                 *("--output", _found(method, rate, domain)),
                 *("--max-evaluations", str(self.plan.candidates)),
             )
@@ -269,7 +269,7 @@ class Experiment:
 
     def _weigh(self, way: str, recipe: str, domains: Sequence[str], output: str) -> None:
         """Find the weights of a merge, by as many evaluations of it whatever the way."""
-        given = (recipe, "--tasks", self._tasks_file(domains, dev=True), "--output", output)
+        given = (recipe, "--tasks", self._tasks_file(domains, "dev"), "--output", output)
         steps, evaluations = self.plan.steps, self.plan.evaluations
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         if way == "adamerge":
@@ -288,7 +288,7 @@ class Experiment:
         """Name -> what `evaluate` says of the recipe of that name in a folder; and of the base."""
         recipes = {name: f"{folder}/{name}.yml" for name in names}
         options = [part for path in recipes.values() for part in ("--recipe", path)]
-        tasks = self._tasks_file(domains, guard=guard)
+        tasks = self._tasks_file(domains, "guarded" if guard else "test")
         base = self.subject.base
         self._command("evaluate", base, "--tasks", tasks, "--output", folder, *options)
         found = _read_json(Path(folder, "evaluation.json"))
@@ -297,16 +297,22 @@ class Experiment:
         of_name = {name: models[path] for name, path in {"base": base, **recipes}.items()}
         return {**of_name, "dense": found["dense"]}
 
-    def _tasks_file(self, domains: Sequence[str], dev: bool = False, guard: bool = True) -> str:
-        """A tasks file of some domains."""
+    def _tasks_file(self, domains: Sequence[str], use: str) -> str:
+        """A tasks file of some domains.
+
+        Args:
+            domains: Their names.
+            use: `dev`, to choose by; `test`, to report; `guarded`, to report the guard's tasks,
+                too. Nothing is chosen by those: they show what a choice costs.
+        """
         tasks = {
             **self.subject.tasks,
             "domains": {domain: self._domains[domain] for domain in domains},
         }
-        tasks["limit"] = self.plan.dev_items if dev else self.plan.test_items
-        if not guard:
+        tasks["limit"] = self.plan.dev_items if use == "dev" else self.plan.test_items
+        if use != "guarded":
             tasks.pop("guard", None)
-        path = f"tasks/{_together(domains)}{'_dev' * dev}{'_guarded' * guard}.yml"
+        path = f"tasks/{_together(domains)}_{use}.yml"
         _write_yaml(path, tasks)
         return path
 
