@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,8 +94,7 @@ def merge_and_losses(
         elif objective == "loss":
             losses[name] = completion_loss(name, domain.prompts, merge.model, merge.tokenizer)
         else:
-            tokens = domain.tokens(merge.model, merge.tokenizer)
-            losses[name] = Entropy(shortened(name, tokens, merge.model, 0))
+            losses[name] = Entropy(_fitting(name, domain, 0, merge.model, merge.tokenizer))
     return merge, losses
 
 
@@ -106,17 +106,20 @@ def _taught(
     for name, domain in domains.items():
         assert domain.teacher is not None
         teacher = Unmerged(recipe.named(domain.teacher), placement)
-
-        def prompts_of(
-            model: PreTrainedModel,
-            tokenizer: PreTrainedTokenizerBase,
-            name: str = name,
-            domain: Domain = domain,
-        ) -> list[list[int]]:
-            return shortened(name, domain.tokens(model, tokenizer), model, ANSWER_TOKENS)
-
+        prompts_of = partial(_fitting, name, domain, ANSWER_TOKENS)
         found[name] = (teacher, teacher.lessons(prompts_of, batch_size, domain.kept))
     return found
+
+
+def _fitting(
+    name: str,
+    domain: Domain,
+    room: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[list[int]]:
+    """The tokens of a domain's prompts, cut to the model's context with room for an answer."""
+    return shortened(name, domain.tokens(model, tokenizer), model, room)
 
 
 def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> ResidentMerge:

@@ -199,7 +199,7 @@ class Experiment:
                     names.append(f"{name}_{rate}")
                     _write_yaml(f"{place}/{domain}/{names[-1]}.yml", recipe)
             if names:
-                found |= self._scores([domain], f"{place}/{domain}", names, guard=False)
+                found |= self._scores([domain], f"{place}/{domain}", names, use="test")
         return found
 
     def _factors(self, method: str, rate: int) -> Plain:
@@ -236,7 +236,7 @@ class Experiment:
                 given = {"weight": 1.0, "density": _density(rate), "amplify_90": factor}
                 names.append(f"dppa_{rate}_at_{factor:g}")
                 _write_yaml(f"{folder}/{names[-1]}.yml", self._recipe("dppa", {domain: given}))
-        return self._scores([domain], folder, names, guard=False)
+        return self._scores([domain], folder, names, use="test")
 
     def _merged(self, domains: Sequence[str]) -> Plain:
         """Method, rate and way to weights -> test scores of the merge of some domains' models."""
@@ -247,7 +247,7 @@ class Experiment:
             for way in ways:
                 names.append(f"{name}_{way}")
                 self._weigh(way, given, domains, f"merged/{together}/{names[-1]}.yml")
-        return self._scores(domains, f"merged/{together}", names, guard=True)
+        return self._scores(domains, f"merged/{together}", names, use="guarded")
 
     def _merges(self, domains: Sequence[str]) -> Iterator[tuple[str, Plain, Sequence[str]]]:
         """Name, recipe before weights are found, and the ways to find them."""
@@ -282,13 +282,11 @@ class Experiment:
             options = ("--tune", "weights", *(("--shared",) if way == "shared" else ()))
             self._command("search", *given, *options, "--max-evaluations", str(evaluations))
 
-    def _scores(
-        self, domains: Sequence[str], folder: str, names: Sequence[str], guard: bool
-    ) -> Plain:
+    def _scores(self, domains: Sequence[str], folder: str, names: Sequence[str], use: str) -> Plain:
         """Name -> what `evaluate` says of the recipe of that name in a folder; and of the base."""
         recipes = {name: f"{folder}/{name}.yml" for name in names}
         options = [part for path in recipes.values() for part in ("--recipe", path)]
-        tasks = self._tasks_file(domains, "guarded" if guard else "test")
+        tasks = self._tasks_file(domains, use)
         base = self.subject.base
         self._command("evaluate", base, "--tasks", tasks, "--output", folder, *options)
         found = _read_json(Path(folder, "evaluation.json"))

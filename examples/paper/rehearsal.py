@@ -15,8 +15,11 @@ from pathlib import Path
 from random import Random
 
 import torch
+from torch.nn.functional import kl_div
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from dppa_mergekit.outputs import write_whole
 
 OPENINGS = (
     *("The", "A", "In", "When", "How to", "What", "Why", "It", "If", "My", "There", "Once"),
@@ -60,7 +63,7 @@ def write_texts(base: Path, file: Path, device: str) -> None:
                 top_k=0,
             )
             texts += written.tolist()
-    file.write_text(json.dumps(texts), encoding="utf-8")
+    write_whole(file, json.dumps(texts))
 
 
 class Rehearsal:
@@ -79,4 +82,4 @@ class Rehearsal:
         tokens = self._texts[rows]
         wanted = self._base(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
         said = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-        return (wanted.exp() * (wanted - said)).sum(-1).mean()
+        return kl_div(said, wanted, reduction="none", log_target=True).sum(-1).mean()
