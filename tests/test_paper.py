@@ -148,7 +148,7 @@ def test_the_tasks_score_knowledge(
     smollm2.write_tasks(tmp_path / "tasks")
     path = tmp_path / "simple" / "tasks" / "all.yml"
     path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump(smollm2.tasks()))
+    path.write_text(yaml.safe_dump(smollm2.tasks("cpu")))
     tasks = TasksFile.read(path)
     for part in PARTS:
         metrics = tasks.metrics(part)

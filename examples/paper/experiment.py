@@ -2,7 +2,7 @@
 
 In:  trainings, and subjects: their models in a folder each, and the tasks of their domains.
 Out: `results.json` in that folder. Every command runs there as a user would type it, and is
-     written to `commands.txt`; one that has ended is not run again.
+     written to `commands.txt` when it has ended; it is not run again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeAlias
@@ -22,8 +23,13 @@ import click
 import torch
 import yaml
 
+from dppa_mergekit.outputs import write_whole
+
 Plain: TypeAlias = "dict[str, object]"
 """Content of a YAML or JSON file."""
+
+Part: TypeAlias = Callable[[], object]
+"""Of an experiment: some commands, one after the other."""
 
 PRUNINGS: dict[str, tuple[str, Plain]] = {
     "magnitude": ("dp", {"max_fluctuation": 0.0}),
@@ -108,7 +114,7 @@ def measure(
         subjects: To measure.
         trainings: Each makes some of their models, as far as these are not there.
         plan: What is measured.
-        jobs: Trainings, then subjects at a time.
+        jobs: Trainings, then parts of experiments at a time.
 
     Raises:
         click.ClickException: A folder holds other measurements, or something failed.
@@ -116,20 +122,26 @@ def measure(
     os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on the number
     for each in subjects:
         _refuse_others(each, plan)
-    failed = []
+    going = {each.name: Experiment(each, plan) for each in subjects}
     with ProcessPoolExecutor(
         jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         for trained in [pool.submit(training) for training in trainings]:
             trained.result()
-        running = {pool.submit(Experiment(each, plan).run): each.name for each in subjects}
-        for ended in as_completed(running):
-            error = ended.exception()
-            if error is not None:
-                click.echo(f"{running[ended]}: {error}", err=True)
-                failed.append(running[ended])
+        for stage in STAGES:
+            running = {
+                pool.submit(experiment.run, part): name
+                for name, experiment in going.items()
+                for part in stage(experiment)
+            }
+            for ended in as_completed(running):
+                error, name = ended.exception(), running[ended]
+                if error is not None:
+                    click.echo(f"{name}: {error}", err=True)
+                    going.pop(name, None)
+    failed = sorted({each.name for each in subjects} - set(going))
     if failed:
-        raise click.ClickException(f"Not measured to the end: {', '.join(sorted(failed))}.")
+        raise click.ClickException(f"Not measured to the end: {', '.join(failed)}.")
     return {each.name: _read_json(each.folder / "results.json") for each in subjects}
 
 
@@ -153,25 +165,58 @@ class Experiment:
     subject: Subject
     plan: Plan
 
-    def run(self) -> None:
-        """Measure what is not measured yet, and write the results."""
+    def run(self, part: Part) -> None:
+        """Measure a part, as far as that is not done yet."""
         here = Path.cwd()
         os.chdir(self.subject.folder)
         try:
-            found = {
-                "offsets": self._offsets(),
-                "pruned": {domain: self._pruned(domain) for domain in self._domains},
-                "factors": {
-                    f"{method}_{rate}": self._factors(method, rate)
-                    for rate in self.plan.searched
-                    for method in AMPLIFIED
-                },
-                "amplified": {domain: self._amplified(domain) for domain in self._domains},
-                "merged": {_together(domains): self._merged(domains) for domains in self.plan.sets},
-            }
-            Path("results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            part()
         finally:
             os.chdir(here)
+
+    def of_models(self) -> Iterator[Part]:
+        """What needs the models alone: what pruning does to each, and the search of factors."""
+        for domain in self._domains:
+            for rate in self.plan.searched:
+                for method in AMPLIFIED:
+                    yield partial(self._factors, method, rate, domain)
+        for domain in self._domains:
+            yield partial(self._pruned, domain)
+        yield self._offsets
+
+    def of_factors(self) -> Iterator[Part]:
+        """What needs factors: how they serve each model, and the weights of merges."""
+        for domains in self.plan.sets:
+            for name, recipe, ways in self._merges(domains):
+                for way in ways:
+                    yield partial(self._weigh, way, name, recipe, domains)
+        for domain in self._domains:
+            yield partial(self._amplified, domain)
+
+    def of_weights(self) -> Iterator[Part]:
+        """What needs the weights: how merges serve all domains."""
+        for domains in self.plan.sets:
+            yield partial(self._merged, domains)
+
+    def of_all(self) -> Iterator[Part]:
+        """The results, when everything is measured."""
+        yield self._write_results
+
+    def _write_results(self) -> None:
+        found = {
+            "offsets": self._offsets(),
+            "pruned": {domain: self._pruned(domain) for domain in self._domains},
+            "factors": {
+                f"{method}_{rate}": {
+                    domain: self._factors(method, rate, domain) for domain in self._domains
+                }
+                for rate in self.plan.searched
+                for method in AMPLIFIED
+            },
+            "amplified": {domain: self._amplified(domain) for domain in self._domains},
+            "merged": {_together(domains): self._merged(domains) for domains in self.plan.sets},
+        }
+        write_whole(Path("results.json"), json.dumps(found, indent=1) + "\n")
 
     @property
     def _domains(self) -> dict[str, Plain]:
@@ -202,24 +247,19 @@ class Experiment:
                 found |= self._scores([domain], f"{place}/{domain}", names, use="test")
         return found
 
-    def _factors(self, method: str, rate: int) -> Plain:
-        """Domain -> factors that `search` finds for its model alone."""
+    def _factors(self, method: str, rate: int, domain: str) -> Plain:
+        """Factors that `search` finds for a domain's model alone."""
         given = f"recipes/{method}_{rate}.yml"
         parameters: Plain = {"weight": 1.0, "density": _density(rate)}
         _write_yaml(given, self._alike(method, list(self._domains), parameters))
         Path("factors").mkdir(exist_ok=True)
-        factors: Plain = {}
-        for domain in self._domains:
-            self._command(
-                *("search", given, "--tasks", self._tasks_file([domain], "dev")),
-                *("--output", _found(method, rate, domain)),
-                *("--max-evaluations", str(self.plan.candidates)),
-            )
-            found = self._searched(method, rate, domain)
-            factors[domain] = {
-                name: value for name, value in found.items() if name.startswith("amplify_")
-            }
-        return factors
+        self._command(
+            *("search", given, "--tasks", self._tasks_file([domain], "dev")),
+            *("--output", _found(method, rate, domain)),
+            *("--max-evaluations", str(self.plan.candidates)),
+        )
+        found = self._searched(method, rate, domain)
+        return {name: value for name, value in found.items() if name.startswith("amplify_")}
 
     def _amplified(self, domain: str) -> Plain:
         """Method and rate -> test scores of the domain's model with the factors that were found.
@@ -240,47 +280,56 @@ class Experiment:
 
     def _merged(self, domains: Sequence[str]) -> Plain:
         """Method, rate and way to weights -> test scores of the merge of some domains' models."""
-        together, names = _together(domains), []
-        for name, recipe, ways in self._merges(domains):
-            given = f"recipes/{together}_{name}.yml"
-            _write_yaml(given, recipe)
-            for way in ways:
-                names.append(f"{name}_{way}")
-                self._weigh(way, given, domains, f"merged/{together}/{names[-1]}.yml")
-        return self._scores(domains, f"merged/{together}", names, use="guarded")
+        names = [f"{name}_{way}" for name, _, ways in self._merges(domains) for way in ways]
+        return self._scores(domains, f"merged/{_together(domains)}", names, use="guarded")
 
-    def _merges(self, domains: Sequence[str]) -> Iterator[tuple[str, Plain, Sequence[str]]]:
-        """Name, recipe before weights are found, and the ways to find them."""
+    def _merges(
+        self, domains: Sequence[str]
+    ) -> Iterator[tuple[str, Callable[[], Plain], Sequence[str]]]:
+        """Name, what gives the recipe before weights are found, and the ways to find them."""
         for method, way in self.plan.others:
             if method == "task_arithmetic":
-                yield method, self._alike(method, domains, {"weight": START}), (way,)
+                yield method, partial(self._alike, method, domains, {"weight": START}), (way,)
                 continue
             for rate in self.plan.searched:
                 given: Plain = {"weight": START, "density": _density(rate)}
-                yield f"{method}_{rate}", self._alike(method, domains, given), (way,)
+                yield f"{method}_{rate}", partial(self._alike, method, domains, given), (way,)
         for rate in self.plan.searched:
             given = {"weight": START, "density": _density(rate)}
-            yield f"dare_{rate}", self._alike("dare_dpa", domains, given), self.plan.ways
-            factors = {
-                domain: {**self._searched("dppa", rate, domain), "weight": START}
-                for domain in domains
-            }
-            yield f"dppa_{rate}", self._recipe("dppa", factors), self.plan.ways
+            yield f"dare_{rate}", partial(self._alike, "dare_dpa", domains, given), self.plan.ways
+            yield f"dppa_{rate}", partial(self._dppa, rate, domains), self.plan.ways
 
-    def _weigh(self, way: str, recipe: str, domains: Sequence[str], output: str) -> None:
+    def _dppa(self, rate: int, domains: Sequence[str]) -> Plain:
+        """A merge of some domains' models with the factors that were found for each alone."""
+        found = {domain: self._searched("dppa", rate, domain) for domain in domains}
+        given = {domain: {**parameters, "weight": START} for domain, parameters in found.items()}
+        return self._recipe("dppa", given)
+
+    def _weigh(
+        self, way: str, name: str, recipe: Callable[[], Plain], domains: Sequence[str]
+    ) -> None:
         """Find the weights of a merge, by as many evaluations of it whatever the way."""
-        given = (recipe, "--tasks", self._tasks_file(domains, "dev"), "--output", output)
-        steps, evaluations = self.plan.steps, self.plan.evaluations
+        together = _together(domains)
+        given, output = f"recipes/{together}_{name}.yml", f"merged/{together}/{name}_{way}.yml"
+        _write_yaml(given, recipe())
         Path(output).parent.mkdir(parents=True, exist_ok=True)
+        options: tuple[str, ...]
+        steps, evaluations = self.plan.steps, self.plan.evaluations
         if way == "adamerge":
             every = steps // (evaluations - 1)
-            self._command(
-                *("adamerge", *given, "--steps", str(steps), "--every", str(every)),
+            command = "adamerge"
+            options = (
+                *("--steps", str(steps), "--every", str(every)),
                 *("--patience", str(evaluations), "--lr", f"{self.plan.learning_rate:g}"),
             )
         else:
-            options = ("--tune", "weights", *(("--shared",) if way == "shared" else ()))
-            self._command("search", *given, *options, "--max-evaluations", str(evaluations))
+            command = "search"
+            options = (
+                *("--tune", "weights", *(("--shared",) if way == "shared" else ())),
+                *("--max-evaluations", str(evaluations)),
+            )
+        tasks = self._tasks_file(domains, "dev")
+        self._command(command, given, "--tasks", tasks, "--output", output, *options)
 
     def _scores(self, domains: Sequence[str], folder: str, names: Sequence[str], use: str) -> Plain:
         """Name -> what `evaluate` says of the recipe of that name in a folder; and of the base."""
@@ -377,11 +426,14 @@ def _density(rate: int) -> float:
 
 
 def _write_yaml(file: str, content: Plain) -> None:
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(Path(file), yaml.safe_dump(content, sort_keys=False))
 
 
 def _read_json(path: Path) -> Plain:
     found: Plain = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+STAGES = (Experiment.of_models, Experiment.of_factors, Experiment.of_weights, Experiment.of_all)
+"""One after the other; the parts of one, side by side."""

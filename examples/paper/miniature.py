@@ -85,7 +85,9 @@ def tasks(smoke: bool) -> Plain:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
-@click.option("--jobs", default=2, show_default=True, help="Seeds at a time, on a core each.")
+@click.option(
+    "--jobs", default=2, show_default=True, help="Seeds, then parts at a time, on a core each."
+)
 @click.option("--smoke", is_flag=True, help="Hardly any training, few items: numbers mean nothing.")
 def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
     """Train tiny models below FOLDER and write the paper's tables and figures of them."""

@@ -125,7 +125,7 @@ def write_tasks(folder: Path) -> None:
     write_held_out([*TASKS, GUARD], folder)
 
 
-def tasks() -> Plain:
+def tasks(device: str) -> Plain:
     """Content of the tasks files, which lie in `tasks` of a setting's folder."""
 
     def metrics(domain: str, part: str) -> dict[str, str]:
@@ -135,7 +135,7 @@ def tasks() -> Plain:
 
     return {
         "include_path": "../../tasks",
-        "batch_size": 64,
+        "batch_size": 64 if device == "cpu" else 256,
         "domains": {
             domain: {"model": f"./{domain}", **{part: metrics(domain, part) for part in PARTS}}
             for domain in DOMAINS
@@ -259,7 +259,7 @@ def sampled(folder: Path) -> dict[str, Path]:
     help="Which is measured; all if not given.",
 )
 @click.option(
-    "--jobs", default=2, show_default=True, help="Domains, then settings at a time, on a core each."
+    "--jobs", default=2, show_default=True, help="Trainings, then parts at a time, on a core each."
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, device: str) -> None:
@@ -274,7 +274,7 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
             name=setting,
             folder=folder / setting,
             base="../base",
-            tasks=tasks(),
+            tasks=tasks(device),
             made={
                 "source": source or PACKAGE,
                 "rehearsed": REHEARSED,
