@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock
+
 from dppa_mergekit import __version__
 from dppa_mergekit.outputs import write_whole
 
@@ -35,15 +37,17 @@ def write_record(
         results: Plain data.
     """
     path = output.with_name(FILE)
-    records = read_records(path.parent)
-    records[output.name] = {
+    record = {
         "command": command,
         "sha256": digest(output),
         "versions": versions(),
         **subject,
         "results": list(results),
     }
-    write_whole(path, json.dumps(records, indent=1) + "\n")
+    # Another command may end in the same folder at the same time.
+    with FileLock(path.with_name(f".{FILE}.lock")):
+        records = {**read_records(path.parent), output.name: record}
+        write_whole(path, json.dumps(records, indent=1) + "\n")
 
 
 def digest(output: Path) -> str | None:

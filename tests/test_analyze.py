@@ -233,7 +233,8 @@ def test_pictures_and_record(family: Path, tmp_path: Path) -> None:
     folder = tmp_path / "analysis"
     names = {path.name for path in folder.iterdir()}
     pictures = {"density.png", "offsets.png", "structure.png", "overlap.png"}
-    assert names == {"analysis.json", "analysis.md", "dppa_run.json", *pictures}
+    kept = {".dppa_run.json.lock", "dppa_run.json"}
+    assert names == {"analysis.json", "analysis.md", *kept, *pictures}
     record = json.loads((folder / "dppa_run.json").read_text(encoding="utf-8"))["analysis.json"]
     assert record["command"] == "analyze"
     assert [Path(each["model"]).name for each in record["results"]] == ["math", "law"]

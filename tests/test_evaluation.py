@@ -131,6 +131,7 @@ def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> N
     record = json.loads((tmp_path / "tables" / "dppa_run.json").read_text())
     assert record["evaluation.json"]["command"] == "evaluate"
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
+        ".dppa_run.json.lock",
         "dppa_run.json",
         "evaluation.html",
         "evaluation.json",
