@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import traceback
 
 import click
@@ -39,6 +41,10 @@ def main(verbose: bool, quiet: bool) -> None:
     if quiet:
         # Read by tqdm when it is first imported.
         os.environ["TQDM_DISABLE"] = "1"
+    if threading.current_thread() is threading.main_thread():
+        # As Ctrl-C does: what was found is kept, and what lies about is put away. Schedulers of
+        # clusters send it some seconds before they kill.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 for command in (check, analyze, search, adamerge, evaluate, publish):
