@@ -35,7 +35,7 @@ class _OfMerge(OneByOne):
 
     def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """Not possible: a merge has no one teacher."""
-        raise DppaError("Strategy distill is for factors; weights are tuned by coordinates.")
+        raise DppaError("Strategy distill is for factors; weights are tuned in one way only.")
 
 
 @dataclass

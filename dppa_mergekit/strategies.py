@@ -15,7 +15,7 @@ STEP = 10
 """The paper's step: a tenth."""
 
 COARSE, FINER = 4 * STEP, (2 * STEP, STEP)
-"""The joint search's first grid, and the steps around its best."""
+"""The first grid of a search, and the steps around its best."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ def _climb(contest: Contest, space: Space, start: Candidate, place: int) -> Cand
 
 def joint(contest: Contest, space: Space) -> None:
     """Coordinate search over all factors together, then the paper's climbs as candidates too."""
-    coordinates(contest, space)
+    _coordinates(contest, space)
     paper(contest, space)
 
 
-def coordinates(contest: Contest, space: Space) -> None:
+def _coordinates(contest: Contest, space: Space) -> None:
     """First one value for all, then each by itself, round after round until none improves.
 
     A coarse grid, and finer steps around its best.
@@ -95,6 +95,28 @@ def coordinates(contest: Contest, space: Space) -> None:
         if reached <= before:
             break
         before = reached
+
+
+def weights(contest: Contest, space: Space) -> None:
+    """One weight for all models on a coarse grid, then steps of one model's after another's.
+
+    A step that helps is taken at once; when none does, steps get finer. With few candidates, models
+    so get weights of their own sooner than by a whole grid for each.
+    """
+    shared = [(weight,) * space.size for weight in _grid(space, space.start[0])]
+    current = contest.race([space.start, *shared])[0]
+    for step in (COARSE, *FINER):
+        helped = True
+        while helped:
+            helped = False
+            for place in range(space.size):
+                moved = (current[place] - step, current[place] + step)
+                inside = [each for each in moved if space.low <= each <= space.high]
+                around = [_moved(current, place, each) for each in inside]
+                best = contest.race([current, *around])[0]
+                if contest.value(best) > contest.value(current):
+                    current = contest.preferred = best
+                    helped = True
 
 
 def distill(contest: Contest, space: Space) -> None:
@@ -130,8 +152,7 @@ def _tuned(contest: Contest, space: Space, start: Candidate, places: Sequence[in
 
     low, high = space.low, space.high
     centre = space.start[places[0]]
-    first = low + (centre - low) % COARSE
-    tried = {factor: at(factor) for factor in range(first, high + 1, COARSE)}
+    tried = {factor: at(factor) for factor in _grid(space, centre)}
     best = _middle(contest, tried, start, centre)
     for step in FINER:
         here = best[places[0]]
@@ -140,6 +161,11 @@ def _tuned(contest: Contest, space: Space, start: Candidate, places: Sequence[in
         best = _middle(contest, tried, start, centre)
     contest.preferred = best
     return best
+
+
+def _grid(space: Space, centre: int) -> range:
+    """The coarse grid over the whole range that a value lies on."""
+    return range(space.low + (centre - space.low) % COARSE, space.high + 1, COARSE)
 
 
 def _middle(
@@ -172,9 +198,12 @@ def _moved(candidate: Candidate, place: int, factor: int) -> Candidate:
     return (*candidate[:place], factor, *candidate[place + 1 :])
 
 
+WEIGHTS = "weights"
+"""The strategy for the weights of a merge; the others are for factors."""
+
 STRATEGIES: dict[str, Strategy] = {
     "paper": paper,
     "joint": joint,
     "distill": distill,
-    "coordinates": coordinates,
+    WEIGHTS: weights,
 }

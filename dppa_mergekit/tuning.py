@@ -39,6 +39,7 @@ from dppa_mergekit.recipes import Recipe, Setting
 from dppa_mergekit.records import write_record
 from dppa_mergekit.scores import MergeObjective
 from dppa_mergekit.search import MERGE, CandidateSearch, Options, Tuned
+from dppa_mergekit.strategies import WEIGHTS
 from dppa_mergekit.summary import summary
 from dppa_mergekit.tasks import TasksFile, folder_hash
 from dppa_mergekit.unmerged import Placement, fingerprints
@@ -256,10 +257,10 @@ class Search:
                     f"{self.recipe.origin}: the weights of {self.recipe.method} cannot be tuned; "
                     f"allowed are {', '.join(known)}."
                 )
-            if self.options.strategy != "coordinates":
+            if self.options.strategy != WEIGHTS:
                 raise DppaError(
-                    f"--strategy {self.options.strategy} is for factors; weights are tuned by "
-                    f"coordinates."
+                    f"--strategy {self.options.strategy} is for factors; weights are tuned in one "
+                    f"way only."
                 )
             self.recipe.weights()
         else:
@@ -376,7 +377,7 @@ def search_amplification(
     return CandidateSearch(named, named, {}, bench, chosen).run()
 
 
-WEIGHT_OPTIONS = Options(strategy="coordinates", low=0.0, high=1.5)
+WEIGHT_OPTIONS = Options(strategy=WEIGHTS, low=0.0, high=1.5)
 """How to search for the weights of a merge."""
 
 

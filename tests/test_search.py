@@ -38,6 +38,35 @@ def test_joint_finds_what_the_climb_misses() -> None:
     assert joint.factors == pytest.approx({"amplify_90": 2.2, "amplify_80": 1.8}, abs=0.1001)
 
 
+WEIGHTS = ("math", "finance", "law")
+
+
+def weighed(bench: Landscape, start: Sequence[float], evaluations: int) -> Tuned:
+    items = {"a": len(bench.thresholds)}
+    options = Options(strategy="weights", low=0.0, high=1.5, max_evaluations=evaluations)
+    return CandidateSearch("all", "", items, bench, options, weights=start).run()
+
+
+@pytest.mark.parametrize("best", [(0.9, 0.4, 0.2), (0.1, 1.4, 0.7), (0.5, 0.5, 0.5)])
+def test_weights_of_their_own(best: tuple[float, ...]) -> None:
+    tuned = weighed(Landscape(hill(*best), WEIGHTS), (0.3, 0.3, 0.3), 60)
+    assert tuned.factors == pytest.approx(dict(zip(WEIGHTS, best, strict=True)), abs=0.1001)
+
+
+def test_weights_of_their_own_come_early() -> None:
+    bench = Landscape(hill(0.9, 0.4, 0.2), WEIGHTS)
+    few = weighed(bench, (0.3, 0.3, 0.3), 12)
+    shared = max(bench.quality(weight, weight, weight) for weight in (0.1 * n for n in range(16)))
+    assert bench.quality(*few.factors.values()) > shared
+    assert few.evaluations <= 12
+
+
+def test_weights_that_are_right_stay() -> None:
+    right = (0.85, 0.4, 0.2)
+    tuned = weighed(Landscape(hill(*right), WEIGHTS), right, 60)
+    assert tuned.factors == dict(zip(WEIGHTS, right, strict=True))
+
+
 def test_patience_steps_over_a_dip() -> None:
     tuned = run(Landscape(dipped), strategy="paper", patience=5)
     assert tuned.factors["amplify_90"] == pytest.approx(2.2, abs=0.1001)
