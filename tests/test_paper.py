@@ -142,9 +142,7 @@ class Knowing(LM):
 
 
 @pytest.mark.parametrize("knows", [True, False])
-def test_the_tasks_score_knowledge(
-    knows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tasks_score_knowledge(knows: bool, tmp_path: Path) -> None:
     smollm2.write_tasks(tmp_path / "tasks")
     path = tmp_path / "simple" / "tasks" / "all.yml"
     path.parent.mkdir(parents=True)
@@ -322,7 +320,7 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
         [*command[:-1], "--seed", "0"], capture_output=True, text=True, check=False
     )
     assert other.returncode == 1
-    assert "seed_0 holds what another plan has measured; name another folder." in other.stderr
+    assert "seed_0 holds what was measured by another plan" in other.stderr
     assert "Traceback" not in other.stderr
 
 

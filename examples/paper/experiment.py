@@ -1,29 +1,37 @@
 """The paper's measurements of a base model and its fine-tuned models, by the public commands.
 
 In:  trainings, and subjects: their models in a folder each, and the tasks of their domains.
-Out: `results.json` in that folder. Every command runs there as a user would type it, and is
-     written to `commands.txt` when it has ended; it is not run again.
+Out: `results.json` in that folder. Every command runs there as a user would type it. When it has
+     ended, it is written to `commands.txt`, with a digest of the files that it was given: while
+     these are the same, it is not run again.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
+from hashlib import sha256
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeAlias
 
 import click
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from dppa_mergekit.outputs import write_whole
+from dppa_mergekit.tasks import folder_hash
 
 Plain: TypeAlias = "dict[str, object]"
 """Content of a YAML or JSON file."""
@@ -62,9 +70,10 @@ class Plan:
         others: mergekit's methods that merges are compared with, and how their weights are found.
         factors: Of the 90 partition, for curves of score against factor; none for no curves.
         candidates: Of a search of factors, for each domain.
+        weighings: Candidates of a search of weights.
         steps: Of AdaMerging.
-        evaluations: Of a merge, while its weights are found.
-        learning_rate: Of AdaMerging.
+        states: Of AdaMerging that are scored; the best is taken.
+        learning_rate: Of AdaMerging: a weight's largest move in a step.
         dev_items: Of each dev task.
         test_items: Of each test task; None for all.
     """
@@ -77,8 +86,9 @@ class Plan:
     others: tuple[tuple[str, str], ...]
     factors: tuple[float, ...]
     candidates: int
+    weighings: int
     steps: int
-    evaluations: int
+    states: int
     learning_rate: float
     dev_items: int
     test_items: int | None = None
@@ -120,41 +130,77 @@ def measure(
         click.ClickException: A folder holds other measurements, or something failed.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on the number
-    for each in subjects:
-        _refuse_others(each, plan)
     going = {each.name: Experiment(each, plan) for each in subjects}
-    with ProcessPoolExecutor(
-        jobs, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        for trained in [pool.submit(training) for training in trainings]:
-            trained.result()
+    with ExitStack() as held:
+        for each in subjects:
+            held.enter_context(_alone(each.folder))
+            _refuse_others(each, plan)
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin)
+        held.callback(pool.shutdown, cancel_futures=True)
+        if _failed({pool.submit(training): "training" for training in trainings}):
+            raise click.ClickException("Not all models are trained.")
         for stage in STAGES:
-            running = {
-                pool.submit(experiment.run, part): name
-                for name, experiment in going.items()
-                for part in stage(experiment)
-            }
-            for ended in as_completed(running):
-                error, name = ended.exception(), running[ended]
-                if error is not None:
-                    click.echo(f"{name}: {error}", err=True)
-                    going.pop(name, None)
+            parts = [(name, part) for name, each in going.items() for part in stage(each)]
+            running = {pool.submit(going[name].run, part): name for name, part in parts}
+            for name in _failed(running):
+                del going[name]
     failed = sorted({each.name for each in subjects} - set(going))
     if failed:
         raise click.ClickException(f"Not measured to the end: {', '.join(failed)}.")
     return {each.name: _read_json(each.folder / "results.json") for each in subjects}
 
 
+def _begin() -> None:
+    """Of a worker: it computes in one thread, and does not outlive who started it."""
+    torch.set_num_threads(1)
+    starter = parent_process()
+    assert starter is not None
+
+    def end() -> None:
+        starter.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+def _failed(running: Mapping[Future[None], str]) -> set[str]:
+    """The names of those that failed, when all have ended; each failure is told."""
+    failed = set()
+    for ended in as_completed(running):
+        error = ended.exception()
+        if isinstance(error, BrokenProcessPool):
+            raise click.ClickException("A process was killed; the same command goes on.")
+        if error is not None:
+            said = error.message if isinstance(error, click.ClickException) else repr(error)
+            click.echo(f"{running[ended]}: {said}", err=True)
+            failed.add(running[ended])
+    return failed
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse a second run in a folder while one is at work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".measured.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise click.ClickException(f"Another run is measuring in {folder}.") from error
+
+
 def _refuse_others(subject: Subject, plan: Plan) -> None:
     """What was measured by other settings must not be taken for what this plan asks for."""
     path = subject.folder / "plan.json"
-    asked = json.loads(json.dumps([asdict(plan), subject.tasks, subject.made]))
+    written = Path(subject.folder, "tasks", str(subject.tasks["include_path"]))
+    items = folder_hash(Path(os.path.normpath(written)))  # "tasks" may not be there yet
+    given = [asdict(plan), subject.tasks, items, subject.made, subject.device]
+    asked = json.loads(json.dumps(given))
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
     elif json.loads(path.read_text(encoding="utf-8")) != asked:
         raise click.ClickException(
-            f"{subject.folder} holds what another plan has measured; name another folder."
+            f"{subject.folder} holds what was measured by another plan, of other items or models, "
+            f"or on another device (plan.json); name another folder."
         )
 
 
@@ -166,11 +212,13 @@ class Experiment:
     plan: Plan
 
     def run(self, part: Part) -> None:
-        """Measure a part, as far as that is not done yet."""
+        """Measure a part, as far as that is not done yet; in a process that does nothing else."""
         here = Path.cwd()
         os.chdir(self.subject.folder)
         try:
             part()
+        except (click.Abort, KeyboardInterrupt, SystemExit):
+            os._exit(130)  # the parts that wait for this process are not begun
         finally:
             os.chdir(here)
 
@@ -293,7 +341,7 @@ class Experiment:
                 continue
             for rate in self.plan.searched:
                 given: Plain = {"weight": START, "density": _density(rate)}
-                yield f"{method}_{rate}", partial(self._alike, method, domains, given), (way,)
+                yield f"{method}_{rate}", partial(self._summed, method, domains, given), (way,)
         for rate in self.plan.searched:
             given = {"weight": START, "density": _density(rate)}
             yield f"dare_{rate}", partial(self._alike, "dare_dpa", domains, given), self.plan.ways
@@ -308,25 +356,24 @@ class Experiment:
     def _weigh(
         self, way: str, name: str, recipe: Callable[[], Plain], domains: Sequence[str]
     ) -> None:
-        """Find the weights of a merge, by as many evaluations of it whatever the way."""
+        """Find the weights of a merge."""
         together = _together(domains)
         given, output = f"recipes/{together}_{name}.yml", f"merged/{together}/{name}_{way}.yml"
         _write_yaml(given, recipe())
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         options: tuple[str, ...]
-        steps, evaluations = self.plan.steps, self.plan.evaluations
         if way == "adamerge":
-            every = steps // (evaluations - 1)
+            steps, states = self.plan.steps, self.plan.states
             command = "adamerge"
             options = (
-                *("--steps", str(steps), "--every", str(every)),
-                *("--patience", str(evaluations), "--lr", f"{self.plan.learning_rate:g}"),
+                *("--steps", str(steps), "--every", str(steps // (states - 1))),
+                *("--patience", str(states), "--lr", f"{self.plan.learning_rate:g}"),
             )
         else:
             command = "search"
             options = (
                 *("--tune", "weights", *(("--shared",) if way == "shared" else ())),
-                *("--max-evaluations", str(evaluations)),
+                *("--max-evaluations", str(self.plan.weighings)),
             )
         tasks = self._tasks_file(domains, "dev")
         self._command(command, given, "--tasks", tasks, "--output", output, *options)
@@ -363,6 +410,11 @@ class Experiment:
         _write_yaml(path, tasks)
         return path
 
+    def _summed(self, method: str, domains: Sequence[str], parameters: Plain) -> Plain:
+        """The same without a division by the sum of weights, in which a common weight is lost."""
+        shared: Plain = {"normalize": False}
+        return {**self._alike(method, domains, parameters), "parameters": shared}
+
     def _alike(self, method: str, domains: Sequence[str], parameters: Plain) -> Plain:
         """A merge of some domains' models with the same parameters for each."""
         return self._recipe(method, {domain: dict(parameters) for domain in domains})
@@ -389,28 +441,44 @@ class Experiment:
         return of_name[domain]
 
     def _command(self, *arguments: str) -> None:
-        """Run a command of `mergekit-dppa`, unless the same one has ended here before."""
+        """Run a command of `mergekit-dppa`, unless it has ended here before with the same files."""
         from dppa_mergekit.command import main
 
         if self.subject.device != "cpu":
             arguments = (*arguments, "--device", self.subject.device)
         typed = " ".join(["mergekit-dppa", *arguments])
+        output = arguments[arguments.index("--output") + 1]
+        line = f"{typed}  # {_digest(each for each in arguments if each != output)}"
         listed = Path("commands.txt")
         ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-        output = Path(arguments[arguments.index("--output") + 1])
-        if typed in ended and output.exists():
+        if line in ended and Path(output).exists():
             return
         began = time.monotonic()
+        logging.getLogger().handlers.clear()  # the last command's writes to a file that is closed
         with (
             Path("log.txt").open("a", encoding="utf-8") as log,
             redirect_stdout(log),
             redirect_stderr(log),
         ):
-            main.main(list(arguments), "mergekit-dppa", standalone_mode=False)
+            try:
+                main.main(list(arguments), "mergekit-dppa", standalone_mode=False)
+            except Exception as error:
+                traceback.print_exc()
+                said = error.message if isinstance(error, click.ClickException) else repr(error)
+                raise click.ClickException(f"{typed}: {said}") from error
         with listed.open("a", encoding="utf-8") as file:
-            file.write(f"{typed}\n")
+            file.write(f"{line}\n")
         seconds = time.monotonic() - began
         click.echo(f"{self.subject.name}: {typed:.100} ({seconds:.0f} s)", err=True)
+
+
+def _digest(arguments: Iterable[str]) -> str:
+    """Of the recipes and tasks files among a command's arguments."""
+    digest = sha256()
+    for each in arguments:
+        if each.endswith(".yml"):
+            digest.update(Path(each).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _together(domains: Sequence[str]) -> str:

@@ -38,9 +38,10 @@ PLAN = Plan(
     others=(("task_arithmetic", "shared"),),
     factors=(0.6, 1.0, 1.4, 1.8, 2.2, 2.6, 3.0),
     candidates=30,
+    weighings=16,
     steps=100,
-    evaluations=6,
-    learning_rate=5e-3,
+    states=6,
+    learning_rate=1e-2,
     dev_items=100,
 )
 SMOKE_PLAN = replace(
@@ -52,8 +53,9 @@ SMOKE_PLAN = replace(
     ways=("adamerge",),
     factors=(1.0, 2.0),
     candidates=2,
+    weighings=2,
     steps=2,
-    evaluations=2,
+    states=2,
     dev_items=50,
     test_items=20,
 )

@@ -74,9 +74,10 @@ PLAN = Plan(
     others=(("task_arithmetic", "shared"), ("task_arithmetic", "search"), ("ties", "search")),
     factors=(1.5, 2.0, 2.5, 3.0),
     candidates=20,
+    weighings=16,
     steps=60,
-    evaluations=7,
-    learning_rate=5e-3,
+    states=7,
+    learning_rate=1e-2,
     dev_items=50,
     test_items=200,
 )
@@ -256,7 +257,7 @@ def sampled(folder: Path) -> dict[str, Path]:
     "chosen",
     multiple=True,
     type=click.Choice(list(SETTINGS)),
-    help="Which is measured; all if not given.",
+    help="Which is measured, and is in the tables; all if not given.",
 )
 @click.option(
     "--jobs", default=2, show_default=True, help="Trainings, then parts at a time, on a core each."
