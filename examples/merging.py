@@ -3,10 +3,10 @@
     python examples/merging.py FOLDER --seed 0 --seed 1 --seed 2
 
 Merges of two and of three domains (as in the paper's Tables 5 and 6), each pruned by 80 and by
-90 %, over several training seeds. Weights are found on the dev parts of the tasks, by as many
-evaluations of the merge either way; the table on stdout shows the Domain-Ratios on the test parts.
-What is finished is kept in FOLDER, which `strategies.py` may share: the same command goes on, and
-several processes may share it, each with seeds of its own.
+90 %, over several training seeds. Weights are found on the dev parts of the tasks: by a search,
+most of whose candidates are given up on a part of the items, or by AdaMerging. The table on stdout
+shows the Domain-Ratios on the test parts. What is finished is kept in FOLDER, which `strategies.py`
+may share: the same command goes on, and several processes may share it, each with seeds of its own.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from dppa_mergekit.unmerged import AS_STORED
 
 SETS = (tuple(DOMAINS), *combinations(DOMAINS, 2))
 STEPS, EVERY, LEARNING_RATE = 100, 10, 2e-3
-EVALUATIONS = 1 + STEPS // EVERY
-"""Of a merge, by a search as by AdaMerging."""
+CANDIDATES = 24
+"""Of a search. What it takes is about as long as AdaMerging's steps."""
 
 DEV_ITEMS = 100
 """Of each dev task."""
@@ -111,11 +111,13 @@ def measured(folder: Path, test: Test, row: Row) -> Result:
     """The test Domain-Ratios of a merge with the weights that one way finds."""
     domains, merge = row.domains, row.merge
     name = f"{'_'.join(domains)}_{merge.method}_{merge.density:g}_{row.way}.yml"
-    recipe = recipe_of(folder, merge.method, merge.parameters, domains)
+    alike = recipe_of(folder, merge.method, merge.parameters, domains)
+    # TIES would divide by the sum of weights, and a common weight would be lost.
+    recipe = Recipe({**alike.content, "parameters": {"normalize": False}})
     tasks = tasks_of(folder, domains).model_copy(update={"limit": DEV_ITEMS})
     output = folder / name
     if row.way == "search":
-        options = replace(WEIGHT_OPTIONS, max_evaluations=EVALUATIONS)
+        options = replace(WEIGHT_OPTIONS, max_evaluations=CANDIDATES)
         (tuned,) = Search(recipe, tasks, output, options, AS_STORED, merge=WholeMerge()).run()
         start, dev = tuned.before.value, tuned.after.value
         evaluations, seconds = tuned.evaluations, tuned.seconds
@@ -127,7 +129,7 @@ def measured(folder: Path, test: Test, row: Row) -> Result:
             tasks,
             output,
             row.way,
-            Descent(STEPS, LEARNING_RATE, every=EVERY, patience=EVALUATIONS),
+            Descent(STEPS, LEARNING_RATE, every=EVERY, patience=STEPS),
             AS_STORED,
         ).run()
         first, best = learned.states[0].evaluation, learned.best.evaluation

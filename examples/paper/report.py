@@ -27,7 +27,7 @@ LABELS = {
     "dare_linears": "DARE, linears alone",
     "dare_dpa": "DARE + DPA",
     "dppa": "DPPA",
-    "ties": "TIES",
+    "ties": "TIES, summed",
     "task_arithmetic": "task arithmetic",
     "base": "base",
 }
@@ -129,7 +129,8 @@ def tables(group: Group) -> str:
         "Factors that the search found.",
         _factors(group),
         *merged,
-        "Deltas of all linears (Tables 4 and 8), and their deviation relative to the weights'.",
+        "Deltas of all linears, means of their quantiles over seeds (Tables 4 and 8), and their "
+        "deviation relative to the weights'.",
         _offsets(group),
         "Scores of single tasks by pruning rate (Appendix A).",
         _scores(group),
