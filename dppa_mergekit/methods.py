@@ -123,7 +123,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         )
         allocation.prepare()
         thresholds = Thresholds() if planned is None else planned.thresholds(allocation)
-        return tuple(
+        merged = tuple(
             self._merge(
                 align_dtype(group, dtype),
                 bound,
@@ -136,6 +136,9 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             )
             for group, bound, dtype in zip(groups, parameters, input_dtypes, strict=True)
         )
+        if planned is not None:
+            planned.ended(map(_name, groups))
+        return merged
 
     def merge_group(self, group: TensorGroup, /, **parameters: object) -> torch.Tensor:
         """Merge one tensor that comes without its model, at its plain density."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,6 +158,7 @@ class Plan:
     _without: set[ModelReference] = field(default_factory=set)
     _allocation: Allocation | None = None
     _thresholds: Thresholds | None = None
+    _merged: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, planned: PlannedTensor) -> None:
@@ -194,6 +195,18 @@ class Plan:
             if self._thresholds is None:
                 self._thresholds = Thresholds(self._places_of_kept_sets(), allocation.linears)
             return self._thresholds
+
+    def ended(self, names: Iterable[str]) -> None:
+        """Note that tensors are merged; with the last of them, let go of what merging needed.
+
+        mergekit 0.1.5 caches a method of its planner with the planner itself (`_model_arch`,
+        mergekit/plan.py), so that plans may live as long as the process.
+        """
+        with self._lock:
+            self._merged.update(names)
+            if len(self._merged) == len(self.tensors):
+                self._merged.clear()
+                self._allocation = self._thresholds = self.listener = None
 
     def fingerprint(self) -> list[object]:
         """Plain data that differs where deltas or parameters do."""

@@ -26,6 +26,7 @@ from mergekit.plan import MergePlanner
 from mergekit.sparsify import magnitude
 
 from dppa_mergekit import DppaError, allocation, planning
+from dppa_mergekit.deltas import Delta
 from dppa_mergekit.measurement import TensorSource
 
 Tensors = dict[str, torch.Tensor]
@@ -387,6 +388,16 @@ def test_mergekits_executor_of_several_devices(
     # Of the statistics, each tensor is read once, or twice for its tails, as by one device.
     assert sorted(measured) == names
     assert len(names) >= len(wanted)
+
+
+def test_a_merge_that_has_ended_lets_go(family: Path, merge: Merge) -> None:
+    """mergekit's planners live on; what merging needed does not."""
+    for method in ("dppa", "dare_dpa", "dppa_ties"):
+        merge(recipe(family, method, MODELS))
+    gc.collect()
+    assert not [
+        each for each in gc.get_objects() if isinstance(each, (allocation.Allocation, Delta))
+    ]
 
 
 def test_truncated_vocabularies(family: Path, merge: Merge) -> None:
