@@ -75,9 +75,9 @@ PLAN = Plan(
     factors=(1.5, 2.0, 2.5, 3.0),
     candidates=20,
     weighings=16,
-    steps=60,
+    steps=36,
     states=7,
-    learning_rate=1e-2,
+    learning_rate=2e-2,
     dev_items=50,
     test_items=200,
 )
