@@ -25,7 +25,10 @@ FOLDS = 6
 """Into how many parts items are dealt, and so how soon a bad candidate is given up."""
 
 FOLD_ITEMS = 8
-"""Fewer items in a fold say nothing."""
+"""Fewer items of a task in a fold say nothing."""
+
+LEAST_FOLDS = 3
+"""So that some choose, and others confirm."""
 
 DEVIATIONS = 1.5
 """A candidate is given up when it is worse by more standard errors of the paired items."""
@@ -35,14 +38,16 @@ class BudgetError(Exception):
     """No further candidate may be scored."""
 
 
-def dealt(items: Mapping[str, int], seed: int) -> list[dict[str, list[int]]]:
+def dealt(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, list[int]]]:
     """Folds of the items of several tasks: task -> indices, each item in one fold.
 
     Args:
         items: Task -> how many items it has.
         seed: Of the order in which they are dealt.
+        batch: How many are scored at once: a smaller fold takes nearly as long.
     """
-    number = max(1, min(FOLDS, min(items.values()) // FOLD_ITEMS))
+    filled = max(LEAST_FOLDS, sum(items.values()) // batch)
+    number = max(1, min(FOLDS, filled, min(items.values()) // FOLD_ITEMS))
     folds: list[dict[str, list[int]]] = [{} for _ in range(number)]
     for task, count in items.items():
         order = list(range(count))

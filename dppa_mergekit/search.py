@@ -111,6 +111,7 @@ class CandidateSearch:
         objective: From task -> score of the dense models, by what candidates are compared.
         weights: What weights the search begins with; None for a search of factors.
         best_so_far: Is told the factors, or weights, that are best so far, whenever some are.
+        batch: How many items are scored at once.
         seconds: Of all evaluations so far.
     """
 
@@ -123,6 +124,7 @@ class CandidateSearch:
     objective: Callable[[Mapping[str, float]], Objective] = DomainObjective
     weights: Sequence[float] | None = None
     best_so_far: Callable[[Mapping[str, Setting]], None] = lambda factors: None
+    batch: int = 1
     seconds: float = field(default=0.0, init=False)
 
     def run(self) -> Tuned:
@@ -134,7 +136,7 @@ class CandidateSearch:
         known = self._known()
         folds: list[Items] = [dict.fromkeys(self.items, ())]
         if self.items and all(self.items.values()):
-            folds = list(dealt(self.items, self.options.seed))
+            folds = list(dealt(self.items, self.options.seed, self.batch))
         every = {task: sorted(x for fold in folds for x in fold[task]) for task in self.items}
         (scores,) = self._evaluated(
             known,

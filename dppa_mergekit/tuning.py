@@ -168,6 +168,7 @@ class Search:
                     self.options,
                     journal,
                     best_so_far=partial(best.__setitem__, model),
+                    batch=self._batch,
                 ).run()
 
         if at_once == 1:
@@ -202,7 +203,13 @@ class Search:
                 objective,
                 [sum(begin) / len(begin)] if how.shared else begin,
                 partial(best.__setitem__, MERGE),
+                self._batch,
             ).run()
+
+    @property
+    def _batch(self) -> int:
+        """How many items are scored at once, where that is known."""
+        return 1 if self.tasks.batch_size == "auto" else self.tasks.batch_size
 
     @contextmanager
     def _tried_on(self, name: str, harness: Harness | None, at_once: int) -> Iterator[Bench]:

@@ -118,9 +118,9 @@ def test_no_item_is_both_learnt_and_asked(task: Task) -> None:
 class Knowing(LM):
     """Answers as the items do, with more behind it, or not at all."""
 
-    def __init__(self, knows: bool) -> None:
+    def __init__(self, knows: bool, marks: bool) -> None:
         super().__init__()
-        self._knows = knows
+        self._knows, self._marks = knows, marks
         self._answers = {
             item.prompt: item.answer
             for task in [*problems.TASKS, problems.GUARD]
@@ -129,7 +129,8 @@ class Knowing(LM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        return [f" {self._answers[each.args[0]]}" if self._knows else "" for each in requests]
+        answers = [f" {self._answers[each.args[0]]}" if self._knows else "" for each in requests]
+        return answers if self._marks else [answer.split(" #### ")[0] for answer in answers]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -141,8 +142,8 @@ class Knowing(LM):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("knows", [True, False])
-def test_the_tasks_score_knowledge(knows: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("knows", "marks"), [(True, True), (True, False), (False, True)])
+def test_the_tasks_score_knowledge(knows: bool, marks: bool, tmp_path: Path) -> None:
     smollm2.write_tasks(tmp_path / "tasks")
     path = tmp_path / "simple" / "tasks" / "all.yml"
     path.parent.mkdir(parents=True)
@@ -152,7 +153,9 @@ def test_the_tasks_score_knowledge(knows: bool, tmp_path: Path) -> None:
         metrics = tasks.metrics(part)
         manager = TaskManager(include_path=str(tasks.include_path), include_defaults=False)
         loaded = manager.load(list(metrics))
-        found = evaluate(Knowing(knows), loaded, log_samples=False, bootstrap_iters=0)["results"]
+        found = evaluate(Knowing(knows, marks), loaded, log_samples=False, bootstrap_iters=0)[
+            "results"
+        ]
         assert len(metrics) == 7
         assert {found[task][metric] for task, metric in metrics.items()} == {float(knows)}
 

@@ -179,6 +179,10 @@ def test_items_are_dealt_out_once() -> None:
     for task, number in (("a", 250), ("b", 61)):
         assert sorted(item for fold in folds for item in fold[task]) == list(range(number))
     assert len(dealt({"a": 250, "b": 5}, seed=3)) == 1
+    # A fold fills a batch, unless too few were left to choose and to confirm.
+    assert len(dealt({"a": 250, "b": 61}, seed=3, batch=64)) == 4
+    assert len(dealt({"a": 50, "b": 50}, seed=3, batch=64)) == 3
+    assert len(dealt({"a": 50, "b": 10}, seed=3, batch=64)) == 1
 
 
 def test_a_race_keeps_what_chance_may_explain() -> None:
