@@ -248,7 +248,7 @@ def test_weights_of_the_whole_merge(
             each["parameters"]["weight"] = start
 
     recipe = changed(saved, tmp_path, "recipe.yml", change)
-    result = command("--tune=weights", "--max-evaluations=9", recipe=recipe)
+    result = command("--tune=weights", "--max-evaluations=16", recipe=recipe)
     assert result.exit_code == 0, result.output
     before, tuned = (
         yaml.safe_load(path.read_text(encoding="utf-8"))
