@@ -18,7 +18,10 @@ import torch
 
 from dppa_mergekit.errors import CheckpointError, first_line
 
-PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "BOOL"})
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
+"""As safetensors names them: what can be merged."""
+
+PLAIN_DTYPES = FLOATING | {"I64", "BOOL"}
 """Dtypes, in the names of safetensors headers, that hold values themselves: floats, and the
 integers of buffers. All others need scales that a merge does not see."""
 

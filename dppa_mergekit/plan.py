@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dppa_mergekit.allocation import Allocation
 from dppa_mergekit.cache import Place, folder, place_of
-from dppa_mergekit.checkpoints import PLAIN_DTYPES, Checkpoint, Header
+from dppa_mergekit.checkpoints import FLOATING, PLAIN_DTYPES, Checkpoint, Header
 from dppa_mergekit.combination import Listener
 from dppa_mergekit.density import DynamicPruning
 from dppa_mergekit.errors import CheckpointError, RecipeError
@@ -158,6 +158,7 @@ class Plan:
     _without: set[ModelReference] = field(default_factory=set)
     _allocation: Allocation | None = None
     _thresholds: Thresholds | None = None
+    _awaited: set[str] = field(default_factory=set)
     _merged: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -175,8 +176,11 @@ class Plan:
                     f"{model}: there is no weight for {planned.name}; every fine-tuned model needs "
                     f"one for every tensor, so filters need a last entry without a filter."
                 )
-        self._check_headers(planned)
+        base = self._check_headers(planned)
         self.tensors[planned.name] = planned
+        # Of integers, mergekit copies the base's and does not ask us.
+        if base is None or base.dtype in FLOATING:
+            self._awaited.add(planned.name)
 
     def allocation(self, pruning: Callable[[Mapping[str, object]], DynamicPruning]) -> Allocation:
         """The allocation of this merge; made once, when all tensors are planned.
@@ -204,7 +208,7 @@ class Plan:
         """
         with self._lock:
             self._merged.update(names)
-            if len(self._merged) == len(self.tensors):
+            if self._merged >= self._awaited:
                 self._merged.clear()
                 self._allocation = self._thresholds = self.listener = None
 
@@ -312,7 +316,8 @@ class Plan:
                     f"allocates its density over whole models, so every layer must stay in place."
                 )
 
-    def _check_headers(self, planned: PlannedTensor) -> None:
+    def _check_headers(self, planned: PlannedTensor) -> Header | None:
+        """Refuse what headers show to be unmergeable; the base's header, where there is one."""
         headers: dict[ModelReference, Header] = {}
         for model, load in planned.loads.items():
             checkpoint = self._checkpoint(model, load)
@@ -338,6 +343,7 @@ class Plan:
                     f"{model}: tensor {planned.name} has shape {list(header.shape)}; that of the "
                     f"base model {planned.base} has {list(base.shape)}.{hint}"
                 )
+        return base
 
     def _check_all_headers(self, model: ModelReference, checkpoint: Checkpoint) -> None:
         """Look at all stored linears, once: some are packed into others when they are read."""

@@ -6,7 +6,9 @@ It needs the extra `ray`. A worker that is lost is started anew, and its trial i
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,12 +123,15 @@ def connected(cluster: Cluster) -> Iterator[None]:
     except ImportError as error:
         raise DppaError("Several workers need Ray: pip install 'dppa-mergekit[ray]'.") from error
     _refuse_silent(cluster.address)
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False)
     # Whatever Ray raises for an address where none answers.
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise DppaError(f"No Ray cluster at {cluster.address} ({reason}).") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, ours)  # Ray's ends a process without a word
     try:
         yield
     finally:

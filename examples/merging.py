@@ -7,6 +7,7 @@ Merges of two and of three domains (as in the paper's Tables 5 and 6), each prun
 most of whose candidates are given up on a part of the items, or by AdaMerging. The table on stdout
 shows the Domain-Ratios on the test parts. What is finished is kept in FOLDER, which `strategies.py`
 may share: the same command goes on, and several processes may share it, each with seeds of its own.
+A FOLDER is of one version of this file.
 """
 
 from __future__ import annotations

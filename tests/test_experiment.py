@@ -23,7 +23,7 @@ def subject(folder: Path, name: str = "one", device: str = "cpu") -> Subject:
 
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What was asked of a command that stands in for ours; `fail.yml` is beyond it."""
+    """What was asked of a command that stands in for ours; some recipes are beyond it."""
     asked: list[tuple[str, ...]] = []
 
     @click.command(context_settings={"ignore_unknown_options": True})
@@ -32,11 +32,13 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]
         asked.append(arguments)
         if "fail.yml" in arguments:
             raise KeyError("density")
+        if "stop.yml" in arguments:
+            raise KeyboardInterrupt
         Path(arguments[arguments.index("--output") + 1]).write_text("found\n")
 
     monkeypatch.setattr(command, "main", main)
     monkeypatch.chdir(tmp_path)
-    for name in ("recipe.yml", "fail.yml"):
+    for name in ("recipe.yml", "fail.yml", "stop.yml"):
         Path(name).write_text("weight: 1\n")
     return asked
 
@@ -56,6 +58,12 @@ def test_a_command_ends_once_for_the_same_files(ran: list[tuple[str, ...]], tmp_
     Path("tuned.yml").unlink()
     one._command(*asked)
     assert len(ran) == 4
+    # What is there is of the last of them; the journal of another is no use.
+    Path("tuned.yml.journal.jsonl").write_text("{}")
+    Path("recipe.yml").write_text("weight: 1\n")
+    one._command(*asked)
+    assert len(ran) == 5
+    assert not Path("tuned.yml.journal.jsonl").exists()
     lines = Path("commands.txt").read_text().splitlines()
     assert [line.split("  # ")[0] for line in lines] == [
         f"mergekit-dppa {' '.join(arguments)}" for arguments in ran
@@ -73,6 +81,20 @@ def test_a_command_that_fails_is_named_and_begins_anew(
         assert raised.value.message == said
     assert len(ran) == 2
     assert "Traceback" in Path("log.txt").read_text()
+    assert not Path("commands.txt").exists()
+
+
+def test_ctrl_c_ends_a_worker(
+    ran: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(status: int) -> None:
+        raise BrokenProcessPool(status)
+
+    monkeypatch.setattr("os._exit", ended)
+    one = Experiment(subject(tmp_path), miniature.PLAN)
+    part = partial(one._command, "search", "stop.yml", "--output", "tuned.yml")
+    with pytest.raises(BrokenProcessPool, match="130"):
+        experiment._work(partial(one.run, part))
     assert not Path("commands.txt").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from dppa_mergekit.records import read_records, write_record
@@ -10,7 +11,8 @@ from dppa_mergekit.records import read_records, write_record
 WRITERS, RECORDS = 4, 8
 
 
-def write_some(folder: Path, writer: int) -> None:
+def write_some(folder: Path, writer: int, ready: Barrier) -> None:
+    ready.wait()
     for number in range(RECORDS):
         output = folder / f"{writer}_{number}.yml"
         output.write_text("merge_method: dppa\n")
@@ -19,8 +21,10 @@ def write_some(folder: Path, writer: int) -> None:
 
 def test_commands_that_end_at_the_same_time_keep_each_others_records(tmp_path: Path) -> None:
     spawning = multiprocessing.get_context("spawn")
+    ready = spawning.Barrier(WRITERS)
     writers = [
-        spawning.Process(target=write_some, args=(tmp_path, writer)) for writer in range(WRITERS)
+        spawning.Process(target=write_some, args=(tmp_path, writer, ready))
+        for writer in range(WRITERS)
     ]
     for each in writers:
         each.start()

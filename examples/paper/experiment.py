@@ -49,6 +49,9 @@ PRUNINGS: dict[str, tuple[str, Plain]] = {
 """Pruning without factors -> merge method and its parameters. `dare` prunes every tensor, as
 mergekit does; `dare_linears` prunes what DP prunes."""
 
+TABLES = {"analyze": "analysis.json", "evaluate": "evaluation.json"}
+"""What a command writes that is given a folder."""
+
 AMPLIFIED = ("dppa", "dare_dpa")
 """Merge methods with factors."""
 
@@ -137,11 +140,13 @@ def measure(
             _refuse_others(each, plan)
         pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin)
         held.callback(pool.shutdown, cancel_futures=True)
-        if _failed({pool.submit(training): "training" for training in trainings}):
+        if _failed({pool.submit(_work, training): "training" for training in trainings}):
             raise click.ClickException("Not all models are trained.")
         for stage in STAGES:
             parts = [(name, part) for name, each in going.items() for part in stage(each)]
-            running = {pool.submit(going[name].run, part): name for name, part in parts}
+            running = {
+                pool.submit(_work, partial(going[name].run, part)): name for name, part in parts
+            }
             for name in _failed(running):
                 del going[name]
     failed = sorted({each.name for each in subjects} - set(going))
@@ -161,6 +166,14 @@ def _begin() -> None:
         os._exit(1)
 
     threading.Thread(target=end, daemon=True).start()
+
+
+def _work(part: Part) -> None:
+    """Do a part in a worker; Ctrl-C ends the worker, so that what waits for it is not begun."""
+    try:
+        part()
+    except (click.Abort, KeyboardInterrupt, SystemExit):
+        os._exit(130)
 
 
 def _failed(running: Mapping[Future[None], str]) -> set[str]:
@@ -212,13 +225,11 @@ class Experiment:
     plan: Plan
 
     def run(self, part: Part) -> None:
-        """Measure a part, as far as that is not done yet; in a process that does nothing else."""
+        """Measure a part, as far as that is not done yet."""
         here = Path.cwd()
         os.chdir(self.subject.folder)
         try:
             part()
-        except (click.Abort, KeyboardInterrupt, SystemExit):
-            os._exit(130)  # the parts that wait for this process are not begun
         finally:
             os.chdir(here)
 
@@ -448,11 +459,14 @@ class Experiment:
             arguments = (*arguments, "--device", self.subject.device)
         typed = " ".join(["mergekit-dppa", *arguments])
         output = arguments[arguments.index("--output") + 1]
-        line = f"{typed}  # {_digest(each for each in arguments if each != output)}"
+        digest = _digest(each for each in arguments if each != output)
         listed = Path("commands.txt")
-        ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
-        if line in ended and Path(output).exists():
+        lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
+        ended = dict(line.split("  # ") for line in lines)  # of one that ran twice, the last
+        if ended.get(typed) == digest and Path(output, TABLES.get(arguments[0], "")).exists():
             return
+        if typed in ended:
+            Path(f"{output}.journal.jsonl").unlink(missing_ok=True)  # of another recipe
         began = time.monotonic()
         logging.getLogger().handlers.clear()  # the last command's writes to a file that is closed
         with (
@@ -462,12 +476,14 @@ class Experiment:
         ):
             try:
                 main.main(list(arguments), "mergekit-dppa", standalone_mode=False)
+            except click.Abort:
+                raise
             except Exception as error:
                 traceback.print_exc()
                 said = error.message if isinstance(error, click.ClickException) else repr(error)
                 raise click.ClickException(f"{typed}: {said}") from error
         with listed.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+            file.write(f"{typed}  # {digest}\n")
         seconds = time.monotonic() - began
         click.echo(f"{self.subject.name}: {typed:.100} ({seconds:.0f} s)", err=True)
 
