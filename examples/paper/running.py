@@ -1,7 +1,7 @@
 """Trainings and experiments, as many at a time as there are cores.
 
 In:  trainings, and the subjects of experiments, whose models they make.
-Out: every subject's `results.json`. What was killed goes on; what fails is named, and the rest goes on.
+Out: every subject's `results.json`. What was killed goes on; if one fails, the others go on.
 """
 
 from __future__ import annotations
