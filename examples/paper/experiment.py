@@ -374,12 +374,16 @@ class Experiment:
                 raise
             except Exception as error:
                 traceback.print_exc()
-                said = error.message if isinstance(error, click.ClickException) else repr(error)
-                raise click.ClickException(f"{typed}: {said}") from error
+                raise click.ClickException(f"{typed}: {told(error)}") from error
         with listed.open("a", encoding="utf-8") as file:
             file.write(f"{typed}  # {digest}\n")
         seconds = time.monotonic() - began
         click.echo(f"{self.subject.name}: {typed:.100} ({seconds:.0f} s)", err=True)
+
+
+def told(error: BaseException) -> str:
+    """An error as people read it."""
+    return error.message if isinstance(error, click.ClickException) else repr(error)
 
 
 def _digest(arguments: Iterable[str]) -> str:

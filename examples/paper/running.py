@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -20,14 +20,14 @@ from pathlib import Path
 
 import click
 import torch
-from experiment import STAGES, Experiment, Part, Plain, Plan, Subject, read_json
+from experiment import STAGES, Experiment, Part, Plain, Plan, Subject, read_json, told
 from filelock import FileLock, Timeout
 
 from dppa_mergekit.tasks import folder_hash
 
 
 def measure(
-    subjects: Sequence[Subject], trainings: Sequence[Callable[[], None]], plan: Plan, jobs: int
+    subjects: Sequence[Subject], trainings: Sequence[Part], plan: Plan, jobs: int
 ) -> dict[str, Plain]:
     """Train and measure subjects, and give what was measured, by name.
 
@@ -92,8 +92,7 @@ def _failed(running: Mapping[Future[None], str]) -> set[str]:
         if isinstance(error, BrokenProcessPool):
             raise click.ClickException("A process was killed; the same command goes on.")
         if error is not None:
-            said = error.message if isinstance(error, click.ClickException) else repr(error)
-            click.echo(f"{running[ended]}: {said}", err=True)
+            click.echo(f"{running[ended]}: {told(error)}", err=True)
             failed.add(running[ended])
     return failed
 
