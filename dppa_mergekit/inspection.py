@@ -137,7 +137,8 @@ def _visit(
     """Look at the linears of one tensor, and add what is found to the models and pairs."""
     tensors = planned.load()
     base = tensors[planned.base]
-    present = [model for model in planned.models if model in tensors]
+    # In one order for all tensors: slices may list the models in different ones.
+    present = [model for model in models if model in planned.models and model in tensors]
     deltas = {model: linear_deltas(base, tensors[model], held) for model in present}
     rows, columns = base.shape[-2:]
     for expert in range(held if present else 0):
@@ -147,7 +148,10 @@ def _visit(
             [
                 PartitionAmplification().pruning(
                     delta,
-                    {rate: allocation.kept(model, by, 1 - rate / 100)[linear] for rate in RATES},
+                    {
+                        rate: allocation.kept(model, by, (100 - rate) / 100)[linear]
+                        for rate in RATES
+                    },
                 )
                 for model, delta in zip(present, of_linear, strict=True)
             ]

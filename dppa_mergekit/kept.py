@@ -1,7 +1,8 @@
 """Kept sets of linears that a merge finds, and of what an earlier merge of the same files found.
 
 A kept set depends on the delta and on its count alone, and is two numbers. So the next merge at
-the same densities, of other weights and factors too, need not look for thresholds again.
+the same densities, of other weights too, need not look for thresholds again; nor of other factors,
+unless two partitions of one factor now have different ones, and a boundary between them.
 """
 
 import threading

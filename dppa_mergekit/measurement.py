@@ -346,7 +346,9 @@ def _refuse_non_finite(name: str, tensors: Mapping[Hashable, torch.Tensor], alwa
     """
     for model, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{model}: tensor {name} holds NaN or infinity.")
+            # float16 alone is so narrow that the recipe's cast may be what did it.
+            narrow = " in float16, which ends at 65504" * (tensor.dtype == torch.float16)
+            raise CheckpointError(f"{model}: tensor {name} holds NaN or infinity{narrow}.")
     if always:
         raise CheckpointError(
             f"{' and '.join(str(model) for model in tensors)}: the difference of tensor {name} "

@@ -2,7 +2,7 @@
 
 Deltas are counted by the upper 16 bits of their float32: sign, exponent and 7 bits of the mantissa.
 A bin is 2^-7 of its values wide, so that its middle is off by 2^-8 of the value at most. Least and
-largest delta, and the sum of squares, are exact.
+largest delta are exact; squares are summed in float32 within a chunk, and exactly over chunks.
 """
 
 from __future__ import annotations

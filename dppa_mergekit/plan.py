@@ -216,14 +216,14 @@ class Plan:
         """Plain data that differs where deltas or parameters do."""
         return [
             self.method,
-            [[str(model), content] for model, content in self._depends.items()],
+            sorted(([str(model), content] for model, content in self._depends.items()), key=str),
             [
                 [
-                    name,
+                    each.name,
                     _plain(each.shared),
                     sorted((str(m), _plain(p)) for m, p in each.per_model.items()),
                 ]
-                for name, each in self.tensors.items()
+                for each in self._by_name
             ],
         ]
 
@@ -256,7 +256,7 @@ class Plan:
         pairs = [pruning(planned.shared).multiples for planned in self.tensors.values()]
         multiples = [each for each in dict.fromkeys(pairs) if each is not None]
         return Allocation(
-            [self._source(planned) for planned in self.tensors.values()],
+            [self._source(planned) for planned in self._by_name],
             densities,
             multiples,
             None if self.quiet else progress_bar,
@@ -289,15 +289,17 @@ class Plan:
     def _depends(self) -> dict[Hashable, list[object]]:
         """Model -> plain data that differs where its deltas do: files, tensors, dtypes."""
         files = {model: checkpoint.fingerprint() for model, checkpoint in self._checkpoints.items()}
-        bases = dict.fromkeys(planned.base for planned in self.tensors.values())
+        bases = list(dict.fromkeys(planned.base for planned in self._by_name))
         tensors: dict[Hashable, list[object]] = {}
-        for planned in self.tensors.values():
+        for planned in self._by_name:
             for model in planned.models:
                 tensors.setdefault(model, []).append(
                     [
                         planned.name,
                         planned.vocabulary,
                         planned.aligned,
+                        bases.index(planned.base),
+                        self._is_double(planned),
                         reading(planned.loads[planned.base]),
                         reading(planned.loads[model]),
                     ]
@@ -306,6 +308,22 @@ class Plan:
             model: [[files[base] for base in bases], files[model], of_model]
             for model, of_model in tensors.items()
         }
+
+    @property
+    def _by_name(self) -> list[PlannedTensor]:
+        """The tensors in an order that is the same in every process; mergekit-pytorch's is not."""
+        return [self.tensors[name] for name in sorted(self.tensors)]
+
+    def _is_double(self, planned: PlannedTensor) -> bool:
+        """Whether one of its inputs, and so every delta of it, is in float64."""
+        for model, load in planned.loads.items():
+            checkpoint = self._checkpoint(model, load)
+            stored = checkpoint.stored_name(possible_names(load))
+            if stored is not None:
+                cast = (load.dtype or "").removeprefix("torch.")
+                if cast == "float64" or (not cast and checkpoint.header(stored).dtype == "F64"):
+                    return True
+        return False
 
     def _refuse_moved_layers(self, planned: PlannedTensor) -> None:
         for model, load in planned.loads.items():

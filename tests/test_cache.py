@@ -2,12 +2,14 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import recipe, save_family, tensors_of, unequal
+from checkpoints import recipe, save_family, tensors_of, unequal, write_recipe
 from click.testing import Result
 from safetensors.torch import load_file, save_file
 
@@ -192,6 +194,66 @@ def test_kept_sets_of_float64_are_others(
     # Beside a model of float64, the deltas of the other are float64 too.
     assert selected == [linears, 0, 2 * linears, 0]
     assert unequal(tensors_of(tmp_path / "2"), tensors_of(tmp_path / "3")) == []
+
+
+def test_statistics_beside_float64_are_others(
+    tmp_path: Path, run_yaml: Callable[..., Result], kept: Path, measured: list[list[str]]
+) -> None:
+    family = save_family(tmp_path / "family")
+    both = recipe(family)
+    assert run_yaml({**both, "models": both["models"][:1]}).exit_code == 0
+    file = family / "law" / "model.safetensors"
+    save_file({name: each.double() for name, each in load_file(file).items()}, file)
+    assert run_yaml(both).exit_code == 0
+    assert measured == [["math"], ["math", "law"]]
+
+
+def test_a_slice_with_a_base_of_its_own(
+    tmp_path: Path,
+    merge: Callable[..., dict[str, torch.Tensor]],
+    kept: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = save_family(tmp_path / "family", tuned=("math", "second"), num_hidden_layers=4)
+
+    def sliced(until: int) -> dict[str, object]:
+        def of_base(base: str, *layers: int) -> dict[str, object]:
+            sources = [
+                {"model": str(family / name), "layer_range": layers, "parameters": parameters}
+                for name, parameters in ((base, {}), ("math", {"weight": 0.6, "density": 0.2}))
+            ]
+            return {"base_model": str(family / base), "sources": sources}
+
+        return {
+            "merge_method": "dppa",
+            "base_model": str(family / "base"),
+            "slices": [of_base("base", 0, until), of_base("second", until, 4)],
+        }
+
+    merge(sliced(1), output="other")
+    after_other = merge(sliced(3), output="after")
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", "off")
+    assert unequal(merge(sliced(3)), after_other) == []
+
+
+def test_the_order_of_mergekit_pytorch_is_none(tmp_path: Path) -> None:
+    family = save_family(tmp_path / "family")
+    content = recipe(family)
+    content["base_model"] += "/model.safetensors"
+    for each in content["models"]:
+        each["model"] += "/model.safetensors"
+    write_recipe(tmp_path / "recipe.yml", content)
+    numbers = []
+    for seed in ("1", "2"):
+        environment = {
+            **os.environ,
+            "DPPA_MERGEKIT_CACHE": str(tmp_path / "kept"),
+            "PYTHONHASHSEED": seed,
+        }
+        command = [Path(sys.executable).with_name("mergekit-pytorch"), "recipe.yml", f"out_{seed}"]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+        numbers.append(len(list((tmp_path / "kept").iterdir())))
+    assert numbers == [4, 4]
 
 
 @pytest.mark.parametrize("multiple", [0.3, 2.0, 5.0])
