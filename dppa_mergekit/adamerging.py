@@ -220,6 +220,13 @@ class _Run:
         self._table = [list(by_block[model].values()) for model in merge.recipe.tuned()]
         if not descent.per_block:
             self._table = [[sum(row) / len(row)] for row in self._table]
+        for model, row in zip(merge.recipe.tuned(), self._table, strict=True):
+            for weight in row:
+                if not 0 <= weight <= 1:
+                    raise DppaError(
+                        f"{merge.recipe.origin}: the weight of {model} begins at {weight:g}; "
+                        f"weights are learned from 0 to 1."
+                    )
 
     def start(self) -> State:
         """The state before the first step."""

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Protocol
 from dppa_mergekit.combination import Combined
 from dppa_mergekit.distillation import Descent, distilled
 from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.prompt_tokens import shortened
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.resident import ResidentModel, merged
 from dppa_mergekit.scores import Score, Scores
+from dppa_mergekit.teacher import ANSWER_TOKENS
 from dppa_mergekit.unmerged import AS_STORED, Placement, Unmerged
 
 if TYPE_CHECKING:
@@ -163,9 +165,12 @@ class LiveBench(OneByOne):
     def _prompts(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Items
     ) -> list[list[int]]:
-        if self.prompts is None:
-            return self.scorer.prompts(model, tokenizer, items)
-        return [tokenizer(text)["input_ids"] for text in self.prompts]
+        tokens = (
+            self.scorer.prompts(model, tokenizer, items)
+            if self.prompts is None
+            else [tokenizer(text)["input_ids"] for text in self.prompts]
+        )
+        return shortened(self.model, tokens, model, ANSWER_TOKENS)
 
     def _loaded(self) -> ResidentModel:
         if self._resident is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
-from dppa_mergekit.scores import Estimate, Objective, Scores, joined
+from dppa_mergekit.scores import DEVIATIONS, Estimate, Objective, Scores, joined
 
 Candidate: TypeAlias = tuple[int, ...]
 """Factors or weights, in hundredths."""
@@ -29,9 +29,6 @@ FOLD_ITEMS = 8
 
 LEAST_FOLDS = 3
 """So that some choose, and others confirm."""
-
-DEVIATIONS = 1.5
-"""A candidate is given up when it is worse by more standard errors of the paired items."""
 
 
 class BudgetError(Exception):

@@ -9,7 +9,8 @@ import contextlib
 import difflib
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.errors import DppaError, first_line
@@ -121,6 +122,7 @@ class Harness:
         """
         from lm_eval import evaluate
 
+        self._draw_shots_anew(items)
         with _quiet():
             results = evaluate(
                 self._language_model(model, tokenizer),
@@ -150,6 +152,7 @@ class Harness:
             tokenizer: Its tokenizer.
             items: Task -> indices of its items.
         """
+        self._draw_shots_anew(items)
         with _quiet():
             language_model = self._language_model(model, tokenizer)
             texts: dict[str, None] = {}
@@ -166,6 +169,14 @@ class Harness:
                 )
                 texts.update((str(each.args[0]), None) for each in loaded.instances)
             return [list(language_model.tok_encode(text)) for text in texts]
+
+    def _draw_shots_anew(self, tasks: Iterable[str]) -> None:
+        """Let the same items have the same few-shot examples every time.
+
+        lm-eval draws them from one stream of random numbers, on and on from call to call.
+        """
+        for task in tasks:
+            self._tasks[task].set_fewshot_seed(FEWSHOT_SEED)
 
     def _language_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFLM:
         from lm_eval.models.huggingface import HFLM
@@ -187,7 +198,7 @@ class Harness:
             for sample in samples
             if sample["filter"] == chosen and isinstance(sample.get(metric), (int, float))
         ]
-        if not items or abs(sum(items) / len(items) - value) > 1e-6:
+        if not items or not _is_mean(self._tasks[task].aggregation()[metric]):
             return Score(value)
         return Score.of(items)
 
@@ -199,6 +210,16 @@ class Harness:
             raise TasksError(
                 f"Task {task} has no metric {metric!r}; it has {', '.join(sorted(known))}."
             )
+        if not loaded.higher_is_better().get(metric.partition(",")[0], True):
+            raise TasksError(
+                f"Task {task}: of {metric}, less is better; allowed is a metric that grows with "
+                f"skill."
+            )
+        if getattr(loaded, "UNSAFE_CODE", False):
+            raise TasksError(
+                f"Task {task} runs code that models write (unsafe_code), which is not done here; "
+                f"score it by a command of your own (--score-command)."
+            )
 
     def _configure(self, task: ConfigurableTask) -> None:
         shots = self._settings.num_fewshot
@@ -208,12 +229,25 @@ class Harness:
             task.set_config("num_fewshot", shots or 0)
         if self._settings.gen_kwargs and task.get_config("output_type") == "generate_until":
             task.set_config("generation_kwargs", dict(self._settings.gen_kwargs), update=True)
-        task.set_fewshot_seed(FEWSHOT_SEED)
+
+
+def release() -> str:
+    """Of lm-eval: another may score otherwise."""
+    return version("lm_eval")
 
 
 def known_tests(metrics: Iterable[str]) -> list[str]:
     """The tasks that are public test splits, which a search must not see."""
     return [task for task in metrics if task in KNOWN_TESTS or task.startswith(("mmlu_", "bbh_"))]
+
+
+def _is_mean(aggregation: Callable[[list[float]], object]) -> bool:
+    """Whether a task's metric is the mean of its items, by what it makes of three of them."""
+    try:
+        return abs(_number(aggregation([0.0, 0.0, 1.0])) - 1 / 3) < 1e-6
+    # Whatever an aggregation raises that is of anything but numbers.
+    except Exception:
+        return False
 
 
 def _number(value: object) -> float:

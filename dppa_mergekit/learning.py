@@ -27,11 +27,11 @@ from dppa_mergekit.adamerging import (
 )
 from dppa_mergekit.curves import draw_learning, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.harness import Harness
+from dppa_mergekit.harness import Harness, release
 from dppa_mergekit.journal import Entry, Journal, opened
 from dppa_mergekit.merge_benches import MergeBench, experts_of, objective_of
 from dppa_mergekit.objectives import Domain, check_objective, merge_and_losses, of_prompts
-from dppa_mergekit.outputs import check_output, write_whole
+from dppa_mergekit.outputs import check_recipe_output, write_whole
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.records import write_record
@@ -115,7 +115,7 @@ class AdaMerge:
 
     def _check(self) -> None:
         check_method(self.recipe)
-        check_output(self.output)
+        check_recipe_output(self.output)
         tasks = self.tasks
         if not self.prompts and tasks is None:
             raise DppaError("There are no prompts: give --prompts, or a tasks file with --tasks.")
@@ -194,6 +194,7 @@ class AdaMerge:
         del descent["steps"], descent["patience"]
         return {
             "version": __version__,
+            "lm_eval": None if self.tasks is None else release(),
             "recipe": self.recipe.content,
             "prompts": {
                 name: [asdict(each) for each in prompts] for name, prompts in self.prompts.items()

@@ -13,6 +13,16 @@ def check_output(path: Path) -> None:
         raise DppaError(f"{path} cannot be written: its folder must exist, and be open.")
 
 
+def check_recipe_output(path: Path) -> None:
+    """Refuse the output of a recipe that cannot be written, or would be taken for a table."""
+    check_output(path)
+    if path.suffix not in (".yml", ".yaml"):
+        raise DppaError(
+            f"{path} is no name of a recipe: allowed are .yml and .yaml; tables and pictures go "
+            f"beside it under other endings."
+        )
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file under another name first, so that it is there as a whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")

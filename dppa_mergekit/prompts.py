@@ -29,7 +29,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         DppaError: It cannot be read, or holds none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
     except (OSError, UnicodeDecodeError) as error:
         raise DppaError(f"{path} cannot be read: {error}.") from error
     prompts = [

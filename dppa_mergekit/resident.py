@@ -208,6 +208,10 @@ class ResidentModel:
             yield found
 
 
+RANDOM_SEED = 0
+"""Of what mergekit draws."""
+
+
 @contextmanager
 def merged(
     recipe: Recipe,
@@ -217,7 +221,7 @@ def merged(
 ) -> Iterator[Path]:
     """The folder of a merge by mergekit, for as long as it is needed.
 
-    What mergekit draws at random is what its `--random-seed 0` draws.
+    What mergekit draws at random is what its `--random-seed` RANDOM_SEED draws.
     """
     from mergekit.io.tasks import LoaderCache
     from mergekit.merge import MergeOptions, run_merge
@@ -228,7 +232,7 @@ def merged(
     with tempfile.TemporaryDirectory(prefix=".dppa-", dir=workspace) as folder:
         LoaderCache.loaders.clear()
         with listening(listener), torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(RANDOM_SEED)
             run_merge(recipe.configuration(), folder, options)
         LoaderCache.loaders.clear()
         yield Path(folder)

@@ -120,7 +120,7 @@ def smoothed_ratio(scores: Scores, dense: Mapping[str, float]) -> float:
 def _smoothed(score: Score) -> float:
     number = len(score.items)
     if number == 0:
-        return max(score.value, 1e-9)
+        return max(1e-9, score.value)  # in this order, what is no number is the least
     return (max(0.0, score.value) * number + 0.5) / (number + 1)
 
 
@@ -201,6 +201,9 @@ class DomainObjective:
 LOST = 1e6
 """What a share of a guard's score, lost beyond what is allowed, weighs: more than any ratio."""
 
+DEVIATIONS = 1.5
+"""By more standard errors than these, a difference is no chance."""
+
 
 @dataclass(frozen=True)
 class MergeObjective:
@@ -223,8 +226,12 @@ class MergeObjective:
         return self._of([each.exact(scores) for each in self._each]) - self._lost(scores)
 
     def smoothed(self, scores: Scores) -> float:
-        """The same by smoothed Domain-Ratios."""
-        return self._of([each.smoothed(scores) for each in self._each]) - self._lost(scores)
+        """The same by smoothed Domain-Ratios; of a guard, only what chance does not explain.
+
+        On the few items that candidates meet on first, one item may be more than what is allowed.
+        """
+        lost = self._lost(scores, DEVIATIONS)
+        return self._of([each.smoothed(scores) for each in self._each]) - lost
 
     def estimate(self, scores: Scores) -> Estimate:
         """The Domain-Ratio of the merge with its standard error."""
@@ -241,6 +248,9 @@ class MergeObjective:
         """The difference of the smoothed values; its error is that of the mean's, paired."""
         each = [domain.difference(left, right) for domain in self._each]
         value = self.smoothed(left) - self.smoothed(right)
+        if self._lost(left) > self._lost(right):
+            # On more items it may be the one that breaks the guard, so it beats nobody yet.
+            value = min(value, 0.0)
         if not self.worst:
             return Estimate(value, self._joined(each).error)
         places = {self._least(scores) for scores in (left, right)}
@@ -267,6 +277,10 @@ class MergeObjective:
         values = [each.smoothed(scores) for each in self._each]
         return values.index(min(values))
 
-    def _lost(self, scores: Scores) -> float:
-        shares = [1 - scores[task].value / score for task, score in self.guard.items()]
-        return LOST * math.fsum(max(0.0, share - self.loss) for share in shares)
+    def _lost(self, scores: Scores, deviations: float = 0.0) -> float:
+        """What the guards lose beyond what is allowed, and by more than so many errors."""
+        beyond = []
+        for task, of_base in self.guard.items():
+            least = of_base * (1 - self.loss) - deviations * (scores[task].error or 0.0)
+            beyond.append(max(0.0, least - scores[task].value) / of_base)
+        return LOST * math.fsum(beyond)

@@ -133,21 +133,13 @@ class CandidateSearch:
         Raises:
             TasksError: The dense fine-tuned model scores nothing on a task.
         """
-        known = self._known()
-        folds: list[Items] = [dict.fromkeys(self.items, ())]
-        if self.items and all(self.items.values()):
-            folds = list(dealt(self.items, self.options.seed, self.batch))
-        every = {task: sorted(x for fold in folds for x in fold[task]) for task in self.items}
-        (scores,) = self._evaluated(
-            known,
-            [(DENSE_CANDIDATE, ALL)],
-            lambda missing: (self.bench.dense(every) for _ in missing),
-        )
+        scores = self.dense()
         dense = {task: score.value for task, score in scores.items()}
-        check_dense(dense)
+        known = self._known()
+        folds = self._folds()
         if any(not scores[task].items for task, number in self.items.items() if number):
             # A metric that is no mean over items cannot be put together from parts of them.
-            folds = [every]
+            folds = [_every(folds)]
         names = self.bench.parameters()
         options = self.options
         taught = self._proposal(known, folds, names) if options.strategy == "distill" else {}
@@ -194,6 +186,7 @@ class CandidateSearch:
             with suppress(BudgetError):
                 STRATEGIES[options.strategy](contest, space)
             best = contest.confirmed()
+            self.best_so_far(factors(best))
         confirmed = None
         if contest.confirming:
             confirmed = (
@@ -215,6 +208,26 @@ class CandidateSearch:
             if options.per_block
             else {name: _curve(contest, best, place) for place, name in enumerate(names)},
         )
+
+    def dense(self) -> Scores:
+        """The scores of the dense fine-tuned model; with a journal, evaluated once.
+
+        Raises:
+            TasksError: One is not above 0.
+        """
+        every = _every(self._folds())
+        (scores,) = self._evaluated(
+            self._known(),
+            [(DENSE_CANDIDATE, ALL)],
+            lambda missing: (self.bench.dense(every) for _ in missing),
+        )
+        check_dense({task: score.value for task, score in scores.items()})
+        return scores
+
+    def _folds(self) -> list[Items]:
+        if self.items and all(self.items.values()):
+            return list(dealt(self.items, self.options.seed, self.batch))
+        return [dict.fromkeys(self.items, ())]
 
     def _contest(
         self,
@@ -325,6 +338,11 @@ class CandidateSearch:
             held = entry["scores"]
             assert isinstance(held, dict)
             yield {task: Score(value, tuple(items)) for task, (value, *items) in held.items()}
+
+
+def _every(folds: Sequence[Items]) -> Items:
+    """All items of all folds."""
+    return {task: sorted(x for fold in folds for x in fold[task]) for task in folds[0]}
 
 
 def _parts(contest: Contest, best: Candidate) -> dict[str, tuple[Estimate, Estimate]]:

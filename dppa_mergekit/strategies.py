@@ -152,13 +152,13 @@ def _tuned(contest: Contest, space: Space, start: Candidate, places: Sequence[in
 
     low, high = space.low, space.high
     centre = space.start[places[0]]
-    tried = {factor: at(factor) for factor in _grid(space, centre)}
-    best = _middle(contest, tried, start, centre)
+    tried = {factor: at(factor) for factor in (*_grid(space, centre), start[places[0]])}
+    best = _middle(contest, tried, centre)
     for step in FINER:
         here = best[places[0]]
-        around = [here - step, here, here + step]
+        around = [here - step, here + step]
         tried.update({factor: at(factor) for factor in around if low <= factor <= high})
-        best = _middle(contest, tried, start, centre)
+        best = _middle(contest, tried, centre)
     contest.preferred = best
     return best
 
@@ -168,14 +168,12 @@ def _grid(space: Space, centre: int) -> range:
     return range(space.low + (centre - space.low) % COARSE, space.high + 1, COARSE)
 
 
-def _middle(
-    contest: Contest, tried: Mapping[int, Candidate], start: Candidate, centre: int
-) -> Candidate:
+def _middle(contest: Contest, tried: Mapping[int, Candidate], centre: int) -> Candidate:
     """The best of those tried, by their value; of a plateau of equals around it, the middle.
 
-    What the space starts with if that is on the plateau; the start if it alone is best.
+    What the space starts with if that is on the plateau.
     """
-    ranked = contest.race([start, *tried.values()])
+    ranked = contest.race(list(tried.values()))
     value = contest.value(ranked[0])
     best = {each for each in ranked if contest.value(each) == value}
     plateau: list[int] = []
@@ -188,8 +186,6 @@ def _middle(
             plateau.clear()
     if centre in plateau:
         return tried[centre]
-    if not plateau:
-        return start
     middles = plateau[(len(plateau) - 1) // 2 : len(plateau) // 2 + 1]
     return tried[min(middles, key=lambda factor: abs(factor - centre))]
 

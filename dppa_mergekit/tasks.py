@@ -124,6 +124,12 @@ class TasksFile(_Strict):
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
             raise TasksError(f"{path}: {place or 'the file'}: {first['msg']}.") from error
+        for name in tasks.domains:
+            if not name or name == "guard" or set(name) & set("/\\\0"):
+                raise TasksError(
+                    f"{path}: {name!r} is no name of a domain, after which files are named: "
+                    f"allowed is a name without / and \\, and not guard."
+                )
         tasks._refuse_repeated(path)
         if tasks.include_path is not None:
             included = path.parent / tasks.include_path

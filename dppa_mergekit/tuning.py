@@ -25,7 +25,7 @@ from dppa_mergekit.benches import (
 )
 from dppa_mergekit.curves import draw, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.harness import Harness, known_tests
+from dppa_mergekit.harness import Harness, known_tests, release
 from dppa_mergekit.journal import Journal, opened
 from dppa_mergekit.merge_benches import (
     FolderMergeBench,
@@ -34,7 +34,7 @@ from dppa_mergekit.merge_benches import (
     objective_of,
     weights_of,
 )
-from dppa_mergekit.outputs import check_output, write_whole
+from dppa_mergekit.outputs import check_recipe_output, write_whole
 from dppa_mergekit.recipes import Recipe, Setting
 from dppa_mergekit.records import write_record
 from dppa_mergekit.scores import MergeObjective
@@ -118,7 +118,7 @@ class Search:
         try:
             with (
                 opened(self.journal, self._subject()) as journal,
-                nullcontext() if self.cluster is None else connected(self.cluster),
+                nullcontext() if self.cluster is None else connected(self.cluster, self._gpus),
             ):
                 if self.merge is None:
                     found = self._factors(harness, journal, best)
@@ -128,6 +128,8 @@ class Search:
             if best:
                 self._write(best)
             raise
+        if self.merge is not None:
+            self._warn_of_guard(found[0], self.merge)
         self._write({each.model: each.factors for each in found})
         write_whole(self.output.with_suffix(".md"), summary(found, self.options.strategy))
         if is_installed():
@@ -155,12 +157,13 @@ class Search:
         names = list(self.tasks.domains)
         at_once = 1 if self.cluster is None else min(self.cluster.workers, len(names))
 
-        def found(name: str) -> Tuned:
+        @contextmanager
+        def searched(name: str, at_once: int) -> Iterator[CandidateSearch]:
             domain = self.tasks.domains[name]
             items = {task: 0 if harness is None else harness.items(task) for task in domain.dev}
             model = self.recipe.named(domain.model)
             with self._tried_on(name, harness, at_once) as bench:
-                return CandidateSearch(
+                yield CandidateSearch(
                     name,
                     model,
                     items,
@@ -169,12 +172,27 @@ class Search:
                     journal,
                     best_so_far=partial(best.__setitem__, model),
                     batch=self._batch,
-                ).run()
+                )
 
+        def prepare(name: str) -> None:
+            with searched(
+                name, at_once=1 if self.cluster is None else self.cluster.workers
+            ) as each:
+                each.dense()
+
+        def found(name: str) -> Tuned:
+            with searched(name, at_once) as each:
+                return each.run()
+
+        # All fine-tuned models come first: one that scores nothing ends the search, and that is
+        # not to happen after another domain has taken hours.
         if at_once == 1:
+            for name in names:
+                prepare(name)
             return [found(name) for name in names]
         threads = ThreadPoolExecutor(at_once)
         try:
+            list(threads.map(prepare, names))
             return list(threads.map(found, names))
         except BaseException:
             # Those that still wait for workers end with these.
@@ -206,6 +224,17 @@ class Search:
                 self._batch,
             ).run()
 
+    def _warn_of_guard(self, found: Tuned, how: WholeMerge) -> None:
+        """Say so where nothing that was tried keeps what the guard asks for."""
+        kept, least = found.parts.get("guard"), 100 * (1 - how.guard_loss)
+        if kept is not None and kept[1].value < least:
+            LOG.warning(
+                "The guard keeps %.1f %% of the base model's score, less than the %.1f %% asked "
+                "for: no weights that were tried keep more.",
+                kept[1].value,
+                least,
+            )
+
     @property
     def _batch(self) -> int:
         """How many items are scored at once, where that is known."""
@@ -218,11 +247,15 @@ class Search:
             yield self._bench(name, harness)
             return
         workers = self.cluster.workers // at_once
-        gpu = self.placement.device.startswith("cuda")
-        with bench_of(
-            partial(self._bench_in_worker, name), workers, at_once * workers, gpu
-        ) as bench:
+        make, gpu = partial(self._bench_in_worker, name), self._gpus > 0
+        with bench_of(make, workers, at_once * workers, gpu) as bench:
             yield bench
+
+    @property
+    def _gpus(self) -> int:
+        """How many the workers need: one each, if any."""
+        cuda = self.placement.device.startswith("cuda")
+        return self.cluster.workers if cuda and self.cluster is not None else 0
 
     def _bench_in_worker(self, name: str) -> Bench:
         harness = None if self.score_command is not None else Harness(self.tasks, self._dev())
@@ -286,7 +319,7 @@ class Search:
                 )
             if not domain.dev:
                 raise DppaError(f"Domain {name} has no dev tasks, and a search needs some.")
-        check_output(self.output)
+        check_recipe_output(self.output)
 
     def _bench_of_domain(self, domain: str, harness: Harness | None) -> Bench:
         model = self.recipe.named(self.tasks.domains[domain].model)
@@ -327,6 +360,7 @@ class Search:
             del domain["test"]
         return {
             "version": __version__,
+            "lm_eval": None if self.score_command is not None else release(),
             "recipe": self.recipe.content,
             "tasks": tasks,
             "task files": folder_hash(self.tasks.include_path),

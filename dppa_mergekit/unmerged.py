@@ -138,7 +138,7 @@ class Unmerged:
                 raise DppaError(
                     f"{self.model} cannot teach the merge: token {number} is "
                     f"{mine.get(number)!r} to it and {theirs.get(number)!r} to the merge. Where a "
-                    f"recipe's tokenizer numbers words anew, objective distill is not possible."
+                    f"recipe's tokenizer numbers words anew, no fine-tuned model can teach."
                 )
 
     def lessons(

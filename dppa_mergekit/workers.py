@@ -112,11 +112,16 @@ class WorkersBench:
 
 
 @contextmanager
-def connected(cluster: Cluster) -> Iterator[None]:
+def connected(cluster: Cluster, gpus: int = 0) -> Iterator[None]:
     """While open, workers can be started.
 
+    Args:
+        cluster: Where they run.
+        gpus: How many they need.
+
     Raises:
-        DppaError: Ray is not installed, or there is no cluster at the address.
+        DppaError: Ray is not installed, there is no cluster at the address, or this machine has
+            fewer GPUs. A running cluster may get more of them.
     """
     try:
         import ray
@@ -133,6 +138,12 @@ def connected(cluster: Cluster) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, ours)  # Ray's ends a process without a word
     try:
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if cluster.address is None and gpus > there:
+            raise DppaError(
+                f"{gpus} workers on cuda need {gpus} GPUs, one each, and this machine has {there}: "
+                f"name fewer workers."
+            )
         yield
     finally:
         ray.shutdown()

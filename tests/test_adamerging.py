@@ -522,6 +522,9 @@ def test_bad_input_in_python(tmp_path: Path) -> None:
     ties = Recipe(recipe(family, "dppa_ties", OF_MODELS))
     with pytest.raises(DppaError, match="weights of dppa_ties cannot be learned"):
         learn_weights(ties, prompts)
+    beyond = Recipe(recipe(family, models={"math": {"weight": 1.2, "density": 0.2}}))
+    with pytest.raises(DppaError, match=r"begins at 1\.2; weights are learned from 0 to 1"):
+        learn_weights(beyond, prompts)
     plain = Recipe(recipe(family, "task_arithmetic", {"math": {"weight": 1.0}}))
     with pytest.raises(DppaError, match="is dp at density 1"):
         learn_weights(plain, prompts)

@@ -9,8 +9,9 @@ from landscape import Landscape, hill
 
 from dppa_mergekit.benches import Items, Proposal
 from dppa_mergekit.contest import Contest, dealt
-from dppa_mergekit.scores import DomainObjective, Score, Scores
+from dppa_mergekit.scores import DomainObjective, MergeObjective, Score, Scores
 from dppa_mergekit.search import CandidateSearch, Options, Tuned
+from dppa_mergekit.strategies import Space, _tuned
 from dppa_mergekit.tasks import TasksError
 
 
@@ -104,12 +105,35 @@ def test_never_below_the_start(strategy: str, seed: int) -> None:
     assert tuned.confirmed[1].value >= tuned.confirmed[0].value
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_told_last_is_the_result(seed: int) -> None:
+    # By chance, what chose is often not what the other items confirm.
+    bench = Landscape(hill(1.2, 1.1), items=60, noise=0.3)
+    told: list[Mapping[str, object]] = []
+    options = Options(seed=seed, max_evaluations=30)
+    items = {"a": len(bench.thresholds)}
+    search = CandidateSearch("math", "./math", items, bench, options, best_so_far=told.append)
+    assert search.run().factors == told[-1]
+
+
 def test_a_plateau_is_resolved_by_its_middle() -> None:
     def quality(a: float, b: float) -> float:
         return 0.8 if 1.35 < a < 2.25 else 0.3
 
     tuned = run(Landscape(quality), strategy="joint")
     assert tuned.factors == pytest.approx({"amplify_90": 1.8, "amplify_80": 1.0}, abs=0.101)
+
+
+def test_a_plateau_beside_the_grid() -> None:
+    # 1.5 is not on the grid, and as good as all from 2.6 on.
+    def score(wanted: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Scores]:
+        for (first, second), _ in wanted:
+            assert first == 100
+            right = second == 150 or second >= 260
+            yield {"a": Score.of([0.5, float(right)])}
+
+    contest = Contest(score, 1, DomainObjective({"a": 1.0}), 60, (100, 100))
+    assert _tuned(contest, Space((100, 100), 20, 300), (100, 150), [1]) == (100, 150)
 
 
 def test_a_tie_goes_to_factors_of_1() -> None:
@@ -183,6 +207,27 @@ def test_items_are_dealt_out_once() -> None:
     assert len(dealt({"a": 250, "b": 61}, seed=3, batch=64)) == 4
     assert len(dealt({"a": 50, "b": 50}, seed=3, batch=64)) == 3
     assert len(dealt({"a": 50, "b": 10}, seed=3, batch=64)) == 1
+
+
+def test_one_item_of_a_guard_gives_nothing_up() -> None:
+    items = {"a": 96, "g": 96}
+    folds = dealt(items, seed=0)
+    unlucky = folds[0]["g"][:1]
+    rates = {(50,): (0.3, []), (90,): (0.6, unlucky), (120,): (0.9, range(12))}
+
+    def score(wanted: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Scores]:
+        for candidate, fold in wanted:
+            rate, lost = rates[candidate]
+            yield {
+                "a": Score.of([float(item % 10 < 10 * rate) for item in folds[fold]["a"]]),
+                "g": Score.of([float(item not in lost) for item in folds[fold]["g"]]),
+            }
+
+    guarded = MergeObjective({"first": DomainObjective({"a": 1.0})}, guard={"g": 1.0}, loss=0.05)
+    contest = Contest(score, len(folds), guarded, 10, (50,))
+    contest.race(list(rates))
+    # Of the guard's items, the second loses one in the first fold, and 1 % of all; the third 12 %.
+    assert contest.confirmed() == (90,)
 
 
 def test_a_race_keeps_what_chance_may_explain() -> None:

@@ -321,6 +321,7 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
         (command("--tune=weights", "--range", "1", "0.5"), "a range from less to more"),
         (command("--tune=weights", "--range", "0", "inf"), "inf is no finite number"),
         (command("--tune=weights", "--tune-dense"), "--tune-dense does nothing here"),
+        (command("--tune=weights", "--per-block"), "--per-block does nothing here"),
         (command("--tune=weights", f"--prompts={saved / 'tasks.yml'}"), "--prompts does nothing"),
     ]  # fmt: skip
     for result, message in cases:
@@ -377,6 +378,11 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command(recipe=recipe(lambda c: c.update(merge_method=["dppa"]))),
          "merge_method: Input should be a valid string"),
         (command("--per-block"), "--per-block needs --strategy distill"),
+        (command("--strategy=distill", "--per-block", "--tune-dense"),
+         "--tune-dense does nothing here: it needs factors that are not --per-block"),
+        (command(output=tmp_path / "tuned.md"), "allowed are .yml and .yaml"),
+        (command(tasks=tasks(lambda c: c["domains"].update({"a/b": c["domains"].pop("law")}))),
+         "'a/b' is no name of a domain, after which files are named"),
         (command("--ray-address=auto"), "it needs --workers"),
         (command("--strategy=distill", "--per-block", recipe=recipe(in_slices)),
          "--per-block writes gradients, which mergekit counts anew in each slice"),
@@ -398,6 +404,24 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
     result = command(tasks=templated, output=tmp_path / "templated.yml")
     assert result.exit_code == 1
     assert "math has no chat template" in result.stderr
+
+
+def test_a_fine_tuned_model_that_scores_nothing_ends_it_early(
+    command: Command, saved: Path, tmp_path: Path
+) -> None:
+    # No item of law is right, whatever the order of domains.
+    tasks = tmp_path / "tasks"
+    shutil.copytree(saved / "tasks", tasks)
+    file = tasks / "law_dev.jsonl"
+    items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    wrong = [{**each, "answer": (each["answer"] + 1) % 4} for each in items]
+    file.write_text("".join(json.dumps(each) + "\n" for each in wrong), encoding="utf-8")
+    path = changed(saved, tmp_path, "tasks.yml", lambda c: c.update(include_path=str(tasks)))
+    result = command(tasks=path)
+    assert result.exit_code == 1
+    assert "Task law_dev: the unmerged model itself scores 0" in result.stderr
+    candidates = [each["candidate"] for each in journal(tmp_path)[1:]]
+    assert candidates == ["dense", "dense"]
 
 
 def test_a_group_of_tasks_and_a_task_without_its_data(

@@ -54,6 +54,14 @@ def test_two_workers_find_what_one_process_finds(
     assert shared == alone
 
 
+def test_more_workers_than_gpus(saved: Path, tmp_path: Path) -> None:
+    arguments = [str(saved / "recipe.yml"), f"--tasks={saved / 'tasks.yml'}"]
+    options = [f"--output={tmp_path / 'tuned.yml'}", "--workers=99", "--device=cuda"]
+    result = CliRunner().invoke(main, ["search", *arguments, *options])
+    assert result.exit_code == 1
+    assert "99 workers on cuda need 99 GPUs, one each, and this machine has" in result.stderr
+
+
 class Fragile(Landscape):
     """Its process ends in the first trials of some factors, as often as a worker may be lost."""
 

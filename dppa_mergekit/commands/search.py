@@ -132,9 +132,11 @@ def search(
     """
     from dataclasses import replace
 
+    from dppa_mergekit.checks.verify import RANDOM
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.prompts import read_prompts
     from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.resident import RANDOM_SEED
     from dppa_mergekit.summary import written
     from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge, default_options
     from dppa_mergekit.workers import Cluster
@@ -149,7 +151,10 @@ def search(
         }
         options.refuse_idle(idle, "--tune weights")
     else:
-        options.refuse_idle({"--tune-dense": tune_dense}, "--tune factors")
+        idle = {"--tune-dense": tune_dense, "--per-block": per_block}
+        options.refuse_idle(idle, "--tune factors")
+    if per_block:
+        options.refuse_idle({"--tune-dense": tune_dense}, "factors that are not --per-block")
     if strategy != "distill":
         options.refuse_idle({"--prompts": prompts_file}, "--strategy distill")
     if score_command is not None and "{model}" not in score_command:
@@ -202,6 +207,12 @@ def search(
         for name, (before, after) in each.parts.items():
             click.echo(f"  {name}: {before} -> {after}")
     click.echo(f"{output}: the recipe with these {tune}")
+    if read.method in RANDOM:
+        click.echo(
+            f"{read.method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the "
+            f"draw that was tuned.",
+            err=True,
+        )
     if html:
         curves = {
             output.with_suffix(".png").name: "Dev Domain-Ratio by factor, the other factors being "
