@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dppa_mergekit import variants
-from dppa_mergekit.checks import adapters, checkpoints, inputs, merged, output, recipe
+from dppa_mergekit.checks import adapters, checkpoints, inputs, merged, output, recipe, tensors
 from dppa_mergekit.checks.checkpoints import Checkpoint
-from dppa_mergekit.checks.findings import Finding, error
+from dppa_mergekit.checks.findings import Finding, error, note
+from dppa_mergekit.recipes import holders
 
 
 def check_recipe(
@@ -39,12 +40,11 @@ def check_recipe(
     yield from recipe.checked(content)
     yield from recipe.lacking(content, weighted)
     named = list(dict.fromkeys(_models(content)))
-    base_name = content.get("base_model")
-    base_name = None if base_name is None else str(base_name)
-    method = str(content.get("merge_method"))
-    listed = list(_listed(content))
-    yield from inputs.names(listed, base_name)
-    if method in variants.names():
+    # What is wrong in one slice may be wrong in every other.
+    yield from dict.fromkeys(
+        finding for models, base in _lists(content) for finding in inputs.names(models, base)
+    )
+    if (method := str(content.get("merge_method"))) in variants.names():
         yield from inputs.moved_layers(content, method)
     read: dict[str, Checkpoint] = {}
     for model in named:
@@ -54,17 +54,8 @@ def check_recipe(
         if checkpoint is not None:
             read[model] = checkpoint
             yield from checkpoints.of_dtypes(checkpoint)
-    base = read.get(base_name or "") or next(iter(read.values()), None)
-    if base is not None:
-        has_tokenizer = bool(content.get("tokenizer") or content.get("tokenizer_source"))
-        for checkpoint in read.values():
-            if checkpoint is base or content.get("slices"):
-                continue
-            yield from inputs.beside_base(checkpoint, base, has_tokenizer)
-            if sample:
-                yield from inputs.sampled(checkpoint, base)
-        yield from inputs.filters(content, base)
-        yield from output.needs(content, base, out or Path())
+    if read:
+        yield from _together(content, read, sample, out or Path())
     if out is not None:
         yield from output.folder(out, named)
 
@@ -83,12 +74,55 @@ def check_folder(folder: Path, verify: str | None) -> Iterator[Finding]:
         yield from verified(folder, verify == "all")
 
 
-def _listed(content: Mapping[str, object]) -> Iterator[str]:
-    """The models of the recipe's own list."""
-    held = content.get("models")
-    for each in held if isinstance(held, list) else ():
-        if isinstance(each, dict) and "model" in each:
-            yield str(each["model"])
+def _together(
+    content: Mapping[str, object], read: Mapping[str, Checkpoint], sample: bool, out: Path
+) -> Iterator[Finding]:
+    """The models beside their base, or beside the first where the recipe names none."""
+    first = next(iter(read.values()))
+    base = first if content.get("base_model") is None else read.get(str(content["base_model"]))
+    alike: list[Checkpoint] = []
+    if base is None:
+        yield note("recipe", "its base model is not here to compare the others with.")
+    else:
+        for each in read.values():
+            if each is base:
+                continue
+            if _in_place(content, each, base):
+                alike.append(each)
+            else:
+                yield note(
+                    each.model,
+                    "slices may move its layers: it was not compared with the base model.",
+                )
+        has_tokenizer = bool(content.get("tokenizer") or content.get("tokenizer_source"))
+        for each in alike:
+            yield from inputs.beside_base(each, base, has_tokenizer)
+            if sample:
+                yield from inputs.sampled(each, base)
+    yield from tensors.checked(content, alike, base or first)
+    yield from output.needs(content, base or first, out)
+
+
+def _in_place(content: Mapping[str, object], tuned: Checkpoint, base: Checkpoint) -> bool:
+    """Whether the layers of a model come beside those of the base."""
+    if not any(holder.get("slices") for holder in holders(dict(content))):
+        return True
+    here, there = (each.config.get("num_hidden_layers") for each in (tuned, base))
+    return content.get("merge_method") in variants.names() and here == there
+
+
+def _lists(content: Mapping[str, object]) -> Iterator[tuple[list[str], str | None]]:
+    """Every list of inputs in a recipe, and the base model that they are merged with."""
+    for holder in holders(dict(content)):
+        base = holder.get("base_model") or content.get("base_model")
+        for key in ("models", "sources"):
+            listed = holder.get(key)
+            named = [
+                str(each["model"])
+                for each in (listed if isinstance(listed, list) else ())
+                if isinstance(each, dict) and "model" in each
+            ]
+            yield named, base if isinstance(base, str) else None
 
 
 def _models(content: object) -> Iterator[str]:

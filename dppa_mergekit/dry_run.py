@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.errors import DppaError, RecipeError, first_line
 
 if TYPE_CHECKING:
     from mergekit.graph import Task
@@ -67,3 +68,30 @@ def dry_run(
         yield tasks
     finally:
         LoaderCache.loaders.clear()
+
+
+@contextmanager
+def dry_run_again(recipe_file: Path) -> Iterator[Sequence[Task[object]]]:
+    """The tasks that would write a merged folder once more, as above.
+
+    Args:
+        recipe_file: That mergekit left in the folder; the paths in it count from here.
+
+    Raises:
+        DppaError: It cannot be read or planned, or transformers does not know the folder's
+            configuration.
+    """
+    from transformers import AutoConfig
+
+    from dppa_mergekit.recipes import Recipe
+
+    recipe, folder = Recipe.read(recipe_file), recipe_file.parent
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    # Whatever transformers raises for a configuration that it does not know.
+    except Exception as problem:
+        raise RecipeError(
+            f"{folder}: its config.json is none ({first_line(problem)})."
+        ) from problem
+    with dry_run(recipe, str(folder), config) as tasks:
+        yield tasks

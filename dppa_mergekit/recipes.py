@@ -52,7 +52,7 @@ class Recipe:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read: {error}.") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
             raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
         if not isinstance(content, dict):
             raise RecipeError(f"{path} holds no recipe; allowed is a mapping with merge_method.")

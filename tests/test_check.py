@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from hub_process import Hub
 
 from dppa_mergekit import methods
-from dppa_mergekit.checks import known
+from dppa_mergekit.checking import check_recipe
+from dppa_mergekit.checks import checkpoints, known, planned
 from dppa_mergekit.command import main
 
 
@@ -28,6 +29,7 @@ def family(tmp_path: Path) -> Path:
 
 def check(path: Path, *options: str) -> Result:
     done = CliRunner().invoke(main, ["check", str(path), *options])
+    assert isinstance(done.exception, SystemExit | None), done.output
     assert done.exit_code in (0, 1), done.output
     return done
 
@@ -185,6 +187,31 @@ MISTAKES: list[tuple[str, Change, str]] = [
         "./nowhere: there is no such folder.",
     ),
     (
+        "a name that no file can have",
+        lambda content: content["models"][0].update(model="x" * 5000),
+        "it is no folder, and the Hub has it not",
+    ),
+    (
+        "a model that is a number",
+        lambda content: content["models"][0].update(model=3),
+        "models, 3: model is 3; allowed is a path or a name on the Hub.",
+    ),
+    (
+        "no model",
+        lambda content: content["models"][0].update(model=None),
+        "there is no model.",
+    ),
+    (
+        "a base that is a list",
+        lambda content: content.update(base_model=["a"]),
+        "recipe: base_model is ['a']; allowed is a path or a name on the Hub.",
+    ),
+    (
+        "no folder of the base",
+        lambda content: content.update(base_model="./nowhere"),
+        "its base model is not here to compare the others with.",
+    ),
+    (
         "given twice",
         lambda content: content["models"][1].update(model=content["models"][0]["model"] + "/."),
         "it is given twice",
@@ -240,41 +267,115 @@ models:
     assert check(path).exit_code == 0
     path.write_text(text.replace("weight: 0.4", "weight: 0.4, weight: 0.3"), encoding="utf-8")
     assert "error: line 7: weight is there already, in line 7" in check(path).stdout
-    path.write_text("models: [", encoding="utf-8")
-    assert "it is not YAML" in check(path).stdout
     path.write_text("- 1\n", encoding="utf-8")
     assert "no mapping" in check(path).stdout
 
 
-def test_slices_that_move_layers(family: Path, tmp_path: Path) -> None:
-    def sliced(*ranges: list[int]) -> dict[str, Any]:
-        return {
-            "merge_method": "dppa",
-            "base_model": str(family / "base"),
-            "slices": [
-                {
-                    "sources": [
-                        {
-                            "model": str(family / name),
-                            "layer_range": each,
-                            "parameters": {"weight": 1},
-                        }
-                        for name in ("base", "math")
-                    ]
-                }
-                for each in ranges
-            ],
-        }
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("models: [", "it is not YAML"),
+        ("base_model: {{ base }}", "found unhashable key"),
+        ("? [a, b]\n: c", "found unhashable key"),
+        ("merge_method: dppa\0", "unacceptable character #x0000"),
+        ("base_model: 2024-02-30", "it is not YAML: day is out of range"),
+    ],
+)
+def test_what_is_not_yaml(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yml"
+    path.write_text(text, encoding="utf-8")
+    assert sentence in said(check(path), "error")[0]
 
-    assert of_recipe(tmp_path, sliced([0, 2], [2, 3])).exit_code == 0
+
+def test_models_that_are_mappings(family: Path, tmp_path: Path) -> None:
+    content = recipe(family)
+    for key, holder in (("model", content["models"][0]), ("base_model", content)):
+        holder[key] = {"model": {"path": holder[key]}}
+    done = of_recipe(tmp_path, content, "--sample")
+    assert done.exit_code == 0, done.stdout
+    notes = said(done, "note")
+    assert any("its model is written as a mapping" in each for each in notes)
+    assert (
+        "note: recipe: its base_model is written as a mapping, which is not looked into." in notes
+    )
+    # Fine-tuned models are not taken for the base.
+    assert not any("differ by" in each for each in notes)
+
+
+def sliced(family: Path, *ranges: object, method: str = "dppa") -> dict[str, Any]:
+    return {
+        "merge_method": method,
+        "base_model": str(family / "base"),
+        "slices": [
+            {
+                "sources": [
+                    {
+                        "model": str(family / name),
+                        "layer_range": each,
+                        "parameters": {"weight": 1},
+                    }
+                    for name in ("base", "math")
+                ]
+            }
+            for each in ranges
+        ],
+    }
+
+
+def test_slices_that_move_layers(family: Path, tmp_path: Path) -> None:
+    assert of_recipe(tmp_path, sliced(family, [0, 2], [2, 3])).exit_code == 0
     # A slice may have a base of its own, which needs no weight.
-    based = sliced([0, 2], [2, 3])
+    based = sliced(family, [0, 2], [2, 3])
     for each in based["slices"]:
         each["base_model"] = each["sources"][1]["model"]
         del each["sources"][1]["parameters"]
     assert "there is no weight" not in of_recipe(tmp_path, based).stdout
-    done = of_recipe(tmp_path, sliced([0, 1], [2, 3]))
-    assert "slice 2: layer 2 would become layer 1" in done.stdout
+    moved = sliced(family, [0, 1], [2, 3])
+    done = of_recipe(tmp_path, moved)
+    assert "error: slice 2: layer 2 would become layer 1" in done.stdout
+    moved["modules"] = {"default": {"slices": moved.pop("slices")}}
+    done = of_recipe(tmp_path, moved)
+    assert "error: modules, default, slice 2: layer 2 would become layer 1" in done.stdout
+
+
+@pytest.mark.parametrize("layers", [[0, "a"], [0, None], [0, [1]], [0], "0-3", None])
+def test_ranges_that_mergekit_refuses(layers: object, family: Path, tmp_path: Path) -> None:
+    done = of_recipe(tmp_path, sliced(family, [0, 2], layers))
+    assert [each.split("math: ")[1] for each in said(done, "error")[1:]] == [
+        f"layer_range is {layers!r}; allowed is two whole numbers, the first layer and the one "
+        f"after the last."
+    ]
+
+
+def test_models_in_slices(family: Path, tmp_path: Path) -> None:
+    content = sliced(family, [0, 2], [2, 3])
+    again = {**content["slices"][0]["sources"][1], "model": f"{family}/./math"}
+    content["slices"][0]["sources"].append(again)
+    assert said(of_recipe(tmp_path, content), "error") == [
+        f"error: {family}/./math: it is given twice, also as {family}/math: sum the weights."
+    ]
+    content = sliced(family, [0, 2], [2, 3])
+    for each in content["slices"]:
+        each["sources"][0]["model"] = f"{family}/./base"
+    assert len(said(of_recipe(tmp_path, content), "error")) == 1
+
+    new_model("llama", 3, intermediate_size=96).save_pretrained(family / "math")
+    content = sliced(family, [0, 2], [2, 3])
+    done = of_recipe(tmp_path, content, "--sample")
+    assert "tensors have another shape than in the base model" in done.stdout
+    assert "it is no fine-tune of this base" in done.stdout
+    content["modules"] = {"default": {"slices": content.pop("slices")}}
+    assert "tensors have another shape" in of_recipe(tmp_path, content).stdout
+    # Other methods may take layers from anywhere.
+    moving = sliced(family, [0, 2], [0, 2], method="linear")
+    assert_not_compared(of_recipe(tmp_path, moving, "--sample"))
+    edit(family / "math" / "config.json", lambda held: held.update(num_hidden_layers=4))
+    assert_not_compared(of_recipe(tmp_path, sliced(family, [0, 2], [2, 3])))
+
+
+def assert_not_compared(done: Result) -> None:
+    assert done.exit_code == 0, done.stdout
+    assert "slices may move its layers: it was not compared with the base" in done.stdout
 
 
 def edit(path: Path, change: Change) -> None:
@@ -324,8 +425,17 @@ def test_models_that_do_not_fit(family: Path, tmp_path: Path) -> None:
     refused("config.json is missing, empty or no JSON")
     save({key: each.T.contiguous() if "q_proj" in key else each for key, each in tensors.items()})
     refused("q_proj.weight is the base model's, transposed.", "--sample")
+    save({key: each * torch.nan if "layers" in key else each for key, each in tensors.items()})
+    refused("4 of 4 slices hold NaN or infinity, here or in the base model", "--sample")
     new_model("llama", 77).save_pretrained(family / "math")
     refused("it is no fine-tune of this base", "--sample")
+    # What has no numbers to be compared.
+    linears = [key for key, each in tensors.items() if "layers" in key and each.ndim == 2]
+    save({**tensors, **{key: tensors[key].to(torch.float8_e4m3fn) for key in linears}})
+    refused("math: no slice of it can be read here", "--sample")
+    save({**tensors, **{key: tensors[key][:0] for key in linears}})
+    shutil.copy(weights, family / "base" / "model.safetensors")
+    refused("math: no slice of it can be read here", "--sample")
 
 
 def test_what_is_no_mistake(tmp_path: Path) -> None:
@@ -353,6 +463,191 @@ def test_what_is_no_mistake(tmp_path: Path) -> None:
         path.symlink_to(family / "blobs" / path.name)
     done = of_recipe(tmp_path, recipe(family, tokenizer={"source": "base"}), "--sample")
     assert done.exit_code == 0, done.stdout
+
+
+def rename(folder: Path, change: Callable[[str], str]) -> None:
+    """Store the tensors of a checkpoint of one file under other names."""
+    changed = {change(name): each for name, each in tensors_of(folder).items()}
+    (weights,) = folder.glob("*.safetensors")
+    safetensors.torch.save_file(changed, weights, {"format": "pt"})
+
+
+def without_prefix(name: str) -> str:
+    return name.removeprefix("transformer.")
+
+
+def test_names_that_mergekit_knows(
+    tmp_path: Path, merge: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    family = save_family(tmp_path, "gpt2")
+    rename(family / "base", without_prefix)
+    content = recipe(family)
+    sound(of_recipe(tmp_path, content))
+    for each in content["models"]:
+        del each["parameters"]["weight"]
+    path = write_recipe(tmp_path / "recipe.yml", content)
+    found = list(check_recipe(path, None, sample=False, weighted=False))
+    assert {each.severity for each in found} == {"note"}
+    merge(recipe(family))
+    sound(check(tmp_path / "out"))
+    # Those that it does not know are missing, or lost.
+    rename(tmp_path / "out", lambda name: name.replace("h.1.mlp", "more"))
+    assert said(check(tmp_path / "out"), "error") == [
+        f"error: {tmp_path / 'out'}: 4 tensors that its recipe gives are missing, such as "
+        f"transformer.h.1.mlp.c_fc.bias."
+    ]
+    rename(family / "math", lambda name: name.replace("transformer.h.1.mlp", "more"))
+    models = {"math": {"weight": 1.0}, "law": {"weight": 1.0}}
+    done = of_recipe(tmp_path, recipe(family, "task_arithmetic", models))
+    assert said(done, "error") == [
+        f"error: {family / 'math'}: 4 tensors that mergekit reads are missing, such as "
+        f"transformer.h.1.mlp.c_fc.bias.",
+        f"error: {family / 'math'}: 4 tensors are in no tensor of the base model, and no output "
+        f"holds them, such as more.c_fc.bias.",
+    ]
+
+
+def sound(done: Result) -> None:
+    assert (done.exit_code, said(done, "warning")) == (0, []), done.stdout
+
+
+def test_experts_that_mergekit_packs(
+    tmp_path: Path, merge: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    family = save_family(tmp_path, "mixtral")
+    packed = merge(recipe(family))
+    out = tmp_path / "out"
+    sound(check(out, "--verify=all"))
+    content = recipe(family, "dppa", {"law": {"weight": 1.0}, "../out": {"weight": 1.0}})
+    content["models"][1]["model"] = str(out)
+    sound(of_recipe(tmp_path, content))
+    onto_packed = recipe(family, "dppa", {"law": {"weight": 1.0}}, base_model=str(out))
+    sound(of_recipe(tmp_path, onto_packed))
+    unpacked = tensors_of(family / "law")
+    lost, expert = "model.layers.1.mlp.experts.down_proj", "layers.1.block_sparse_moe.experts.2."
+    for folder, changed, sentence in (
+        (out, {key: each for key, each in packed.items() if key != lost}, "mergekit reads are"),
+        (out, {**packed, "model.more.weight": torch.ones(2, 2)}, "no output holds them"),
+        # The experts that are left could be packed: into a tensor of another shape.
+        (
+            family / "law",
+            {key: each for key, each in unpacked.items() if expert not in key},
+            "3 tensors that mergekit reads are missing",
+        ),
+    ):
+        (weights,) = folder.glob("*.safetensors")
+        kept = weights.read_bytes()
+        safetensors.torch.save_file(changed, weights, {"format": "pt"})
+        (error,) = said(of_recipe(tmp_path, content), "error")
+        assert error.startswith(f"error: {folder}: ")
+        assert sentence in error
+        weights.write_bytes(kept)
+    (weights,) = out.glob("*.safetensors")
+    del packed[lost]
+    safetensors.torch.save_file(packed, weights, {"format": "pt"})
+    assert f"1 tensors that its recipe gives are missing, such as {lost}" in check(out).stdout
+
+
+def test_filters_fit_outputs(tmp_path: Path) -> None:
+    family = save_family(tmp_path, "mixtral")
+
+    def warned(text: str) -> bool:
+        density = [{"filter": text, "value": 0.1}, {"value": 0.3}]
+        done = of_recipe(
+            tmp_path, recipe(family, "dppa", {"math": {"weight": 1.0, "density": density}})
+        )
+        return f"the filter '{text}' is in no tensor's name" in done.stdout
+
+    # Experts are packed, and only then asked for.
+    assert not warned("gate_up_proj")
+    assert warned("w1")
+    assert not warned("self_attn")
+    # Those of a model's own parameters are held against its own names.
+    family = save_family(tmp_path / "aliased", "gpt2")
+    rename(family / "base", without_prefix)
+    content = sliced(family, [2, 3], method="linear")
+    source = content["slices"][0]["sources"][1]
+    source["parameters"]["weight"] = [{"filter": "transformer.h.2.", "value": 1}, {"value": 0}]
+    assert "in no tensor's name" not in of_recipe(tmp_path, content).stdout
+
+
+def test_an_output_head_that_is_not_tied(
+    tmp_path: Path, merge: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    family = save_family(tmp_path, "llama_untied")
+    merge(recipe(family))
+    for folder in (family / "law", tmp_path / "out"):
+        headless = tensors_of(folder)
+        # mergekit would take the embedding in its place.
+        del headless["lm_head.weight"]
+        (weights,) = folder.glob("*.safetensors")
+        safetensors.torch.save_file(headless, weights, {"format": "pt"})
+    (error,) = said(of_recipe(tmp_path, recipe(family)), "error")
+    assert error.endswith("law: 1 tensors that mergekit reads are missing, such as lm_head.weight.")
+    (error,) = said(check(tmp_path / "out"), "error")
+    assert error.endswith("1 tensors that its recipe gives are missing, such as lm_head.weight.")
+
+
+def test_a_base_with_more_than_mergekit_reads(family: Path, tmp_path: Path) -> None:
+    more = {**tensors_of(family / "base"), "model.more.weight": torch.ones(2, 2)}
+    safetensors.torch.save_file(more, family / "base" / "model.safetensors", {"format": "pt"})
+    done = of_recipe(tmp_path, recipe(family))
+    assert said(done, "error") == []
+    assert said(done, "warning") == [
+        f"warning: {family / 'base'}: 1 tensors are in no output, such as model.more.weight."
+    ]
+
+
+@pytest.fixture
+def unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mergekit is not to be asked."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("mergekit was asked")
+
+    monkeypatch.setattr(planned, "planned", refuse)
+    monkeypatch.setattr(planned, "planned_again", refuse)
+
+
+@pytest.mark.usefixtures("unplanned")
+def test_names_that_only_the_merge_can_tell(tmp_path: Path) -> None:
+    family = save_family(tmp_path, "gpt2")
+    rename(family / "base", without_prefix)
+    content = recipe(family)
+    content["models"][0]["model"] += f"+{family / 'law'}"
+    done = of_recipe(tmp_path, content)
+    assert done.exit_code == 0, done.stdout
+    assert len(said(done, "warning")) == 4
+    assert all("whether mergekit knows them" in each for each in said(done, "warning"))
+    # A merge whose models are no longer here.
+    out = family / "law"
+    content["models"][0]["model"] = str(family / "gone")
+    write_recipe(out / "mergekit_config.yml", content)
+    done = check(out)
+    assert done.exit_code == 0, done.stdout
+    (warned,) = said(done, "warning")
+    assert "or go by other names, which cannot be told here: a model of its recipe is" in warned
+
+
+def test_names_that_mergekit_cannot_be_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    family = save_family(tmp_path, "gpt2")
+    rename(family / "base", without_prefix)
+    content = recipe(family, dtype="float7")
+    done = of_recipe(tmp_path, content)
+    assert said(done, "warning")[0].startswith("warning: recipe: dtype is 'float7'")
+    assert sum("40 tensors of the base model are missing" in e for e in said(done, "error")) == 2
+    write_recipe(family / "law" / "mergekit_config.yml", content)
+    (warned,) = said(check(family / "law"), "warning")
+    assert "which cannot be told here: dtype is 'float7'" in warned
+    del content["merge_method"]
+    assert len(said(of_recipe(tmp_path, content), "error")) == 6
+    # What it logs meanwhile would be a traceback.
+    for name in ("base", "math", "law"):
+        edit(family / name / "config.json", lambda held: held.update(architectures=["Unknown"]))
+    assert said(of_recipe(tmp_path, recipe(family)), "error")
+    assert caplog.records == []
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -414,7 +709,7 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
     assert f"1 tensors hold NaN or infinity, such as {name}" in check(out).stdout
     save({key: each for key, each in tensors.items() if key != name})
     lacking = check(out, "--verify=all").stdout
-    assert "1 tensors of the base model are missing" in lacking
+    assert "1 tensors that its recipe gives are missing" in lacking
     assert f"{len(tensors) - 1} of {len(tensors)} tensors are what its recipe gives" in lacking
     weights.write_bytes(kept[: len(kept) // 2])
     assert "truncated" in check(out).stdout
@@ -424,6 +719,44 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
     (out / "gone").rename(out / "tokenizer.json")
     (out / "config.json").write_text("", encoding="utf-8")
     assert "config.json is missing, empty or no JSON" in check(out).stdout
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+def test_inputs_that_have_changed(
+    method: str, family: Path, tmp_path: Path, run_yaml: Callable[..., Result]
+) -> None:
+    models = {"math": {"weight": 1.0}, "law": {"weight": 1.0}}
+    assert run_yaml(recipe(family, method, models, parameters={"weight": 1.0})).exit_code == 0
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors = tensors_of(family / "math")
+    shorter = {**tensors, name: tensors[name][:10].contiguous()}
+    del tensors[name]
+    for changed in (tensors, shorter):
+        weights = family / "math" / "model.safetensors"
+        safetensors.torch.save_file(changed, weights, {"format": "pt"})
+        (error,) = said(check(tmp_path / "out", "--verify=all"), "error")
+        assert error.startswith(f"error: {tmp_path / 'out'}: its recipe cannot be merged again: ")
+        assert name in error
+
+
+def test_a_merge_without_base(
+    family: Path,
+    tmp_path: Path,
+    run_yaml: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = recipe(family, "linear", {"math": {"weight": 1.0}, "law": {"weight": 1.0}})
+    del content["base_model"]
+    assert run_yaml(content).exit_code == 0
+    asked: list[str] = []
+    monkeypatch.setattr(
+        checkpoints, "_of_hub", lambda name, model: asked.append(name) or (None, [])
+    )
+    done = check(tmp_path / "out")
+    assert asked == []
+    assert said(done, "note") == [
+        f"note: {tmp_path / 'out'}: its recipe names no base model to compare it with."
+    ]
 
 
 def test_random_methods_cannot_be_verified(
@@ -547,6 +880,15 @@ def test_names_on_the_hub(tmp_path: Path, hub: Hub) -> None:
     write_recipe(path, content)
     done = hub.command("check", str(path), cwd=tmp_path)
     assert "me/nowhere" in done.stdout
+
+
+def test_other_names_on_the_hub(tmp_path: Path, hub: Hub) -> None:
+    save_family(hub.root / "me", "gpt2")
+    rename(hub.root / "me" / "base", without_prefix)
+    path = write_recipe(tmp_path / "recipe.yml", recipe(Path("me")))
+    done = hub.command("check", str(path), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the merge itself will show whether mergekit knows them" in done.stdout
 
 
 def test_a_shape_on_the_hub(tmp_path: Path, hub: Hub) -> None:

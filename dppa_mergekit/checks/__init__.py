@@ -1,4 +1,5 @@
 """What is wrong with a recipe before a merge, or with a folder after it.
 
-None of it imports torch or mergekit, but for computing tensors anew: an answer takes a second.
+An answer takes a second: torch and mergekit are imported only to compute tensors anew, and where
+the names of stored tensors do not agree.
 """

@@ -9,6 +9,7 @@ Read off mergekit/common.py (ModelReference.merged).
 from __future__ import annotations
 
 import binascii
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,13 +30,13 @@ def checked(model: str, cache: Path | None) -> Iterator[Finding]:
     if not adapter:
         return
     where = Path(adapter)
-    if adapter.startswith(("/", ".", "~")) and not where.is_dir():
+    if adapter.startswith(("/", ".", "~")) and not os.path.isdir(where):
         yield error(model, f"there is no adapter {adapter}.")
         return
     if cache is None:
         return
     held = cache / f"{_unique(path)}_{_unique(adapter)}"
-    if not held.exists():
+    if not os.path.exists(held):
         return
     weights = _weights(held)
     if not weights:
@@ -68,6 +69,6 @@ def _unique(path: str) -> str:
 
 
 def _weights(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))

@@ -112,9 +112,8 @@ def read(model: str) -> tuple[Checkpoint | None, list[Finding]]:
         found.append(
             note(model, "its LoRA is merged before the merge; only the model below it is checked.")
         )
-    folder = Path(path)
-    if folder.is_dir():
-        checkpoint, own = of_folder(folder, model)
+    if os.path.isdir(path):
+        checkpoint, own = of_folder(Path(path), model)
         return checkpoint, [*found, *own]
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
         return None, [*found, error(model, "there is no such folder.")]

@@ -1,7 +1,8 @@
-"""The models of a recipe beside their base: what does not fit, and what would be lost."""
+"""The models of a recipe beside their base, by what both have: what does not fit."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from dppa_mergekit.checks.checkpoints import WIDTHS, Checkpoint, Stored
 from dppa_mergekit.checks.findings import Finding, error, note, warning
+from dppa_mergekit.checks.recipe import layer_range
 from dppa_mergekit.names import block_of, natural_order
 from dppa_mergekit.recipes import identity
 
@@ -30,9 +32,6 @@ SHOULD_AGREE = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps",
 VOCABULARY = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_out")
 """Parts of the names of tensors with an axis of tokens."""
 
-BUFFERS = ("inv_freq", "rotary_emb", "position_ids", ".attn.bias", ".attn.masked_bias")
-"""Parts of the names of what older releases of transformers stored, and newer ones compute."""
-
 SAMPLED = 4
 """Linears of a model of which a slice is read."""
 
@@ -42,7 +41,15 @@ ROWS, COLUMNS = 64, 256
 UNRELATED = 0.7
 """A delta of this norm, relative to the base: unrelated weights of one deviation give 1.4."""
 
-Floats = NDArray[numpy.float32]
+Floats = NDArray[numpy.float64]
+
+_KINDS: Mapping[str, type[numpy.generic]] = {
+    "F64": numpy.float64,
+    "F32": numpy.float32,
+    "F16": numpy.float16,
+    "BF16": numpy.uint16,
+}
+"""What a file is read as; numpy knows no BF16."""
 
 
 def names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
@@ -70,24 +77,7 @@ def beside_base(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Ite
     yield from _configurations(tuned, base)
     yield from _tokenizers(tuned, base, has_tokenizer)
     if tuned.tensors and base.tensors:
-        yield from _tensors(tuned, base, has_tokenizer)
-
-
-def without(some: Mapping[str, Stored], others: Mapping[str, Stored], tied: bool) -> list[str]:
-    """The tensors of a checkpoint that another has not, and should have.
-
-    Args:
-        some: Of the one.
-        others: Of the other.
-        tied: Whether the other may do without an output head.
-    """
-    return [
-        name
-        for name in some
-        if name not in others
-        and not any(part in name for part in BUFFERS)
-        and not (tied and "lm_head" in name)
-    ]
+        yield from _shapes(tuned, base, has_tokenizer)
 
 
 def _configurations(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
@@ -138,19 +128,7 @@ def _tokenizers(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Ite
         )
 
 
-def _tensors(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
-    tied = any(bool(each.config.get("tie_word_embeddings")) for each in (tuned, base))
-    missing = without(base.tensors, tuned.tensors, tied)
-    extra = without(tuned.tensors, base.tensors, tied=True)
-    for each, sentence in (
-        (missing, "of the base model are missing"),
-        (extra, "are in no tensor of the base model, and no output holds them"),
-    ):
-        if each:
-            yield error(
-                tuned.model,
-                f"{len(each)} tensors {sentence}, such as {min(each, key=natural_order)}.",
-            )
+def _shapes(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
     shapes = [
         name
         for name, each in tuned.tensors.items()
@@ -182,17 +160,20 @@ def sampled(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
     """Whether a model is a fine-tune of the base at all, by slices of a few linears."""
     linears = [
         name
-        for name, each in base.tensors.items()
+        for name, there in base.tensors.items()
         if block_of(name) is not None
-        and len(each.shape) == 2
-        and name in tuned.tensors
-        and tuned.tensors[name].shape == each.shape
+        and len(there.shape) == 2
+        and 0 not in there.shape
+        and (here := tuned.tensors.get(name)) is not None
+        and here.shape == there.shape
+        and {here.dtype, there.dtype} <= WIDTHS.keys()
     ]
     if tuned.folder is None or base.folder is None or not linears:
         yield note(tuned.model, "no slice of it can be read here.")
         return
     square = [name for name in linears if len(set(base.tensors[name].shape)) == 1]
-    relative = [_distance(_slice(tuned, name), _slice(base, name)) for name in _some(linears)]
+    relative = {name: _distance(_slice(tuned, name), _slice(base, name)) for name in _some(linears)}
+    broken = [name for name, each in relative.items() if not math.isfinite(each)]
     turned = [
         name
         for name in _some(square)
@@ -200,8 +181,14 @@ def sampled(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
         and _distance(_slice(tuned, name, square=True).T, _slice(base, name, square=True))
         < UNRELATED
     ]
-    middle = float(numpy.median(relative))
-    if turned:
+    middle = float(numpy.median(list(relative.values())))
+    if broken:
+        yield error(
+            tuned.model,
+            f"{len(broken)} of {len(relative)} slices hold NaN or infinity, here or in the base "
+            f"model, such as {broken[0]}.",
+        )
+    elif turned:
         yield error(tuned.model, f"{turned[0]} is the base model's, transposed.")
     elif middle >= UNRELATED:
         yield error(
@@ -220,8 +207,9 @@ def _some(linears: Sequence[str]) -> list[str]:
 
 
 def _distance(here: Floats, there: Floats) -> float:
-    """Of the norm of what is there."""
-    return float(numpy.linalg.norm(here - there) / (numpy.linalg.norm(there) or 1.0))
+    """Of the norm of what is there; not finite where one of them is not."""
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        return float(numpy.linalg.norm(here - there) / (numpy.linalg.norm(there) or 1.0))
 
 
 def _slice(checkpoint: Checkpoint, name: str, square: bool = False) -> Floats:
@@ -229,56 +217,55 @@ def _slice(checkpoint: Checkpoint, name: str, square: bool = False) -> Floats:
     stored = checkpoint.tensors[name]
     assert checkpoint.folder is not None
     rows, columns = stored.shape
-    kinds = {"F32": numpy.float32, "F64": numpy.float64, "F16": numpy.float16}
-    kind = kinds.get(stored.dtype, numpy.uint16)
     held = numpy.memmap(
-        checkpoint.folder / stored.file, kind, "r", offset=stored.start, shape=(rows, columns)
+        checkpoint.folder / stored.file,
+        _KINDS[stored.dtype],
+        "r",
+        offset=stored.start,
+        shape=(rows, columns),
     )
     part = numpy.array(held[:ROWS, : ROWS if square else COLUMNS])
     if stored.dtype == "BF16":
-        return (part.astype(numpy.uint32) << 16).view(numpy.float32)
-    return part.astype(numpy.float32)
-
-
-def filters(content: Mapping[str, object], base: Checkpoint) -> Iterator[Finding]:
-    """Filters of parameters that fit no tensor."""
-    for text in sorted(_filters(content)):
-        if text != "*" and base.tensors and not any(text in name for name in base.tensors):
-            yield warning("recipe", f"the filter {text!r} is in no tensor's name.")
-
-
-def _filters(content: object) -> set[str]:
-    if isinstance(content, list):
-        return set().union(*(_filters(each) for each in content))
-    if not isinstance(content, dict):
-        return set()
-    found = set().union(*(_filters(each) for each in content.values()))
-    if "value" in content and isinstance(content.get("filter"), str):
-        found.add(content["filter"])
-    return found
+        part = (part.astype(numpy.uint32) << 16).view(numpy.float32)
+    return part.astype(numpy.float64)
 
 
 def moved_layers(content: Mapping[str, object], method: str) -> Iterator[Finding]:
     """Slices that put a layer at another place than it has in its model."""
-    slices = content.get("slices")
-    place = 0
-    for number, each in enumerate(slices if isinstance(slices, list) else (), start=1):
-        sources = each.get("sources") if isinstance(each, dict) else None
-        ranges = [
-            source["layer_range"]
-            for source in (sources if isinstance(sources, list) else ())
-            if isinstance(source, dict) and isinstance(source.get("layer_range"), list)
-        ]
-        for first, _ in (tuple(each) for each in ranges if len(each) == 2):
-            if first != place:
+    for where, slices in _stacks(content):
+        place = 0
+        for number, each in enumerate(slices, start=1):
+            ranges = list(_ranges(each))
+            if not ranges:
+                break
+            moved = next((first for first, _ in ranges if first != place), None)
+            if moved is not None:
                 yield error(
-                    f"slice {number}",
-                    f"layer {first} would become layer {place}, and {method} needs every layer at "
+                    f"{where}slice {number}",
+                    f"layer {moved} would become layer {place}, and {method} needs every layer at "
                     f"its own place.",
                 )
-                break
-        if ranges and len(ranges[0]) == 2:
-            place += int(ranges[0][1]) - int(ranges[0][0])
+            first, after = ranges[0]
+            place += after - first
+
+
+def _stacks(content: Mapping[str, object]) -> Iterator[tuple[str, Sequence[object]]]:
+    """The lists of slices of a recipe and of its modules, and where they stand."""
+    slices, modules = content.get("slices"), content.get("modules")
+    if isinstance(slices, list):
+        yield "", slices
+    for name, module in modules.items() if isinstance(modules, dict) else ():
+        if isinstance(module, dict) and isinstance(module.get("slices"), list):
+            yield f"modules, {name}, ", module["slices"]
+
+
+def _ranges(one: object) -> Iterator[tuple[int, int]]:
+    """Of the sources of a slice, but for those that mergekit refuses."""
+    sources = one.get("sources") if isinstance(one, dict) else None
+    for each in sources if isinstance(sources, list) else ():
+        found = layer_range(each.get("layer_range")) if isinstance(each, dict) else None
+        if found is not None:
+            yield found
 
 
 def _dtype(checkpoint: Checkpoint) -> str:

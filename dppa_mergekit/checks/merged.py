@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoints import Checkpoint, of_folder, read, stale
 from dppa_mergekit.checks.findings import Finding, error, note, warning
-from dppa_mergekit.checks.inputs import without
+from dppa_mergekit.checks.tensors import MISSING, is_at_hand, such_as, without
+from dppa_mergekit.errors import DppaError
 from dppa_mergekit.names import natural_order
 
 RECIPE = "mergekit_config.yml"
@@ -28,7 +29,7 @@ def recipe_of(folder: Path) -> Mapping[str, object] | None:
     """The recipe in a merged folder, if it can be read."""
     try:
         content = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -49,23 +50,59 @@ def checked(folder: Path) -> Iterator[Finding]:
 
 
 def _missing(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> Iterator[Finding]:
-    where = checkpoint.model
-    base, _ = read(str(recipe.get("base_model")))
+    where, name = checkpoint.model, recipe.get("base_model")
+    if not isinstance(name, str):
+        yield note(where, "its recipe names no base model to compare it with.")
+        return
+    base, _ = read(name)
     if base is None or not base.tensors:
-        yield note(where, f"the base model {recipe.get('base_model')} is not here to compare with.")
+        yield note(where, f"the base model {name} is not here to compare with.")
         return
     tied = bool(checkpoint.config.get("tie_word_embeddings"))
     missing = without(base.tensors, checkpoint.tensors, tied)
     if missing:
-        yield error(
-            where,
-            f"{len(missing)} tensors of the base model are missing, such as "
-            f"{min(missing, key=natural_order)}.",
-        )
+        yield from _lost(checkpoint, recipe, missing)
     for key in ("num_hidden_layers", "hidden_size", "model_type"):
         here, there = checkpoint.config.get(key), base.config.get(key)
         if here != there and not recipe.get("slices"):
             yield warning(where, f"config.json has {key} {here}, the base model {there}.")
+
+
+def _lost(
+    checkpoint: Checkpoint, recipe: Mapping[str, object], missing: list[str]
+) -> Iterator[Finding]:
+    """Tensors that the recipe gives and that are not there, where base and merge differ in names.
+
+    Args:
+        checkpoint: Of the merged folder.
+        recipe: In it.
+        missing: Tensors of the base that are not there under their names.
+    """
+    folder = checkpoint.folder
+    assert folder is not None
+    reason = "a model of its recipe is in no folder here."
+    if is_at_hand(recipe):
+        from dppa_mergekit.checks.planned import planned_again
+
+        try:
+            outputs = planned_again(folder / RECIPE).outputs
+        except DppaError as problem:
+            reason = problem.message
+        else:
+            lost = [
+                name
+                for name, optional in outputs.items()
+                if name not in checkpoint.tensors and (not optional or name in missing)
+            ]
+            if lost:
+                yield error(
+                    checkpoint.model, f"{such_as(lost, 'that its recipe gives are missing')}."
+                )
+            return
+    yield warning(
+        checkpoint.model,
+        f"{such_as(missing, MISSING)}, or go by other names, which cannot be told here: {reason}",
+    )
 
 
 def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:

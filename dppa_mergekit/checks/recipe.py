@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
+import pydantic
 import yaml
 
 from dppa_mergekit.checks import known
@@ -36,6 +37,13 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[object, object]:
         if key_node.tag == MERGE_KEY:
             continue
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(
+                "while constructing a mapping",
+                node.start_mark,
+                "found unhashable key",
+                key_node.start_mark,
+            )
         line = key_node.start_mark.line + 1
         if key in seen:
             loader.found.append(
@@ -54,16 +62,26 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 def parsed(text: str) -> tuple[Node, list[Finding]]:
     """What a recipe's text holds, and what is wrong with it as YAML; nothing if it is none."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         content = loader.get_single_data()
-    except yaml.YAMLError as problem:
+    # A ValueError is of what looks like a date or a number and is none, as 2024-02-30.
+    except (yaml.YAMLError, ValueError) as problem:
         return {}, [error("recipe", f"it is not YAML: {' '.join(str(problem).split())}.")]
-    finally:
-        loader.dispose()
     if not isinstance(content, dict) or not content:
         return {}, [error("recipe", "it holds no mapping with merge_method.")]
     return content, loader.found
+
+
+_RANGE = pydantic.TypeAdapter(tuple[int, int])
+
+
+def layer_range(value: object) -> tuple[int, int] | None:
+    """The first layer of a source and the one after its last; None where mergekit refuses it."""
+    try:
+        return _RANGE.validate_python(value)
+    except pydantic.ValidationError:
+        return None
 
 
 def checked(content: Node) -> Iterator[Finding]:
@@ -134,6 +152,7 @@ class _Walk:
     def recipe(self, content: Node) -> Iterator[Finding]:
         yield from self._keys(content, known.RECIPE, "recipe")
         yield from self._shared(content, "recipe")
+        yield from _reference(content, "base_model", "recipe")
         yield from self._holder(content, "")
         modules = content.get("modules")
         for name, module in modules.items() if isinstance(modules, dict) else ():
@@ -152,6 +171,7 @@ class _Walk:
                 place = f"{where}slice {number}"
                 yield from self._keys(each, known.SLICE, place)
                 yield from self._shared(each, place)
+                yield from _reference(each, "base_model", place)
                 yield from self._inputs(each.get("sources"), known.SOURCE, place)
 
     def _inputs(self, inputs: object, keys: Sequence[str], where: str) -> Iterator[Finding]:
@@ -160,10 +180,15 @@ class _Walk:
             if not isinstance(each, dict):
                 yield error(place, "it is no mapping with model and parameters.")
                 continue
-            if "model" not in each:
+            if each.get("model") is None:
                 yield error(place, "there is no model.")
-            elif not isinstance(each["model"], str):
-                yield note(place, "its model is written as a mapping, which is not looked into.")
+            yield from _reference(each, "model", place)
+            if "layer_range" in keys and layer_range(each.get("layer_range")) is None:
+                yield error(
+                    place,
+                    f"layer_range is {each.get('layer_range')!r}; allowed is two whole numbers, "
+                    f"the first layer and the one after the last.",
+                )
             yield from self._keys(each, keys, place)
             parameters = each.get("parameters")
             for name, setting in parameters.items() if isinstance(parameters, dict) else ():
@@ -221,6 +246,15 @@ class _Walk:
             elif isinstance(value, float) and not math.isfinite(value):
                 yield error(where, f"{name} is {value}, which is no finite number.")
         yield from _conditions(name, setting, where)
+
+
+def _reference(content: Node, key: str, where: str) -> Iterator[Finding]:
+    """A model that is none, or one that is not looked into."""
+    value = content.get(key)
+    if isinstance(value, dict):
+        yield note(where, f"its {key} is written as a mapping, which is not looked into.")
+    elif value is not None and not isinstance(value, str):
+        yield error(where, f"{key} is {value!r}; allowed is a path or a name on the Hub.")
 
 
 def _values(setting: object) -> Iterator[object]:

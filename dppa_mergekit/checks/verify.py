@@ -13,7 +13,7 @@ from safetensors import safe_open
 from dppa_mergekit.checks.checkpoints import of_folder
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.merged import RECIPE, recipe_of
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import first_line
 
 if TYPE_CHECKING:
     from mergekit.graph import Task
@@ -32,10 +32,7 @@ def verified(folder: Path, every: bool) -> Iterator[Finding]:
         folder: With the recipe that mergekit leaves; the paths in it count from here.
         every: All tensors, and not a sample.
     """
-    from transformers import AutoConfig
-
-    from dppa_mergekit.dry_run import dry_run
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.dry_run import dry_run_again
 
     where = str(folder)
     recipe = recipe_of(folder) or {}
@@ -47,21 +44,12 @@ def verified(folder: Path, every: bool) -> Iterator[Finding]:
         )
         return
     try:
-        recipe_left = Recipe.read(folder / RECIPE)
-        config = AutoConfig.from_pretrained(folder)
-    # Whatever transformers raises for a configuration that it does not know.
-    except (DppaError, OSError, ValueError) as problem:
-        yield error(where, f"its recipe cannot be merged again ({_reason(problem)}).")
-        return
-    try:
-        with dry_run(recipe_left, where, config) as planned:
+        with dry_run_again(folder / RECIPE) as planned:
             yield from _compared(folder, planned, every)
-    except DppaError as problem:
-        yield error(where, f"its recipe cannot be merged again: {problem.message}")
-
-
-def _reason(problem: Exception) -> str:
-    return " ".join(str(problem).split())[:200].rstrip(".")
+    # Beside a DppaError, whatever mergekit, its methods, safetensors or torch raise where inputs
+    # are damaged or not what they were.
+    except Exception as problem:
+        yield error(where, f"its recipe cannot be merged again: {first_line(problem)}.")
 
 
 def _compared(folder: Path, planned: Sequence[Task[object]], every: bool) -> Iterator[Finding]:
