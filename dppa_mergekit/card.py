@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dppa_mergekit.tables import table
 
@@ -48,6 +48,21 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Measurements:
+    """What was measured of the model, together.
+
+    Attributes:
+        scores: Of its tasks.
+        ratios: Domain -> Domain-Ratio in percent.
+        limit: Of each task, at most so many items were used, the first; None for all.
+    """
+
+    scores: Sequence[Measured] = ()
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
 class Facts:
     """What is known of a merge; without a path of this machine.
 
@@ -58,8 +73,7 @@ class Facts:
         parameters: Fine-tuned model -> its parameters.
         found: How factors or weights were found, in Markdown; empty if it is not known.
         picture: File name of a picture of the densities; None for none.
-        scores: Of this model.
-        ratios: Domain -> Domain-Ratio in percent.
+        measured: Of this model.
         recipe: YAML.
         versions: Package -> version.
         license: Of the model.
@@ -71,8 +85,7 @@ class Facts:
     parameters: Mapping[str, Mapping[str, object]]
     found: str
     picture: str | None
-    scores: Sequence[Measured]
-    ratios: Mapping[str, float]
+    measured: Measurements
     recipe: str
     versions: Mapping[str, str]
     license: str | None
@@ -91,16 +104,19 @@ def completed(text: str, facts: Facts) -> str:
     data.base_model = list(facts.base_models) or None
     data["base_model_relation"] = "merge" if facts.base_models else None
     data.license = facts.license
-    data.model_name = facts.name if facts.scores else None
+    limit = facts.measured.limit
+    data.model_name = facts.name if facts.measured.scores else None
     data.eval_results = [
         EvalResult(
             task_type="text-generation",
             dataset_type=each.task,
-            dataset_name=each.task + (" (tuned on)" if each.tuned_on else ""),
+            dataset_name=each.task
+            + " (tuned on)" * each.tuned_on
+            + ("" if limit is None else f" (limit {limit})"),
             metric_type="score",
             metric_value=each.value,
         )
-        for each in facts.scores
+        for each in facts.measured.scores
     ] or None
     body = "\n\n".join(_section(facts))
     written = card.text.strip() or f"# {facts.name}"
@@ -131,17 +147,20 @@ def _section(facts: Facts) -> Iterator[str]:
     if facts.picture is not None:
         yield "## What is kept"
         yield f"![Density kept of every linear, by block]({facts.picture})"
-    if facts.scores:
+    measured = facts.measured
+    if measured.scores:
         yield "## Scores"
         yield table(
             ["task", "score"],
-            [[each.task + "\\*" * each.tuned_on, _score(each)] for each in facts.scores],
+            [[each.task + "\\*" * each.tuned_on, _score(each)] for each in measured.scores],
         ).strip()
-        if any(each.tuned_on for each in facts.scores):
+        if any(each.tuned_on for each in measured.scores):
             yield "\\* Factors or weights were chosen on this task."
-    if facts.ratios:
+        if measured.limit is not None:
+            yield f"Of each task, at most the first {measured.limit} items were used."
+    if measured.ratios:
         yield "Domain-Ratios, in percent of the fine-tuned models:"
-        rows = [[domain, f"{value:.1f}"] for domain, value in facts.ratios.items()]
+        rows = [[domain, f"{value:.1f}"] for domain, value in measured.ratios.items()]
         yield table(["domain", "ratio"], rows).strip()
     yield "## To reproduce"
     yield ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."

@@ -125,12 +125,19 @@ class Checkpoint:
 
         Modification times alone would not do: unpacking and copying may set them all alike.
         """
-        folder = Path(self.index.base_path)
-        files = sorted({*self.index.tensor_paths.values(), "config.json"})
+        return [self.content(), [_state(path) for path in self._files()]]
+
+    def content(self) -> list[object]:
+        """The same without times: of a copy it is the same, unless what no page shows differs."""
         return [
             sorted(self.index.tensor_paths.items()),
-            [_file_fingerprint(folder / name) for name in files if (folder / name).exists()],
+            [_content(path) for path in self._files()],
         ]
+
+    def _files(self) -> list[Path]:
+        folder = Path(self.index.base_path)
+        names = sorted({*self.index.tensor_paths.values(), "config.json"})
+        return [folder / name for name in names if (folder / name).exists()]
 
 
 PROBES = 16
@@ -139,15 +146,20 @@ PROBES = 16
 PAGE = 4096
 
 
-def _file_fingerprint(path: Path) -> list[object]:
-    """Name, size, time, a hash of header and probes; of a hub's cache, also revision and blob.
+def _state(path: Path) -> list[object]:
+    """The time of a file; of a hub's cache, also revision and blob."""
+    hub = [path.parent.name, path.resolve().name] if path.parent.parent.name == "snapshots" else []
+    return [path.stat().st_mtime_ns, *hub]
+
+
+def _content(path: Path) -> list[object]:
+    """Name, size, and a hash of header and probes.
 
     A page is read in the middle of every tensor: fine-tuning may have moved any of them alone.
     """
-    digest = hashlib.sha256()
-    status = path.stat()
+    digest, size_of_file = hashlib.sha256(), path.stat().st_size
     is_safetensors = path.suffix.lower() == ".safetensors"
-    places = [(status.st_size * probe // PROBES, PAGE) for probe in range(PROBES)]
+    places = [(size_of_file * probe // PROBES, PAGE) for probe in range(PROBES)]
     if is_safetensors:
         with suppress(ValueError):  # of a damaged file, which is refused when it is read
             places = [
@@ -159,8 +171,7 @@ def _file_fingerprint(path: Path) -> list[object]:
         for start, size in places:
             file.seek(start)
             digest.update(file.read(size))
-    hub = [path.parent.name, path.resolve().name] if path.parent.parent.name == "snapshots" else []
-    return [path.name, status.st_size, status.st_mtime_ns, digest.hexdigest(), *hub]
+    return [path.name, size_of_file, digest.hexdigest()]
 
 
 def _header_bytes(file: BinaryIO, is_safetensors: bool) -> bytes:

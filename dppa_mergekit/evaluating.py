@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,21 +15,21 @@ from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoints import of_folder
 from dppa_mergekit.curves import draw_evaluation, is_installed
-from dppa_mergekit.errors import CheckpointError, DppaError
-from dppa_mergekit.evaluation import Evaluation, as_markdown, as_plain
+from dppa_mergekit.errors import CheckpointError, DppaError, first_line
+from dppa_mergekit.evaluation import FILE, Evaluation, as_markdown, as_plain
 from dppa_mergekit.harness import Harness
+from dppa_mergekit.outputs import check_output_folder, write_whole
 from dppa_mergekit.recipes import Recipe, identity
-from dppa_mergekit.records import read_records, write_record
+from dppa_mergekit.records import fingerprint, read_records, write_record
 from dppa_mergekit.resident import load_model, merged
 from dppa_mergekit.scores import Score, Scores
-from dppa_mergekit.tasks import Part, TasksFile, check_dense
+from dppa_mergekit.tasks import Part, TasksError, TasksFile, check_dense
 from dppa_mergekit.unmerged import Placement, Unmerged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FILE = "evaluation"
-"""The name of what is written, before its ending."""
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,49 +57,149 @@ class Evaluating:
     def run(self) -> Evaluation:
         """Score every model on all tasks, and each domain's fine-tuned model on its own.
 
+        What is scored before an error, or before Ctrl-C, stays in the output folder.
+
         Raises:
             DppaError: Whatever the user can mend; before the first model is loaded where possible.
         """
-        domains = {name: list(each.of(self.part)) for name, each in self.tasks.domains.items()}
-        guard = list(self.tasks.guard.of(self.part))
-        for name, tasks in domains.items():
+        self._check()
+        harness = Harness(self.tasks, self.tasks.metrics(self.part))
+        if self.tasks.apply_chat_template:
+            self._check_templates()
+        if self.output is not None:
+            self.output.mkdir(parents=True, exist_ok=True)
+        states: dict[str, str] = {}
+        kept: Evaluation | None = None
+        try:
+            for found in self._grown(harness, states):
+                if self.output is not None:
+                    self._write(self.output, found, states)
+                    kept = found
+        except BaseException:
+            if kept is not None and kept.missing:
+                LOG.warning(
+                    "%s has what was scored so far; missing: %s.",
+                    self.output,
+                    ", ".join(kept.missing),
+                )
+            raise
+        return found
+
+    def _check(self) -> None:
+        """Refuse what can be refused before anything is loaded."""
+        if self.output is not None:
+            check_output_folder(self.output, f"{FILE}.json")
+        for name, tasks in self._domains.items():
             if not tasks:
                 raise DppaError(f"Domain {name} has no {self.part} tasks.")
-        if not domains:
+        if not self._domains:
             raise DppaError("The tasks file has no domains, and ratios need some.")
         for model in [*self.models, *(each.model for each in self.tasks.domains.values())]:
             _refuse_broken(Unmerged(model, self.placement).folder(), model)
-        if self.output is not None:
-            self.output.mkdir(parents=True, exist_ok=True)
-        harness = Harness(self.tasks, self.tasks.metrics(self.part))
-        every = [*(task for tasks in domains.values() for task in tasks), *guard]
+
+    def _check_templates(self) -> None:
+        """Refuse models without a chat template, through which prompts are to go."""
+        from transformers import AutoTokenizer
+
+        domains = self.tasks.domains.values()
+        whose = {model: model for model in [*self.models, *(each.model for each in domains)]}
+        for recipe in self.recipes:
+            donor = _template_donor(recipe)
+            if donor is not None:
+                whose.setdefault(donor, f"{donor}, and so of {recipe.origin},")
+        for model, spelled in whose.items():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    Unmerged(model, self.placement).folder(),
+                    trust_remote_code=self.placement.trust_remote_code,
+                )
+            # Whatever transformers raises for what it does not know or cannot read.
+            except Exception as error:
+                raise DppaError(
+                    f"{model}: transformers cannot load its tokenizer ({first_line(error)})."
+                ) from error
+            if not tokenizer.chat_template:
+                raise TasksError(
+                    f"apply_chat_template: the tokenizer of {spelled} has no chat template."
+                )
+
+    @property
+    def _domains(self) -> dict[str, list[str]]:
+        """Domain -> its tasks."""
+        return {name: list(each.of(self.part)) for name, each in self.tasks.domains.items()}
+
+    @property
+    def _rows(self) -> list[str]:
+        """What the models and merges are called."""
+        return [*self.models, *(recipe.origin for recipe in self.recipes)]
+
+    def _teachers(self) -> dict[str, list[str]]:
+        """Fine-tuned model, spelled as it is among the models where it is there -> its domains."""
+        spelled: dict[object, str] = {}
+        for model in self.models:
+            spelled.setdefault(identity(model), model)
+        found: dict[str, list[str]] = {}
+        for name, domain in self.tasks.domains.items():
+            model = spelled.setdefault(identity(domain.model), domain.model)
+            found.setdefault(model, []).append(name)
+        return found
+
+    def _grown(self, harness: Harness, states: dict[str, str]) -> Iterator[Evaluation]:
+        """The evaluation so far, each time that one more model is scored.
+
+        The fine-tuned models come first: without their scores there are no ratios.
+
+        Args:
+            harness: That scores.
+            states: Gains the fingerprint of every folder that is loaded.
+        """
+        every = list(self.tasks.metrics(self.part))
         rows: dict[str, Scores] = {}
         dense: dict[str, Score] = {}
-        teachers = {name: each.model for name, each in self.tasks.domains.items()}
-        whole = [*self.models, *(recipe.origin for recipe in self.recipes)]
-        with tqdm(total=len(whole) + len(teachers), desc="evaluate", unit="model", delay=2) as bar:
-            for model in self.models:
-                rows[model] = self._scored(harness, Unmerged(model, self.placement).load(), every)
+        teachers = self._teachers()
+        total = len({*teachers, *self.models}) + len(self.recipes)
+        with tqdm(total=total, desc="evaluate", unit="model", delay=2) as bar:
+            for model, domains in teachers.items():
+                own = [task for name in domains for task in self._domains[name]]
+                asked = every if model in self.models else own
+                found = self._scored(harness, self._loaded(model, states), asked)
+                check_dense({task: found[task].value for task in own})
+                dense.update((task, found[task]) for task in own)
+                if model in self.models:
+                    rows[model] = found
                 bar.update()
+                yield self._so_far(dense, rows)
+            for model in self.models:
+                if model not in rows:
+                    rows[model] = self._scored(harness, self._loaded(model, states), every)
+                    bar.update()
+                    yield self._so_far(dense, rows)
             for recipe in self.recipes:
                 rows[recipe.origin] = self._merged(harness, recipe, every)
                 bar.update()
-            for name, model in teachers.items():
-                known = [row for row in self.models if identity(row) == identity(model)]
-                found = (
-                    rows[known[0]]
-                    if known
-                    else self._scored(
-                        harness, Unmerged(model, self.placement).load(), domains[name]
-                    )
-                )
-                dense.update((task, found[task]) for task in domains[name])
-                bar.update()
-        check_dense({task: score.value for task, score in dense.items()})
-        evaluation = Evaluation(domains, guard, dense, rows, frozenset(self._tuned_on(every)))
-        if self.output is not None:
-            self._write(self.output, evaluation)
-        return evaluation
+                yield self._so_far(dense, rows)
+
+    def _so_far(self, dense: Scores, rows: Mapping[str, Scores]) -> Evaluation:
+        """The tables of what is scored; of a domain only when its fine-tuned model is."""
+        domains = {
+            name: tasks
+            for name, tasks in self._domains.items()
+            if all(task in dense for task in tasks)
+        }
+        guard = list(self.tasks.guard.of(self.part))
+        tuned_on = frozenset(self._tuned_on(list(self.tasks.metrics(self.part))))
+        known = {name: rows[name] for name in self._rows if name in rows}
+        missing = [name for name in self._rows if name not in rows]
+        return Evaluation(domains, guard, dict(dense), known, tuned_on, missing)
+
+    def _loaded(
+        self, model: str, states: dict[str, str]
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        if os.path.isdir(model):
+            # Weights that only transformers finds are those of no merge.
+            with suppress(CheckpointError):
+                states[model] = fingerprint(Path(model))
+        return Unmerged(model, self.placement).load()
 
     def _merged(self, harness: Harness, recipe: Recipe, tasks: Sequence[str]) -> Scores:
         where = self.placement
@@ -119,21 +222,37 @@ class Evaluating:
         seen = {task for folder in set(folders) for task in _dev_tasks(read_records(folder))}
         yield from (task for task in tasks if task in seen)
 
-    def _write(self, folder: Path, found: Evaluation) -> None:
+    def _write(self, folder: Path, found: Evaluation, states: Mapping[str, str]) -> None:
         plain = {"part": self.part, **as_plain(found)}
         path = folder / f"{FILE}.json"
-        path.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(as_markdown(found), encoding="utf-8")
-        if is_installed():
+        write_whole(path, json.dumps(plain, indent=1) + "\n")
+        write_whole(path.with_suffix(".md"), as_markdown(found))
+        if found.models and is_installed():
             draw_evaluation(found, path.with_suffix(".png"))
         subject: dict[str, object] = {
             "models": list(self.models),
             "recipes": {recipe.origin: recipe.content for recipe in self.recipes},
             "tasks": self.tasks.model_dump(mode="json"),
             "part": self.part,
+            "checkpoints": dict(states),
             "dtype": str(self.placement.dtype),
         }
         write_record(path, "evaluate", subject, [plain])
+
+
+def _template_donor(recipe: Recipe) -> str | None:
+    """The model whose chat template a merge gets; None where the recipe or mergekit chooses one.
+
+    As in mergekit/merge.py and mergekit/tokenizer/build.py, 0.1.5.
+    """
+    configuration = recipe.configuration()
+    if configuration.chat_template:
+        return None
+    source = configuration.tokenizer_source
+    if configuration.tokenizer is not None:
+        source = configuration.tokenizer.source
+    donor = configuration.base_model if source in (None, "base", "union") else source
+    return None if donor is None else str(donor)
 
 
 def _refuse_broken(folder: Path, model: str) -> None:

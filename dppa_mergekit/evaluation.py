@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from dppa_mergekit.scores import Estimate, Score, Scores, domain_ratio, ratio_estimate, task_ratio
 from dppa_mergekit.tables import table
 
+FILE = "evaluation"
+"""The name of what `evaluate` writes, before its ending."""
+
 TUNED_ON = "*"
 """Marks a task that something was tuned on."""
 
@@ -26,6 +29,7 @@ class Evaluation:
         dense: Task -> score of the fine-tuned model of the task's domain.
         models: Name -> its scores on all tasks.
         tuned_on: Tasks by which factors or weights were chosen.
+        missing: Models that are not scored yet.
     """
 
     domains: Mapping[str, Sequence[str]]
@@ -33,6 +37,7 @@ class Evaluation:
     dense: Scores
     models: Mapping[str, Scores]
     tuned_on: frozenset[str] = frozenset()
+    missing: Sequence[str] = ()
 
     @property
     def tasks(self) -> list[str]:
@@ -82,10 +87,13 @@ def as_markdown(found: Evaluation) -> str:
             for name in found.models
         ],
     )
-    note = f"\n{TUNED_ON} Factors or weights were chosen on this task.\n" if found.tuned_on else ""
+    notes = [f"{TUNED_ON} Factors or weights were chosen on this task."] if found.tuned_on else []
+    if found.missing:
+        notes.append(f"Not scored yet: {', '.join(found.missing)}.")
     return (
         f"Scores, with standard errors.\n\n{scores}\n"
-        f"Task-Ratios and Domain-Ratios, in percent of the fine-tuned models.\n\n{ratios}{note}"
+        f"Task-Ratios and Domain-Ratios, in percent of the fine-tuned models, whose own scores are "
+        f"taken as known.\n\n{ratios}" + "".join(f"\n{note}\n" for note in notes)
     )
 
 
@@ -105,6 +113,7 @@ def as_plain(found: Evaluation) -> dict[str, object]:
         "domains": {name: list(tasks) for name, tasks in found.domains.items()},
         "guard": list(found.guard),
         "tuned_on": sorted(found.tuned_on),
+        "missing": list(found.missing),
         "dense": scores(found.dense),
         "models": {
             name: {

@@ -13,6 +13,12 @@ def check_output(path: Path) -> None:
         raise DppaError(f"{path} cannot be written: its folder must exist, and be open.")
 
 
+def check_output_folder(folder: Path, file: str) -> None:
+    """Refuse a folder that cannot be made, or in which a file cannot be written."""
+    missing = [each for each in (folder, *folder.parents) if not os.path.exists(each)]
+    check_output(missing[-1] if missing else folder / file)
+
+
 def check_recipe_output(path: Path) -> None:
     """Refuse the output of a recipe that cannot be written, or would be taken for a table."""
     check_output(path)

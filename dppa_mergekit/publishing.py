@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 
 from dppa_mergekit import variants
-from dppa_mergekit.card import Facts, Measured, completed
+from dppa_mergekit.card import Facts, Measurements, completed
 from dppa_mergekit.checking import check_folder
 from dppa_mergekit.checks.merged import RECIPE
 from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
+from dppa_mergekit.evaluation import FILE as EVALUATION
+from dppa_mergekit.public_names import anonymous, is_local, public_names, refuse_paths, renamed
 from dppa_mergekit.recipes import Recipe, identity
+from dppa_mergekit.recorded import measured_last
 from dppa_mergekit.records import FILE, digest, read_records, versions
 
 LOG = logging.getLogger(__name__)
 
 CARD, PICTURE = "README.md", "density.png"
+
+KEPT_BACK = (FILE, f"{EVALUATION}.*", "analysis.*")
+"""What commands of this package leave in a folder; it names folders of this machine."""
+
+WEIGHTS = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+)
+"""Files by whose names transformers finds weights: one file before any index of shards."""
 
 NO_TOKEN = (
     "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may "
@@ -50,53 +63,49 @@ class Publishing:
     license: str | None = None
     private: bool = False
 
-    def prepare(self, need_license: bool) -> list[Path]:
+    def prepare(self, dry_run: bool) -> list[Path]:
         """Complete the card in the folder, and return the files that are to be uploaded.
 
         Args:
-            need_license: Refuse, and do not only warn, where the licence is not known.
+            dry_run: There will be no upload: without a login, or a licence, it is prepared as well.
 
         Raises:
-            DppaError: A name is none that the Hub allows, the folder is not whole, its recipe is
-                not the one given, or the licence is not known.
+            DppaError: There is no token, a name is none that the Hub allows, the recipe would name
+                folders of this machine or is not the one given, the licence is not known, or the
+                folder is not whole; in this order, since the last takes longest.
         """
+        if not dry_run:
+            _check_login()
         _check_name(self.repository)
         for name in self.names.values():
             _check_name(name)
-        for finding in check_folder(self.folder, None):
-            if finding.severity == "error":
-                raise CheckpointError(f"{finding.subject}: {finding.sentence}")
         recipe = self._recipe()
-        public = self._public(recipe)
-        known = {identity(model) for model in public}
+        names = public_names(recipe.content, self.names)
+        known = {identity(model) for model in names}
         for model in self.names:
             if identity(model) not in known:
                 raise DppaError(
-                    f"--name {model}: the recipe has no such model; it has {', '.join(public)}."
+                    f"--name {model}: the recipe has no such model; it has {', '.join(names)}."
                 )
-        named = {identity(model) for model in self.names}
-        for model, name in public.items():
-            if _is_local(model) and identity(model) not in named:
-                LOG.warning(
-                    "%s is a folder of this machine; the card says %s. Give its name on the Hub: "
-                    "--name %s=owner/name",
-                    model,
-                    name,
-                    model,
-                )
+        refuse_paths(renamed(recipe.content, names), self.names.values())
+        self._tell_unnamed(names)
+        public = _public(recipe, names)
         licence = self.license or _agreed_license(public)
         if licence is None:
             sentence = (
                 f"The licences of {', '.join(public)} are not known or differ: name the merge's "
                 f"with --license, such as apache-2.0."
             )
-            if need_license:
+            if not dry_run:
                 raise DppaError(sentence)
             LOG.warning(sentence)
-        facts = self._facts(recipe, public, licence)
+        for finding in check_folder(self.folder, None):
+            if finding.severity == "error":
+                raise CheckpointError(f"{finding.subject}: {finding.sentence}")
+        facts = self._facts(recipe, names, licence)
         path = self.folder / CARD
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        written = _anonymous(completed(_anonymous(text, public), facts), public)
+        written = anonymous(completed(anonymous(text, names), facts), names)
         path.write_text(written, encoding="utf-8")
         return sorted(self._files())
 
@@ -106,10 +115,9 @@ class Publishing:
         Raises:
             DppaError: There is no token, or the Hub cannot be reached or refuses.
         """
-        from huggingface_hub import HfApi, get_token
+        from huggingface_hub import HfApi
 
-        if get_token() is None:
-            raise DppaError(NO_TOKEN)
+        _check_login()
         interface = HfApi()
         with tempfile.TemporaryDirectory(prefix=".dppa-", dir=self.folder.parent) as staged:
             for file in files:
@@ -120,7 +128,8 @@ class Publishing:
             # As mergekit left it, it may hold paths of this machine.
             config = Path(staged) / RECIPE
             config.unlink(missing_ok=True)
-            config.write_text(_published(recipe, self._public(recipe)), encoding="utf-8")
+            names = public_names(recipe.content, self.names)
+            config.write_text(_published(recipe, names), encoding="utf-8")
             try:
                 created = interface.create_repo(
                     self.repository, private=self.private, exist_ok=True
@@ -129,6 +138,8 @@ class Publishing:
                     repo_id=created.repo_id,
                     folder_path=staged,
                     commit_message="Upload a merge by mergekit",
+                    # What is uploaded is not deleted: the client sees to it.
+                    delete_patterns=list(WEIGHTS),
                 )
             # Whatever the client raises: an answer of the Hub's, no network, a part that fails.
             except Exception as problem:
@@ -152,19 +163,23 @@ class Publishing:
             raise RecipeError(f"{self.folder} was not merged from {self.recipe_file}.")
         return recipe
 
-    def _public(self, recipe: Recipe) -> dict[str, str]:
-        """Model, as the recipe spells it -> what it is called in public; the base is the first."""
-        given = {identity(model): name for model, name in self.names.items()}
-        found: dict[str, str] = {}
-        base = recipe.content.get("base_model")
-        for model in [*([] if base is None else [str(base)]), *recipe.tuned()]:
-            otherwise = Path(model).name if _is_local(model) else model
-            found[model] = given.get(identity(model), otherwise)
-        return found
+    def _tell_unnamed(self, names: Mapping[str, str]) -> None:
+        """Say which models are known to this machine only."""
+        told = {identity(model) for model in self.names}
+        for model, name in names.items():
+            if is_local(model) and identity(model) not in told:
+                told.add(identity(model))
+                LOG.warning(
+                    "%s is a folder of this machine; the card says %s. Give its name on the Hub: "
+                    "--name %s=owner/name",
+                    model,
+                    name,
+                    model,
+                )
 
-    def _facts(self, recipe: Recipe, public: Mapping[str, str], licence: str | None) -> Facts:
+    def _facts(self, recipe: Recipe, names: Mapping[str, str], licence: str | None) -> Facts:
         is_dppa = recipe.method in variants.names()
-        scores, ratios = self._scores()
+        public = _public(recipe, names)
         return Facts(
             self.repository.rsplit("/", 1)[-1],
             is_dppa,
@@ -172,9 +187,8 @@ class Publishing:
             {public[model]: recipe.parameters(model) for model in recipe.tuned()},
             self._found(),
             self._picture(recipe) if is_dppa else None,
-            scores,
-            ratios,
-            _published(recipe, public),
+            self._measured(),
+            _published(recipe, names),
             versions(),
             licence,
         )
@@ -215,26 +229,26 @@ class Publishing:
         draw_density(found, self.folder / PICTURE)
         return PICTURE
 
-    def _scores(self) -> tuple[list[Measured], dict[str, float]]:
-        """What `evaluate` measured of this folder, by the records near it; the last counts."""
-        places = [self.folder, self.folder.parent, *sorted(self.folder.parent.iterdir())]
+    def _measured(self) -> Measurements:
+        """What `evaluate` measured last; what is left out of this folder's is said."""
+        found, left = measured_last(self.folder, self._places())
+        for place, reason in left.items():
+            LOG.warning("The evaluation in %s %s: it is not in the card.", place, reason)
+        return found
+
+    def _places(self) -> list[Path]:
+        """Where records of the folder may be: in it, beside it, in folders beside it."""
+        folder = self.folder.resolve()
+        places = [folder, folder.parent, *sorted(folder.parent.iterdir())]
         if self.recipe_file is not None:
-            places.append(self.recipe_file.parent)
-        scores: list[Measured] = []
-        ratios: dict[str, float] = {}
-        for place in places:
-            for record in read_records(place).values() if place.is_dir() else ():
-                if isinstance(record, dict) and record.get("command") == "evaluate":
-                    for found in record.get("results") or ():
-                        own = list(_of_model(found, self.folder))
-                        if own:
-                            scores, ratios = own[0]
-        return scores, ratios
+            places.append(self.recipe_file.resolve().parent)
+        return [place for place in dict.fromkeys(places) if place.is_dir()]
 
     def _files(self) -> Iterator[Path]:
         for path in self.folder.rglob("*"):
             hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
-            if path.is_file() and not hidden and path.name != FILE:
+            kept_back = any(fnmatch(path.name, pattern) for pattern in KEPT_BACK)
+            if path.is_file() and not hidden and not kept_back:
                 yield path
 
 
@@ -248,61 +262,24 @@ def _check_name(name: str) -> None:
         raise DppaError(f"{name} is no name on the Hub: {_first(problem)}.") from problem
 
 
-def _of_model(
-    found: Mapping[str, object], folder: Path
-) -> Iterator[tuple[list[Measured], dict[str, float]]]:
-    """Scores and ratios of a merged folder in the results of an evaluation."""
-    models, tuned_on = found.get("models"), found.get("tuned_on")
-    if not isinstance(models, dict) or not isinstance(tuned_on, list):
-        return
-    for name, of_model in models.items():
-        if identity(name) != identity(str(folder)):
-            continue
-        scores = [
-            Measured(task, float(score["value"]), score["error"], task in tuned_on)
-            for task, score in of_model["scores"].items()
-        ]
-        yield scores, {d: float(ratio["value"]) for d, ratio in of_model["domain_ratios"].items()}
+def _check_login() -> None:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise DppaError(NO_TOKEN)
 
 
-def _is_local(model: str) -> bool:
-    return Path(model).exists() or model.startswith((".", "/", "~"))
+def _public(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
+    """Model that is merged -> what it is called in public; the base is the first."""
+    base = recipe.content.get("base_model")
+    models = [*([] if base is None else [str(base)]), *recipe.tuned()]
+    return {model: names.get(model, model) for model in models}
 
 
-def _published(recipe: Recipe, public: Mapping[str, str]) -> str:
+def _published(recipe: Recipe, names: Mapping[str, str]) -> str:
     """The recipe's YAML with public names."""
-
-    def named(value: object) -> object:
-        if isinstance(value, dict):
-            return {
-                key: public.get(str(each), each)
-                if key in ("model", "base_model", "source") and isinstance(each, str)
-                else named(each)
-                for key, each in value.items()
-            }
-        return [named(each) for each in value] if isinstance(value, list) else value
-
-    return yaml.safe_dump(named(deepcopy(recipe.content)), sort_keys=False, allow_unicode=True)
-
-
-def _anonymous(text: str, public: Mapping[str, str]) -> str:
-    """A text with public names in place of the spellings of local models."""
-    for model, name in sorted(public.items(), key=lambda pair: -len(pair[0])):
-        if model == name:
-            continue
-        if "/" in model:
-            whole = re.compile(rf"(?<![\w./~-]){re.escape(model)}(?![\w/-])")
-            text = name.join(whole.split(text))
-            continue
-        # A bare name may be a word as well: only where mergekit writes models.
-        for before, after in (
-            ("(?<=using )", "(?= as a base)"),
-            (r"(?m)(?<=^\* )", "$"),
-            ("(?<=model: )", r"(?=\s)"),
-        ):
-            here = re.compile(before + re.escape(model) + after)
-            text = name.join(here.split(text))
-    return text
+    content = renamed(recipe.content, names)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _agreed_license(public: Mapping[str, str]) -> str | None:

@@ -44,7 +44,7 @@ class Hub(BaseHTTPRequestHandler):
             files = [
                 {
                     "path": each["path"],
-                    "uploadMode": "lfs" if each["path"].endswith(".safetensors") else "regular",
+                    "uploadMode": "lfs" if _is_large(each["path"]) else "regular",
                     "shouldIgnore": False,
                     "oid": self._oid(path.split("/")[3:5], each["path"]),
                 }
@@ -77,6 +77,8 @@ class Hub(BaseHTTPRequestHandler):
                 elif entry["key"] == "lfsFile":
                     held = (ROOT / "lfs" / value["oid"]).read_bytes()
                     self._write(folder / value["path"], held)
+                elif entry["key"] == "deletedFile":
+                    (folder / value["path"]).unlink()
             name = "/".join(path.split("/")[3:5])
             url = f"{self._self()}/{name}/commit/{COMMIT}"
             self._json({"commitUrl": url, "commitOid": COMMIT})
@@ -144,6 +146,8 @@ class Hub(BaseHTTPRequestHandler):
         if not path.exists():
             return None
         body = path.read_bytes()
+        if _is_large(name):
+            return hashlib.sha256(body).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
 
     def _self(self) -> str:
@@ -169,6 +173,10 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _is_large(name: str) -> bool:
+    return name.endswith(".safetensors")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -2,21 +2,27 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from checkpoints import write_recipe
+from checkpoints import save_family, write_recipe
 from click.testing import CliRunner, Result
 from mergekit.io.tasks import LoaderCache
+from safetensors.torch import load_file, save_file
 from search_models import save_search
 
 from dppa_mergekit.checks import known
 from dppa_mergekit.command import main
+from dppa_mergekit.errors import CheckpointError, DppaError
 from dppa_mergekit.evaluation import Evaluation, as_markdown, as_plain
-from dppa_mergekit.scores import Score
+from dppa_mergekit.harness import Harness
+from dppa_mergekit.recorded import Recorded
+from dppa_mergekit.records import fingerprint, read_records
+from dppa_mergekit.scores import Score, Scores
 
 DENSE = {"gsm8k": Score(0.5981), "MATH": Score(0.13)}
 
@@ -130,6 +136,11 @@ def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> N
     assert (tmp_path / "tables" / "evaluation.png").stat().st_size > 5000
     record = json.loads((tmp_path / "tables" / "dppa_run.json").read_text())
     assert record["evaluation.json"]["command"] == "evaluate"
+    # law is loaded, too, to be measured by.
+    assert record["evaluation.json"]["checkpoints"] == {
+        str(saved / name): fingerprint(saved / name) for name in ("base", "math", "law")
+    }
+    assert plain["missing"] == []
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         ".dppa_run.json.lock",
         "dppa_run.json",
@@ -189,6 +200,114 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved / "math", mixed)
     (mixed / "config.json").write_text("", encoding="utf-8")
     refused(evaluate(str(mixed)), "config.json is missing, empty or no JSON")
+    below = mixed / "config.json" / "tables"
+    refused(evaluate(str(saved / "base"), f"--output={below / 'a'}"), f"{below} cannot be written")
+
+
+class Spy:
+    """Stands before the harness: what is scored, by the tasks; and where it ends."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.scored: list[set[str]] = []
+        self.last: BaseException | None = None
+        self.zero: str | None = None
+        score = Harness.score
+
+        def spied(harness: Harness, model: object, tokenizer: object, items: dict) -> Scores:
+            if self.last is not None and len(self.scored) == 2:
+                raise self.last
+            self.scored.append(set(items))
+            found = score(harness, model, tokenizer, items)
+            return {task: Score(0.0) if task == self.zero else found[task] for task in found}
+
+        monkeypatch.setattr(Harness, "score", spied)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(monkeypatch)
+
+
+def test_what_others_are_measured_by_comes_first(evaluate: Evaluate, saved: Path, spy: Spy) -> None:
+    spy.zero = "law_test"
+    done = evaluate(*(str(saved / name) for name in ("base", "math")), "--limit=9")
+    assert done.exit_code == 1
+    assert "Task law_test: the unmerged model itself scores 0" in done.output
+    # math, which is asked for, and law, which is not.
+    assert spy.scored == [{"math_test", "law_test"}, {"law_test"}]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DppaError("The device is lost.")])
+def test_what_was_scored_is_kept(
+    evaluate: Evaluate,
+    saved: Path,
+    tmp_path: Path,
+    spy: Spy,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
+) -> None:
+    spy.last = error
+    models = [str(saved / name) for name in ("base", "math", "law")]
+    folder = tmp_path / "some" / "tables"
+    done = evaluate(*models, f"--output={folder}", "--limit=9")
+    assert done.exit_code == 1
+    assert f"{folder} has what was scored so far; missing: {models[0]}." in caplog.text
+    plain = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert list(plain["models"]) == models[1:]
+    assert plain["missing"] == models[:1]
+    assert plain["models"][models[1]]["domain_ratios"]["math"]["value"] == 100.0
+    text = (folder / "evaluation.md").read_text(encoding="utf-8")
+    assert f"| {models[2]} " in text
+    assert f"Not scored yet: {models[0]}." in text
+    recorded = Recorded.of(read_records(folder)["evaluation.json"])
+    assert recorded is not None
+    assert set(recorded.checkpoints) == set(models[1:])
+
+
+def test_tables_begin_with_the_first_model_that_others_are_measured_by(
+    evaluate: Evaluate, saved: Path, tmp_path: Path, spy: Spy
+) -> None:
+    spy.zero = "law_test"
+    done = evaluate(str(saved / "math"), f"--output={tmp_path}", "--limit=9")
+    assert done.exit_code == 1
+    plain = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert plain["domains"] == {"math": ["math_test"]}
+    assert list(plain["models"]) == [str(saved / "math")]
+
+
+def test_chat_templates_are_looked_at_first(
+    evaluate: Evaluate, saved: Path, tmp_path: Path, spy: Spy
+) -> None:
+    def refused(sentence: str, *arguments: str) -> None:
+        done = evaluate(*arguments, tasks=tasks)
+        assert done.exit_code == 1
+        assert f"apply_chat_template: the tokenizer of {sentence} has no chat" in done.output
+        assert not spy.scored
+
+    content = yaml.safe_load((saved / "tasks.yml").read_text(encoding="utf-8"))
+    content.update(apply_chat_template=True, include_path=str(saved / "tasks"), limit=2)
+    for name in ("math", "law"):
+        shutil.copytree(saved / name, tmp_path / name)
+        template = "{% for each in messages %}{{ each.content }} {% endfor %}"
+        (tmp_path / name / "chat_template.jinja").write_text(template, encoding="utf-8")
+    content["domains"]["math"]["model"] = str(tmp_path / "math")
+    tasks = write_recipe(tmp_path / "tasks.yml", content)
+    # Of a model that others are measured by, of one that is asked for, of a merge's base.
+    refused(f"{saved / 'law'}", str(tmp_path / "math"))
+    content["domains"]["law"]["model"] = str(tmp_path / "law")
+    tasks = write_recipe(tmp_path / "tasks.yml", content)
+    refused(f"{saved / 'base'}", str(tmp_path / "math"), str(saved / "base"))
+    whole = saved / "recipe.yml"
+    refused(f"{saved / 'base'}, and so of {whole},", f"--recipe={whole}")
+    # mergekit gives the merge another one.
+    given = yaml.safe_load(whole.read_text(encoding="utf-8"))
+    for number, change in enumerate(
+        ({"chat_template": "chatml"}, {"tokenizer": {"source": str(tmp_path / "math")}})
+    ):
+        path = write_recipe(tmp_path / f"{number}.yml", {**given, **change})
+        done = evaluate(f"--recipe={path}", tasks=tasks)
+        assert done.exit_code == 0, done.output
+    assert len(spy.scored) == 6
 
 
 def test_methods_of_other_plugins_are_left_to_mergekit(
@@ -201,3 +320,24 @@ def test_methods_of_other_plugins_are_left_to_mergekit(
     path = write_recipe(tmp_path / "linear.yml", {**given, "merge_method": "task_arithmetic"})
     done = evaluate(f"--recipe={path}")
     assert done.exit_code == 0, done.output
+
+
+def test_a_copy_has_the_same_fingerprint_and_another_state_another(tmp_path: Path) -> None:
+    folder = save_family(tmp_path, shard="50KB") / "math"
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    copy = tmp_path / "elsewhere" / "named otherwise"
+    shutil.copytree(folder, copy)
+    for path in copy.iterdir():
+        os.utime(path, (1e9, 1e9))
+    before = fingerprint(folder)
+    assert fingerprint(copy) == before
+    (copy / "README.md").write_text("# A card\n", encoding="utf-8")
+    assert fingerprint(copy) == before
+    (copy / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    seen = {before, fingerprint(copy), fingerprint(tmp_path / "law")}
+    path = sorted(folder.glob("*.safetensors"))[-1]
+    tensors = load_file(path)
+    save_file({**tensors, **{min(tensors): tensors[min(tensors)] * 1.5}}, path)
+    assert len(seen | {fingerprint(folder)}) == 4
+    with pytest.raises(CheckpointError, match="Unable to find model files"):
+        fingerprint(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from datetime import datetime, timezone
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -39,3 +40,4 @@ def test_commands_that_end_at_the_same_time_keep_each_others_records(tmp_path: P
     assert isinstance(record, dict)
     assert record["writer"] == 2
     assert record["results"] == [5]
+    assert datetime.fromisoformat(str(record["time"])) <= datetime.now(timezone.utc)

@@ -40,13 +40,16 @@ def analyze(
     \b
         mergekit-dppa analyze recipe.yml --output analysis/
     """
-    from dppa_mergekit.analysing import Analysing, prompts_of, write
+    from dppa_mergekit.analysing import FILE, Analysing, prompts_of, write
     from dppa_mergekit.analysis import verdict
     from dppa_mergekit.analysis_pictures import PICTURES
     from dppa_mergekit.analysis_tables import overview
+    from dppa_mergekit.outputs import check_output_folder
     from dppa_mergekit.recipes import Recipe
 
     options.check_paged(html, output)
+    if output is not None:
+        check_output_folder(output, f"{FILE}.json")
     options.check_first(recipe)
     read = Recipe.read(recipe)
     prompts = prompts_of(read, files)

@@ -65,8 +65,8 @@ def evaluate(
         mergekit-dppa evaluate ./base ./merged --tasks tasks.yml
     """
     from dppa_mergekit.errors import ParameterError
-    from dppa_mergekit.evaluating import FILE, Evaluating
-    from dppa_mergekit.evaluation import as_markdown
+    from dppa_mergekit.evaluating import Evaluating
+    from dppa_mergekit.evaluation import FILE, as_markdown
     from dppa_mergekit.recipes import Recipe
 
     if not models and not recipes:

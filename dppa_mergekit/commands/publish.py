@@ -50,7 +50,7 @@ def publish(
             raise ParameterError(f"--name {each}: allowed is MODEL=HUB_NAME.")
         given[model] = name
     publishing = Publishing(folder, repository, recipe_file, given, licence, private)
-    files = publishing.prepare(need_license=not dry_run)
+    files = publishing.prepare(dry_run)
     if dry_run:
         click.echo(f"The card is in {folder / 'README.md'}. To {repository} would go:")
         for file in files:
