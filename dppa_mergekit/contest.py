@@ -8,6 +8,7 @@ item on the same items, is not scored any further. Nothing is scored twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -172,19 +173,27 @@ class Contest:
     def confirmed(self) -> Candidate:
         """The best candidate that is no worse than the start on the items that did not choose it.
 
-        Nor on all items, by the exact objective. The start, if no other holds.
+        Nor on all items, by the exact objective; where all lose more than is allowed, the one that
+        loses least. The start, if no other holds.
         """
+        best, least = self.start, math.inf
         for candidate in self.leaders():
             if candidate == self.start or self._holds(candidate):
-                return candidate
-        return self.start
+                lost = self.objective.lost(self.scores(candidate, range(self.folds)))
+                if lost < least:
+                    best, least = candidate, lost
+                if not lost:
+                    break
+        return best
 
     def _holds(self, candidate: Candidate) -> bool:
-        exact = self.objective.exact
-        every = range(self.folds)
-        gain = exact(self.scores(candidate, every)) - exact(self.scores(self.start, every))
+        exact, lost = self.objective.exact, self.objective.lost
+        ours, of_start = (self.scores(each, range(self.folds)) for each in (candidate, self.start))
+        gain = exact(ours) - exact(of_start)
         if not self.confirming or gain < 0:
             return gain >= 0
+        if lost(ours) < lost(of_start):
+            return True
         fresh, of_start = (self.scores(each, self.confirming) for each in (candidate, self.start))
         return self.objective.difference(fresh, of_start).value >= 0
 

@@ -20,11 +20,11 @@ from dppa_mergekit.evaluation import FILE, Evaluation, as_markdown, as_plain
 from dppa_mergekit.harness import Harness
 from dppa_mergekit.outputs import check_output_folder, write_whole
 from dppa_mergekit.recipes import Recipe, identity
-from dppa_mergekit.records import fingerprint, read_records, write_record
+from dppa_mergekit.records import read_records, write_record
 from dppa_mergekit.resident import load_model, merged
 from dppa_mergekit.scores import Score, Scores
 from dppa_mergekit.tasks import Part, TasksError, TasksFile, check_dense
-from dppa_mergekit.unmerged import Placement, Unmerged
+from dppa_mergekit.unmerged import Placement, Unmerged, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -190,6 +190,9 @@ class Evaluating:
         tuned_on = frozenset(self._tuned_on(list(self.tasks.metrics(self.part))))
         known = {name: rows[name] for name in self._rows if name in rows}
         missing = [name for name in self._rows if name not in rows]
+        for model, names in self._teachers().items():
+            if model not in self._rows and not all(name in domains for name in names):
+                missing.append(model)
         return Evaluation(domains, guard, dict(dense), known, tuned_on, missing)
 
     def _loaded(
@@ -198,7 +201,7 @@ class Evaluating:
         if os.path.isdir(model):
             # Weights that only transformers finds are those of no merge.
             with suppress(CheckpointError):
-                states[model] = fingerprint(Path(model))
+                states[model] = fingerprint(Path(model), dated=False)
         return Unmerged(model, self.placement).load()
 
     def _merged(self, harness: Harness, recipe: Recipe, tasks: Sequence[str]) -> Scores:

@@ -29,7 +29,7 @@ class Evaluation:
         dense: Task -> score of the fine-tuned model of the task's domain.
         models: Name -> its scores on all tasks.
         tuned_on: Tasks by which factors or weights were chosen.
-        missing: Models that are not scored yet.
+        missing: Models that are not scored yet, of domains too.
     """
 
     domains: Mapping[str, Sequence[str]]

@@ -210,15 +210,15 @@ class Harness:
             raise TasksError(
                 f"Task {task} has no metric {metric!r}; it has {', '.join(sorted(known))}."
             )
-        if not loaded.higher_is_better().get(metric.partition(",")[0], True):
+        # None where neither the task nor lm-eval says it.
+        if loaded.higher_is_better().get(metric.partition(",")[0]) is False:
             raise TasksError(
                 f"Task {task}: of {metric}, less is better; allowed is a metric that grows with "
                 f"skill."
             )
         if getattr(loaded, "UNSAFE_CODE", False):
             raise TasksError(
-                f"Task {task} runs code that models write (unsafe_code), which is not done here; "
-                f"score it by a command of your own (--score-command)."
+                f"Task {task} runs code that models write (unsafe_code), which is not done here."
             )
 
     def _configure(self, task: ConfigurableTask) -> None:

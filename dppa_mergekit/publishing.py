@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +30,10 @@ CARD, PICTURE = "README.md", "density.png"
 KEPT_BACK = (FILE, f"{EVALUATION}.*", "analysis.*")
 """What commands of this package leave in a folder; it names folders of this machine."""
 
-WEIGHTS = (
-    "model*.safetensors",
-    "model*.safetensors.index.json",
-    "pytorch_model*.bin",
-    "pytorch_model*.bin.index.json",
+WEIGHTS = re.compile(
+    r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?"
 )
-"""Files by whose names transformers finds weights: one file before any index of shards."""
+"""Names of files by which transformers finds weights: one file before any index of shards."""
 
 NO_TOKEN = (
     "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may "
@@ -134,12 +132,13 @@ class Publishing:
                 created = interface.create_repo(
                     self.repository, private=self.private, exist_ok=True
                 )
+                there = interface.list_repo_files(created.repo_id)
                 interface.upload_folder(
                     repo_id=created.repo_id,
                     folder_path=staged,
                     commit_message="Upload a merge by mergekit",
                     # What is uploaded is not deleted: the client sees to it.
-                    delete_patterns=list(WEIGHTS),
+                    delete_patterns=[name for name in there if WEIGHTS.fullmatch(name)],
                 )
             # Whatever the client raises: an answer of the Hub's, no network, a part that fails.
             except Exception as problem:

@@ -12,8 +12,9 @@ import pydantic
 
 from dppa_mergekit.card import Measured, Measurements
 from dppa_mergekit.recipes import identity
-from dppa_mergekit.records import fingerprint, read_records
+from dppa_mergekit.records import read_records
 from dppa_mergekit.scores import Estimate
+from dppa_mergekit.unmerged import fingerprint
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def measured_last(folder: Path, places: Iterable[Path]) -> tuple[Measurements, d
     Returns:
         What was measured, and place -> why what was recorded there of this folder is left out.
     """
-    state = fingerprint(folder)
+    state = fingerprint(folder, dated=False)
     found: dict[Path, tuple[datetime, Measurements]] = {}
     left: dict[Path, str] = {}
     for place in places:

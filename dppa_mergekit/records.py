@@ -13,7 +13,6 @@ from pathlib import Path
 from filelock import FileLock
 
 from dppa_mergekit import __version__
-from dppa_mergekit.errors import CheckpointError, first_line
 from dppa_mergekit.outputs import write_whole
 
 LOG = logging.getLogger(__name__)
@@ -58,35 +57,12 @@ def digest(output: Path) -> str | None:
     return hashlib.sha256(output.read_bytes()).hexdigest() if output.is_file() else None
 
 
-def fingerprint(folder: Path) -> str:
-    """What tells a model apart from others, wherever its folder lies: a copy is the same model.
-
-    Of its weights (headers, and a part of every tensor), its configuration, and how it reads.
-
-    Raises:
-        CheckpointError: mergekit finds no weights in the folder.
-    """
-    from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
-
-    from dppa_mergekit.checkpoints import Checkpoint
-    from dppa_mergekit.unmerged import BESIDE_WEIGHTS
-
-    try:
-        index = ShardedTensorIndex.from_disk(str(folder))
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: {first_line(error)}.") from error
-    held = Checkpoint(str(folder), index).content()
-    beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern)}
-    read = sorted((path.name, digest(path)) for path in beside if path.is_file())
-    return hashlib.sha256(repr([held, read]).encode()).hexdigest()
-
-
 def read_records(folder: Path) -> dict[str, object]:
     """The records of what was produced in a folder: file or folder -> what is known of it."""
     path = folder / FILE
-    if not path.exists():
-        return {}
     try:
+        if not path.exists():
+            return {}
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         LOG.warning("%s is damaged and is left out.", path)

@@ -159,6 +159,10 @@ class Objective(Protocol):
         """How much more `left` is worth, on the same items."""
         ...
 
+    def lost(self, scores: Scores) -> float:
+        """What is lost beyond what is allowed, whatever is gained; 0 where nothing is."""
+        ...
+
     def parts(self, scores: Scores) -> Mapping[str, Estimate]:
         """What the estimate is made of, for people, by name; nothing where it is of one piece."""
         ...
@@ -189,6 +193,10 @@ class DomainObjective:
     def difference(self, left: Scores, right: Scores) -> Estimate:
         """The difference of the smoothed Domain-Ratios."""
         return difference(self._own(left), self._own(right), self.dense)
+
+    def lost(self, scores: Scores) -> float:
+        """Nothing."""
+        return 0.0
 
     def parts(self, scores: Scores) -> Mapping[str, Estimate]:
         """None."""
@@ -223,15 +231,11 @@ class MergeObjective:
 
     def exact(self, scores: Scores) -> float:
         """The Domain-Ratio of the merge, less what the guards lose too much."""
-        return self._of([each.exact(scores) for each in self._each]) - self._lost(scores)
+        return self._of([each.exact(scores) for each in self._each]) - LOST * self.lost(scores)
 
     def smoothed(self, scores: Scores) -> float:
-        """The same by smoothed Domain-Ratios; of a guard, only what chance does not explain.
-
-        On the few items that candidates meet on first, one item may be more than what is allowed.
-        """
-        lost = self._lost(scores, DEVIATIONS)
-        return self._of([each.smoothed(scores) for each in self._each]) - lost
+        """The same by smoothed Domain-Ratios."""
+        return self._smoothed(scores) - LOST * self.lost(scores)
 
     def estimate(self, scores: Scores) -> Estimate:
         """The Domain-Ratio of the merge with its standard error."""
@@ -245,11 +249,16 @@ class MergeObjective:
         return found
 
     def difference(self, left: Scores, right: Scores) -> Estimate:
-        """The difference of the smoothed values; its error is that of the mean's, paired."""
+        """The difference of the smoothed values; its error is that of the mean's, paired.
+
+        Of a guard counts what is lost by more than chance explains: of the few items that
+        candidates meet on first, one may be more than what is allowed. And who keeps it by no more
+        than chance explains beats nobody that keeps more of it.
+        """
         each = [domain.difference(left, right) for domain in self._each]
-        value = self.smoothed(left) - self.smoothed(right)
-        if self._lost(left) > self._lost(right):
-            # On more items it may be the one that breaks the guard, so it beats nobody yet.
+        lost = self.lost(left, DEVIATIONS) - self.lost(right, DEVIATIONS)
+        value = self._smoothed(left) - self._smoothed(right) - LOST * lost
+        if self.lost(left, -DEVIATIONS) > self.lost(right, -DEVIATIONS):
             value = min(value, 0.0)
         if not self.worst:
             return Estimate(value, self._joined(each).error)
@@ -273,14 +282,17 @@ class MergeObjective:
         error = math.hypot(*errors) / number if len(errors) == number else None
         return Estimate(math.fsum(each.value for each in estimates) / number, error)
 
+    def _smoothed(self, scores: Scores) -> float:
+        return self._of([each.smoothed(scores) for each in self._each])
+
     def _least(self, scores: Scores) -> int:
         values = [each.smoothed(scores) for each in self._each]
         return values.index(min(values))
 
-    def _lost(self, scores: Scores, deviations: float = 0.0) -> float:
-        """What the guards lose beyond what is allowed, and by more than so many errors."""
+    def lost(self, scores: Scores, deviations: float = 0.0) -> float:
+        """The shares of guards lost beyond what is allowed, by more than so many errors."""
         beyond = []
         for task, of_base in self.guard.items():
             least = of_base * (1 - self.loss) - deviations * (scores[task].error or 0.0)
             beyond.append(max(0.0, least - scores[task].value) / of_base)
-        return LOST * math.fsum(beyond)
+        return math.fsum(beyond)

@@ -74,6 +74,7 @@ class Tuned:
         evaluations: How many candidates were scored.
         seconds: What that took, in this run and in those that it went on with.
         parts: What a merge's Domain-Ratio is made of: domain -> before and after.
+        lost: What guard tasks lose beyond what is allowed, as a share; 0 where nothing is.
         curves: Of each of the factors, unless they are for each block: (factor, Domain-Ratio) of
             the candidates that differ from the result in it alone, on as many items as each was
             scored on.
@@ -89,6 +90,7 @@ class Tuned:
     evaluations: int
     seconds: float
     parts: Mapping[str, tuple[Estimate, Estimate]]
+    lost: float
     curves: Mapping[str, Sequence[tuple[float, Estimate]]]
 
 
@@ -204,6 +206,7 @@ class CandidateSearch:
             len(contest.scored),
             self.seconds,
             _parts(contest, best),
+            contest.objective.lost(contest.scores(best, range(contest.folds))),
             {}
             if options.per_block
             else {name: _curve(contest, best, place) for place, name in enumerate(names)},

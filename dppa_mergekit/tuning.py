@@ -128,8 +128,12 @@ class Search:
             if best:
                 self._write(best)
             raise
-        if self.merge is not None:
-            self._warn_of_guard(found[0], self.merge)
+        if self.merge is not None and found[0].lost:
+            LOG.warning(
+                "The guard tasks lose more than --guard-loss %g allows: no weights were found that "
+                "keep them.",
+                self.merge.guard_loss,
+            )
         self._write({each.model: each.factors for each in found})
         write_whole(self.output.with_suffix(".md"), summary(found, self.options.strategy))
         if is_installed():
@@ -223,17 +227,6 @@ class Search:
                 partial(best.__setitem__, MERGE),
                 self._batch,
             ).run()
-
-    def _warn_of_guard(self, found: Tuned, how: WholeMerge) -> None:
-        """Say so where nothing that was tried keeps what the guard asks for."""
-        kept, least = found.parts.get("guard"), 100 * (1 - how.guard_loss)
-        if kept is not None and kept[1].value < least:
-            LOG.warning(
-                "The guard keeps %.1f %% of the base model's score, less than the %.1f %% asked "
-                "for: no weights that were tried keep more.",
-                kept[1].value,
-                least,
-            )
 
     @property
     def _batch(self) -> int:

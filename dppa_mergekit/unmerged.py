@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dppa_mergekit.checkpoints import Checkpoint
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident import load_model
 from dppa_mergekit.teacher import Lessons, key_of, taught
@@ -89,15 +89,7 @@ class Unmerged:
 
     def fingerprint(self) -> str:
         """What differs between two states of its checkpoint, and of how it reads and answers."""
-        from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
-
-        folder = self.folder()
-        index = ShardedTensorIndex.from_disk(str(folder))
-        digest = hashlib.sha256(repr(Checkpoint(self.model, index).fingerprint()).encode())
-        beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern)}
-        for path in sorted(path for path in beside if path.is_file()):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        return digest.hexdigest()
+        return fingerprint(self.folder(), dated=True)
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """It, live, and its tokenizer. Raises DppaError where it cannot be loaded or placed."""
@@ -163,6 +155,32 @@ class Unmerged:
             if kept is not None:
                 known.save(kept, key)
         return known
+
+
+def fingerprint(folder: Path, dated: bool) -> str:
+    """What tells a model apart from others: its weights, and how it reads and answers.
+
+    Args:
+        folder: Of the model.
+        dated: By the times of its files, too, for what a part of every tensor does not show; a copy
+            of it is another model then.
+
+    Raises:
+        CheckpointError: mergekit finds no weights in the folder, or they are damaged.
+    """
+    from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
+
+    try:
+        checkpoint = Checkpoint(str(folder), ShardedTensorIndex.from_disk(str(folder)))
+        state = checkpoint.fingerprint() if dated else checkpoint.content()
+    # Whatever mergekit or torch raise for files that are damaged or none of a model's.
+    except Exception as error:
+        raise CheckpointError(f"{folder}: {first_line(error)}.") from error
+    digest = hashlib.sha256(repr(state).encode())
+    beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern)}
+    for path in sorted(path for path in beside if path.is_file()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def fingerprints(recipe: Recipe, placement: Placement) -> dict[str, str]:

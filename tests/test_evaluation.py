@@ -21,8 +21,9 @@ from dppa_mergekit.errors import CheckpointError, DppaError
 from dppa_mergekit.evaluation import Evaluation, as_markdown, as_plain
 from dppa_mergekit.harness import Harness
 from dppa_mergekit.recorded import Recorded
-from dppa_mergekit.records import fingerprint, read_records
+from dppa_mergekit.records import read_records
 from dppa_mergekit.scores import Score, Scores
+from dppa_mergekit.unmerged import fingerprint
 
 DENSE = {"gsm8k": Score(0.5981), "MATH": Score(0.13)}
 
@@ -138,7 +139,8 @@ def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> N
     assert record["evaluation.json"]["command"] == "evaluate"
     # law is loaded, too, to be measured by.
     assert record["evaluation.json"]["checkpoints"] == {
-        str(saved / name): fingerprint(saved / name) for name in ("base", "math", "law")
+        str(saved / name): fingerprint(saved / name, dated=False)
+        for name in ("base", "math", "law")
     }
     assert plain["missing"] == []
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
@@ -273,6 +275,7 @@ def test_tables_begin_with_the_first_model_that_others_are_measured_by(
     plain = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
     assert plain["domains"] == {"math": ["math_test"]}
     assert list(plain["models"]) == [str(saved / "math")]
+    assert plain["missing"] == [str(saved / "law")]
 
 
 def test_chat_templates_are_looked_at_first(
@@ -329,15 +332,15 @@ def test_a_copy_has_the_same_fingerprint_and_another_state_another(tmp_path: Pat
     shutil.copytree(folder, copy)
     for path in copy.iterdir():
         os.utime(path, (1e9, 1e9))
-    before = fingerprint(folder)
-    assert fingerprint(copy) == before
+    before = fingerprint(folder, dated=False)
+    assert fingerprint(copy, dated=False) == before
     (copy / "README.md").write_text("# A card\n", encoding="utf-8")
-    assert fingerprint(copy) == before
+    assert fingerprint(copy, dated=False) == before
     (copy / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
-    seen = {before, fingerprint(copy), fingerprint(tmp_path / "law")}
+    seen = {before, fingerprint(copy, dated=False), fingerprint(tmp_path / "law", dated=False)}
     path = sorted(folder.glob("*.safetensors"))[-1]
     tensors = load_file(path)
     save_file({**tensors, **{min(tensors): tensors[min(tensors)] * 1.5}}, path)
-    assert len(seen | {fingerprint(folder)}) == 4
+    assert len(seen | {fingerprint(folder, dated=False)}) == 4
     with pytest.raises(CheckpointError, match="Unable to find model files"):
-        fingerprint(tmp_path)
+        fingerprint(tmp_path, dated=False)

@@ -17,13 +17,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_search(tmp_path_factory.mktemp("harness"))
 
 
-def harness(saved: Path, folder: Path, metric: str = "acc,none", **changes: object) -> Harness:
-    """Of math's dev task, with changes to its YAML file."""
+def harness(
+    saved: Path, folder: Path, metric: str = "acc,none", more: str = "", **changes: object
+) -> Harness:
+    """Of math's dev task, with more lines in its YAML file, and changes to it."""
     shutil.copytree(saved / "tasks", folder / "tasks")
     lines = (folder / "tasks" / "math_dev.yaml").read_text(encoding="utf-8")
     loader = "custom_dataset: !function loader.load\n"
     content = {**yaml.safe_load(lines.replace(loader, "")), **changes}
-    text = loader + yaml.safe_dump(content)
+    text = loader + more + yaml.safe_dump(content)
     (folder / "tasks" / "math_dev.yaml").write_text(text, encoding="utf-8")
     domains = {"math": {"model": "./math", "dev": {"math_dev": metric}}}
     return Harness(
@@ -48,6 +50,21 @@ def test_a_metric_of_which_less_is_better(saved: Path, tmp_path: Path) -> None:
     metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": False}]
     with pytest.raises(TasksError, match=r"^Task math_dev: of acc,none, less is better"):
         harness(saved, tmp_path, metric_list=metrics)
+
+
+def test_a_metric_of_ones_own(saved: Path, tmp_path: Path) -> None:
+    # lm-eval does not know whether more of it is better.
+    (saved / "tasks" / "hits.py").write_text(
+        "def hits(doc, results):\n    return {'hit': 1.0}\n", encoding="utf-8"
+    )
+    found = harness(
+        saved,
+        tmp_path,
+        "hit,none",
+        "process_results: !function hits.hits\n",
+        metric_list=[{"metric": "hit", "aggregation": "mean"}],
+    )
+    assert found.items("math_dev") == 48
 
 
 def test_a_task_that_runs_code(saved: Path, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
 
 from dppa_mergekit.commands import options
+
+LOG = logging.getLogger(__name__)
 
 
 @click.command()
@@ -208,10 +211,10 @@ def search(
             click.echo(f"  {name}: {before} -> {after}")
     click.echo(f"{output}: the recipe with these {tune}")
     if read.method in RANDOM:
-        click.echo(
-            f"{read.method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the "
-            f"draw that was tuned.",
-            err=True,
+        LOG.warning(
+            "%s draws at random: mergekit-yaml --random-seed %d makes the draw that was tuned.",
+            read.method,
+            RANDOM_SEED,
         )
     if html:
         curves = {
