@@ -38,7 +38,7 @@ from dppa_mergekit.outputs import check_recipe_output, write_whole
 from dppa_mergekit.recipes import Recipe, Setting
 from dppa_mergekit.records import write_record
 from dppa_mergekit.scores import MergeObjective
-from dppa_mergekit.search import MERGE, CandidateSearch, Options, Tuned
+from dppa_mergekit.search import DENSE_CANDIDATE, MERGE, CandidateSearch, Options, Tuned
 from dppa_mergekit.strategies import WEIGHTS
 from dppa_mergekit.summary import summary
 from dppa_mergekit.tasks import TasksFile, folder_hash
@@ -161,32 +161,38 @@ class Search:
         names = list(self.tasks.domains)
         at_once = 1 if self.cluster is None else min(self.cluster.workers, len(names))
 
-        @contextmanager
-        def searched(name: str, at_once: int) -> Iterator[CandidateSearch]:
+        def search_of(name: str, bench: Bench) -> CandidateSearch:
             domain = self.tasks.domains[name]
             items = {task: 0 if harness is None else harness.items(task) for task in domain.dev}
             model = self.recipe.named(domain.model)
-            with self._tried_on(name, harness, at_once) as bench:
-                yield CandidateSearch(
-                    name,
-                    model,
-                    items,
-                    bench,
-                    self.options,
-                    journal,
-                    best_so_far=partial(best.__setitem__, model),
-                    batch=self._batch,
-                )
+            return CandidateSearch(
+                name,
+                model,
+                items,
+                bench,
+                self.options,
+                journal,
+                best_so_far=partial(best.__setitem__, model),
+                batch=self._batch,
+            )
 
         def prepare(name: str) -> None:
-            with searched(
-                name, at_once=1 if self.cluster is None else self.cluster.workers
-            ) as each:
-                each.dense()
+            known = any(
+                (each["domain"], each["candidate"]) == (name, DENSE_CANDIDATE)
+                for each in journal.entries
+            )
+            one_each = 1 if self.cluster is None else self.cluster.workers
+            # What the journal has needs no worker.
+            with (
+                nullcontext(self._bench(name, harness))
+                if known
+                else self._tried_on(name, harness, one_each)
+            ) as bench:
+                search_of(name, bench).dense()
 
         def found(name: str) -> Tuned:
-            with searched(name, at_once) as each:
-                return each.run()
+            with self._tried_on(name, harness, at_once) as bench:
+                return search_of(name, bench).run()
 
         # All fine-tuned models come first: one that scores nothing ends the search, and that is
         # not to happen after another domain has taken hours.
