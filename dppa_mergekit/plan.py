@@ -216,7 +216,7 @@ class Plan:
         """Plain data that differs where deltas or parameters do."""
         return [
             self.method,
-            sorted(([str(model), content] for model, content in self._depends.items()), key=str),
+            [[str(model), content] for model, content in self._depends.items()],
             [
                 [
                     each.name,
@@ -230,10 +230,9 @@ class Plan:
     def shape_of(self, planned: PlannedTensor) -> tuple[int, ...]:
         """The shape of the base's tensor: from its header, or read where it is packed on load."""
         load = planned.loads[planned.base]
-        checkpoint = self._checkpoint(planned.base, load)
-        stored = checkpoint.stored_name(possible_names(load))
-        if stored is not None:
-            return tuple(checkpoint.header(stored).shape)
+        header = self._header(planned.base, load)
+        if header is not None:
+            return header.shape
         base = read(load, planned.base)
         return () if base is None else tuple(base.shape)
 
@@ -292,18 +291,16 @@ class Plan:
         bases = list(dict.fromkeys(planned.base for planned in self._by_name))
         tensors: dict[Hashable, list[object]] = {}
         for planned in self._by_name:
+            shared = [
+                planned.name,
+                planned.vocabulary,
+                planned.aligned,
+                bases.index(planned.base),
+                self._is_double(planned),
+                reading(planned.loads[planned.base]),
+            ]
             for model in planned.models:
-                tensors.setdefault(model, []).append(
-                    [
-                        planned.name,
-                        planned.vocabulary,
-                        planned.aligned,
-                        bases.index(planned.base),
-                        self._is_double(planned),
-                        reading(planned.loads[planned.base]),
-                        reading(planned.loads[model]),
-                    ]
-                )
+                tensors.setdefault(model, []).append([*shared, reading(planned.loads[model])])
         return {
             model: [[files[base] for base in bases], files[model], of_model]
             for model, of_model in tensors.items()
@@ -317,12 +314,9 @@ class Plan:
     def _is_double(self, planned: PlannedTensor) -> bool:
         """Whether one of its inputs, and so every delta of it, is in float64."""
         for model, load in planned.loads.items():
-            checkpoint = self._checkpoint(model, load)
-            stored = checkpoint.stored_name(possible_names(load))
-            if stored is not None:
-                cast = (load.dtype or "").removeprefix("torch.")
-                if cast == "float64" or (not cast and checkpoint.header(stored).dtype == "F64"):
-                    return True
+            header, cast = self._header(model, load), (load.dtype or "").removeprefix("torch.")
+            if header is not None and (cast == "float64" or (not cast and header.dtype == "F64")):
+                return True
         return False
 
     def _refuse_moved_layers(self, planned: PlannedTensor) -> None:
@@ -338,13 +332,12 @@ class Plan:
         """Refuse what headers show to be unmergeable; the base's header, where there is one."""
         headers: dict[ModelReference, Header] = {}
         for model, load in planned.loads.items():
-            checkpoint = self._checkpoint(model, load)
-            stored = checkpoint.stored_name(possible_names(load))
+            stored = self._stored(model, load)
             if stored is not None:
-                headers[model] = checkpoint.header(stored)
+                headers[model] = self._checkpoint(model, load).header(stored)
                 _refuse_quantised(model, stored, headers[model])
             elif is_convertible(load):
-                self._check_all_headers(model, checkpoint)
+                self._check_all_headers(model, self._checkpoint(model, load))
             elif planned.optional:
                 self._accept_missing(planned, model)
             else:
@@ -374,9 +367,7 @@ class Plan:
 
     def _accept_missing(self, planned: PlannedTensor, model: ModelReference) -> None:
         others = [
-            other
-            for other, load in planned.loads.items()
-            if self._checkpoint(other, load).stored_name(possible_names(load)) is not None
+            other for other, load in planned.loads.items() if self._stored(other, load) is not None
         ]
         if model == planned.base and others:
             raise CheckpointError(
@@ -397,12 +388,19 @@ class Plan:
             self._checkpoints[model] = checkpoint_of(load, model)
         return self._checkpoints[model]
 
+    def _stored(self, model: ModelReference, load: Load) -> str | None:
+        """The name under which a model stores a tensor; None where it does not, or packs it."""
+        return self._checkpoint(model, load).stored_name(possible_names(load))
+
+    def _header(self, model: ModelReference, load: Load) -> Header | None:
+        stored = self._stored(model, load)
+        return None if stored is None else self._checkpoint(model, load).header(stored)
+
     def _source(self, planned: PlannedTensor) -> TensorSource:
         stored = {
-            model: (checkpoint, name)
+            model: (self._checkpoint(model, load), name)
             for model, load in planned.loads.items()
-            if (checkpoint := self._checkpoint(model, load))
-            and (name := checkpoint.stored_name(possible_names(load))) is not None
+            if (name := self._stored(model, load)) is not None
         }
 
         def read_ahead() -> None:
