@@ -10,7 +10,7 @@ from conftest import Merge
 
 from dppa_mergekit import kernel
 from dppa_mergekit.recipes import Recipe, Setting
-from dppa_mergekit.resident import ResidentModel, merged
+from dppa_mergekit.resident import ResidentModel, load_model, merged
 
 FACTORS: Sequence[Mapping[int, Setting]] = [
     {90: 2.1, 80: 1.4},
@@ -160,3 +160,18 @@ def test_random_methods_draw_what_seed_0_of_mergekit_draws(tmp_path: Path, merge
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_head_gets_whole_states(tmp_path: Path) -> None:
+    folder = save_family(tmp_path, tuned=())
+    model, _ = load_model(folder / "base", "cpu", torch.bfloat16)
+    model.requires_grad_(False)
+    whole: list[bool] = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, given, __: whole.append(given[0].is_contiguous()))
+    prompts = torch.arange(10).view(2, 5)
+    written = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=2, do_sample=False
+    )
+    assert written.shape == (2, 7)
+    assert whole == [True, True]

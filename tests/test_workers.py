@@ -85,7 +85,7 @@ class Refusing(Landscape):
         raise DppaError("The disk is full.")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[None]:
     # Workers do not find the modules of the tests by name.
     for module in (landscape, sys.modules[__name__]):
