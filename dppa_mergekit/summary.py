@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from dppa_mergekit.adamerging import Learned
+from dppa_mergekit.merge_benches import SHARED
 from dppa_mergekit.recipes import Setting
 from dppa_mergekit.search import MERGE, Tuned
 from dppa_mergekit.tables import table
@@ -13,20 +14,9 @@ from dppa_mergekit.tables import table
 
 def summary(found: Sequence[Tuned], strategy: str) -> str:
     """Tables of factors and of dev Domain-Ratios, for people."""
-    what = "Weights of the merge" if found[0].domain == MERGE else "Amplification factors"
-    names = list(dict.fromkeys(name for each in found for name in each.factors))
-    factors = table(
-        ["domain", "model", *names],
-        [
-            [
-                each.domain,
-                each.model,
-                *(written(each.factors[n]) if n in each.factors else "" for n in names),
-            ]
-            for each in found
-        ],
-        names=2,
-    )
+    weights = found[0].domain == MERGE
+    what = "Weights of the merge" if weights else "Amplification factors"
+    tuned = _weights(found[0]) if weights else _factors(found)
     ratios = table(
         ["domain", "before", "tuned", "gain on items that only confirm", "candidates", "time"],
         [
@@ -49,12 +39,33 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
         ],
     )
     return (
-        f"# {what}, by search (strategy {strategy})\n\n{factors}\n"
+        f"# {what}, by search (strategy {strategy})\n\n{tuned}\n"
         f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: at factors "
         f"1 or the recipe's weights, and as tuned. The choice was made on these tasks; on "
         f"the items that only confirm, it may not be worse, so that their gain leans upwards.\n\n"
         f"{ratios}"
     )
+
+
+def _factors(found: Sequence[Tuned]) -> str:
+    names = list(dict.fromkeys(name for each in found for name in each.factors))
+    rows = [
+        [
+            each.domain,
+            each.model,
+            *(written(each.factors[name]) if name in each.factors else "" for name in names),
+        ]
+        for each in found
+    ]
+    return table(["domain", "model", *names], rows, names=2)
+
+
+def _weights(found: Tuned) -> str:
+    rows = [
+        ["every model" if name == SHARED else name, written(weight)]
+        for name, weight in found.factors.items()
+    ]
+    return table(["model", "weight"], rows)
 
 
 def learning_summary(found: Learned, objective: str) -> str:

@@ -1,6 +1,7 @@
 """`mergekit-dppa search` on tiny models: what it writes, how it goes on, what it refuses."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -281,6 +282,8 @@ def test_one_weight_by_the_worst_domain(command: Command, saved: Path, tmp_path:
     (found,) = record["results"]
     ratios = [after["value"] for _, after in found["parts"].values()]
     assert found["after"]["value"] == min(ratios)
+    summary = (tmp_path / "tuned.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| every model +\| +{first:g} \|$", summary, flags=re.MULTILINE)
 
 
 def test_a_guard_that_may_lose_nothing(command: Command, saved: Path, tmp_path: Path) -> None:
