@@ -88,6 +88,7 @@ class ResidentMerge:
     tokenizer: PreTrainedTokenizerBase
     trust_remote_code: bool = False
     _tensors: Sequence[_Tensor] = field(default=(), repr=False)
+    _written: Recipe | None = field(default=None, repr=False)
 
     @classmethod
     def load(
@@ -116,7 +117,7 @@ class ResidentMerge:
             model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
         live = model.requires_grad_(False).state_dict()
         tensors = [_Tensor.of(each, live) for each in found]
-        return cls(recipe, workspace, model, tokenizer, trust_remote_code, tensors)
+        return cls(recipe, workspace, model, tokenizer, trust_remote_code, tensors, recipe)
 
     @property
     def blocks(self) -> list[Block | None]:
@@ -153,6 +154,9 @@ class ResidentMerge:
                 tensor.write(by_identity)
             return
         recipe = self.recipe.weighted(weights)
+        if self._written is not None and recipe.content == self._written.content:
+            return
+        self._written = None
         live = self.model.state_dict()
         with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
             for path in folder.glob("*.safetensors"):
@@ -161,6 +165,7 @@ class ResidentMerge:
                         if name not in live:
                             raise not_live(name)
                         live[name].copy_(file.get_tensor(name))
+        self._written = recipe
 
     @contextmanager
     def weight_gradients(self, weights: Mapping[str, Weight]) -> Iterator[torch.Tensor]:

@@ -1,13 +1,17 @@
 """A whole merge in memory, against what mergekit's own command writes for the same weights."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from checkpoints import recipe, save_family
 from conftest import Merge
 
+from dppa_mergekit import resident_merge
 from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.resident import merged
 from dppa_mergekit.resident_merge import ResidentMerge
 
 WEIGHTS = [(0.6, 0.5), (1.1, 0.0), (-0.3, 0.2)]
@@ -57,6 +61,25 @@ def test_methods(method: str, tmp_path: Path, merge: Merge) -> None:
 def test_mergekits_own_methods(method: str, tmp_path: Path, merge: Merge) -> None:
     of_models: dict[str, object] = {} if method == "task_arithmetic" else {"density": 0.3}
     check(save_family(tmp_path), tmp_path, merge, method, of_models)
+
+
+def test_mergekit_merges_once_for_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"math": {"weight": 0.4}, "law": {"weight": 0.3}}
+    whole = Recipe(recipe(save_family(tmp_path), "task_arithmetic", models))
+    merges: list[dict[str, float]] = []
+
+    def counted(given: Recipe, *more: Any) -> AbstractContextManager[Path]:
+        merges.append(given.weights())
+        return merged(given, *more)
+
+    monkeypatch.setattr(resident_merge, "merged", counted)
+    resident = ResidentMerge.load(whole, tmp_path)
+    first, second = whole.weights(), dict.fromkeys(whole.tuned(), 0.7)
+    for weights in (first, second, second, first):
+        resident.set_weights(weights)
+    assert merges == [first, second, first]
 
 
 def test_recipes_that_cast(tmp_path: Path, merge: Merge) -> None:
