@@ -135,7 +135,15 @@ class MagnitudeKeys:
 
 @dataclass(frozen=True)
 class HashedKeys:
-    """Keys of 32 bits, int64, from the flat index alone: from no order, chunk, thread or device."""
+    """Keys of 32 bits, int64, from the flat index alone: from no order, chunk, thread or device.
+
+    Attributes:
+        numel: The number of elements.
+        device: Where keys are made.
+        hashed: Gives the keys of indices, which it may overwrite.
+        largest: No key is larger.
+        idle: -1, since every element counts.
+    """
 
     numel: int
     device: torch.device

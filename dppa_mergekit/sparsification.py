@@ -12,13 +12,14 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 
 from dppa_mergekit.deltas import Buffer, Delta, DeltaChunks, buffers, delta_chunks
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.kernel import Amplified, passes_over
+from dppa_mergekit.kernel import Amplified, passes_over, randoms
 from dppa_mergekit.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
 from dppa_mergekit.selection import Request, select
@@ -297,8 +298,10 @@ def random_keys(delta: Delta, seed: int, key: Sequence[str]) -> HashedKeys:
     """
     text = "\0".join([str(seed), *key]).encode("utf-8", "surrogateescape")
     first, second = struct.unpack("<II", hashlib.sha256(text).digest()[:8])
-    return HashedKeys(
-        delta.numel,
-        delta.device,
-        lambda index: murmur_finaliser(murmur_finaliser(index ^ first) ^ second),
-    )
+    return HashedKeys(delta.numel, delta.device, partial(_random, first, second))
+
+
+def _random(first: int, second: int, index: torch.Tensor) -> torch.Tensor:
+    if randoms(index, first, second):
+        return index
+    return murmur_finaliser(murmur_finaliser(index ^ first) ^ second)

@@ -16,7 +16,7 @@ from mergekit.merge_methods.api import merge_state_dicts
 from dppa_mergekit import kernel
 from dppa_mergekit.deltas import CHUNK, Delta
 from dppa_mergekit.kernel import BLOCK, Amplified, CombinePass, Passes, Room, passes_over
-from dppa_mergekit.keys import Cut
+from dppa_mergekit.keys import Cut, murmur_finaliser
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -226,6 +226,16 @@ def test_hashes() -> None:
     for key in numpy.unique(keys)[::9]:
         expected = oracle.hash_indices(stop)[start + place[keys == key]]
         assert numpy.array_equal(compiled.hashes(start, place, keys, int(key)), expected)
+
+
+@pytest.mark.parametrize("start", [0, 2**31 - 100, 2**32 - 100, 2**40 + 3])
+def test_randoms(start: int) -> None:
+    first, second = 0xDEADBEEF, 0x01234567
+    index = torch.arange(start, start + 3 * BLOCK + 5)
+    expected = murmur_finaliser(murmur_finaliser(index ^ first) ^ second)
+    assert kernel.randoms(index, first, second)
+    assert torch.equal(index, expected)
+    assert not kernel.randoms(torch.arange(10)[::2], first, second)
 
 
 @dtypes

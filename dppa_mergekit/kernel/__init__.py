@@ -193,6 +193,24 @@ def passes_over(delta: Delta) -> Passes | None:
     return Passes(library, tuned, base)
 
 
+def randoms(index: torch.Tensor, first: int, second: int) -> bool:
+    """Write random numbers of 32 bits in the place of indices, if there is a pass for these.
+
+    Args:
+        index: (length,) int64.
+        first: A word of 32 bits that keys them.
+        second: Another.
+
+    Returns:
+        Whether it was done.
+    """
+    library = _library()
+    if library is None or index.device.type != "cpu" or not index.is_contiguous():
+        return False
+    library.randoms(index.data_ptr(), index.numel(), first, second)
+    return True
+
+
 @dataclass(frozen=True)
 class Amplified:
     """One of several deltas of one base, and what of it is added.
@@ -353,6 +371,8 @@ def _library() -> ctypes.CDLL | None:
                 function.restype = _LENGTH if name in _COUNTING else None
         library.hashes.argtypes = [_POINTER, _POINTER, _LENGTH, _KEY, _LENGTH, _POINTER]
         library.hashes.restype = _LENGTH
+        library.randoms.argtypes = [_POINTER, _LENGTH, ctypes.c_uint32, ctypes.c_uint32]
+        library.randoms.restype = None
     except (OSError, AttributeError) as error:
         LOG.info("No compiled passes, PyTorch does their work: %s.", error)
         return None

@@ -1,4 +1,5 @@
-/* The passes over a delta, each in one loop: sums, selection, amplification, kept elements.
+/* The passes over a delta, each in one loop: sums, selection, amplification, kept elements; and
+   random keys.
 
 The delta of two tensors, tuned - base, is made in float32 from float32 or 16-bit values. Every
 rounding is that of the package's Python code, so that both write the same bytes; only sums in
@@ -80,7 +81,7 @@ static inline float16 narrow_float16(float value) {
 static inline int32_t key_of(float value) { return (int32_t)(to_bits(value) & 0x7FFFFFFFu); }
 
 /* The finaliser of MurmurHash3: by it, equal keys are told apart. */
-static inline uint32_t hash_of(uint32_t index) {
+INLINE uint32_t hash_of(uint32_t index) {
     index = (index ^ (index >> 16)) * 0x85EBCA6Bu;
     index = (index ^ (index >> 13)) * 0xC2B2AE35u;
     return index ^ (index >> 16);
@@ -96,6 +97,13 @@ int64_t hashes(const int32_t *place, const int32_t *keys, int64_t length, int32_
         found += keys[i] == key;
     }
     return found;
+}
+
+/* Random numbers of 32 bits in the place of indices, keyed on two words. */
+FOR_THIS_PROCESSOR
+void randoms(int64_t *index, int64_t length, uint32_t first, uint32_t second) {
+    for (int64_t i = 0; i < length; i++)
+        index[i] = hash_of(hash_of((uint32_t)index[i] ^ first) ^ second);
 }
 
 /* A bit for each of a block's values, which are 0 or 1; the lowest is the first. */
