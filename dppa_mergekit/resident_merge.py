@@ -154,7 +154,7 @@ class ResidentMerge:
                 tensor.write(by_identity)
             return
         recipe = self.recipe.weighted(weights)
-        if self._written is not None and recipe.content == self._written.content:
+        if recipe == self._written:
             return
         self._written = None
         live = self.model.state_dict()
