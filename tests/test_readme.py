@@ -121,7 +121,8 @@ def test_search_and_learning_in_python_run(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:
-    (command,) = re.findall(r"^python3 -m venv .* -m pytest.*$", README, flags=re.MULTILINE)
+    written = r"^python3 -m venv .* -m pytest -n 2 --dist worksteal$"
+    (command,) = re.findall(written, README, flags=re.MULTILINE)
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace(" --quiet", "")
     for step in command.split(" && "):
         assert step in script
