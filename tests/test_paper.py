@@ -353,3 +353,22 @@ def test_cells_are_means_over_seeds_beside_the_paper() -> None:
     one = report.Group("One", {"seed_0": found["seed_0"]})
     assert "40.0 ± 3.0 (53.41)" in report._single(one, (90,), ("magnitude",))
     assert "| adding | 90 %      |      50.0 |" in report._scores(report.Group("Some", found))
+
+
+def test_merges_have_the_mean_over_domains() -> None:
+    ratios = {"math": {"value": 20.0, "error": 3.0}, "law": {"value": 60.0, "error": 4.0}}
+    scores = {"repeat_test": {"value": 0.9, "error": 0.01}}
+    merge = {"domain_ratios": ratios, "scores": scores}
+    merges = {"base": merge, "dare_90_search": merge, "dense": {}}
+    found = {"seed_0": {"pruned": {}, "merged": {"math_law": merges}}}
+    lines = report._merged(report.Group("One", found), ("math", "law")).splitlines()
+    head, _, _, row = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert dict(zip(head, row, strict=True)) == {
+        "merge": "DARE",
+        "pruned by": "90 %",
+        "weights by": "search",
+        "math": "20.0 ± 3.0",
+        "law": "60.0 ± 4.0",
+        "mean": "40.0 ± 2.5",  # sqrt(3 ** 2 + 4 ** 2) / 2
+        "repeat": "90.0 ± 1.0",
+    }
