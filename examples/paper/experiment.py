@@ -64,7 +64,8 @@ class Plan:
         ways: How weights of merges are found: `adamerge`, `search` for each model, or one `shared`
             by all of them.
         others: mergekit's methods that merges are compared with, and how their weights are found.
-        factors: Of the 90 partition, for curves of score against factor; none for no curves.
+        factors: Of the 90 partition, for curves of score against factor, beside 1, which is DP;
+            none for no curves.
         candidates: Of a search of factors, for each domain.
         weighings: Candidates of a search of weights.
         steps: Of AdaMerging.
@@ -247,6 +248,9 @@ class Experiment:
             for rate in self.plan.searched:
                 given: Plain = {"weight": START, "density": _density(rate)}
                 yield f"{method}_{rate}", partial(self._summed, method, domains, given), (way,)
+        if "adamerge" in self.plan.ways:  # which knows our methods alone: DP at 0 % is the sum
+            unpruned: Plain = {"weight": START, "density": 1.0}
+            yield "dp_0", partial(self._alike, "dp", domains, unpruned), ("adamerge",)
         for rate in self.plan.searched:
             given = {"weight": START, "density": _density(rate)}
             yield f"dare_{rate}", partial(self._alike, "dare_dpa", domains, given), self.plan.ways

@@ -36,6 +36,9 @@ WAYS = {"adamerge": "AdaMerging", "search": "search", "shared": "search of one"}
 LADDER = ("magnitude", "owl", "dp", "dare", "dare_linears")
 """Methods of Appendix A, and DARE on what the others prune."""
 
+KEPT = (90, 50, 20, 10, 5, 2)
+"""Shares of the deltas, in percent, that are marked on the ladder's axis."""
+
 Found = Mapping[str, Any]
 """What was measured of one subject, as in its `results.json`."""
 
@@ -112,7 +115,7 @@ def tables(group: Group) -> str:
     )
     merged = [
         f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
-        f"prunes linears alone here.\n\n{_merged(group, domains)}"
+        f"prunes linears alone here, and DP at 0 % is task arithmetic.\n\n{_merged(group, domains)}"
         for domains in _sets(group)
     ]
     parts = [
@@ -330,31 +333,36 @@ def _printed_scores() -> str:
 
 
 def draw_ladder(group: Group, path: Path) -> None:
-    """Write a PNG: Domain-Ratio against pruning rate for each method (Appendix A)."""
-    curves = []
-    for place, methods in (("pruned", LADDER), ("amplified", ("dare_dpa", "dppa"))):
-        for method in methods:
-            names = {f"{method}_{rate}": float(rate) for rate in _rates(group)}
-            curves.append((LABELS[method], place, names))
-    _draw(group, path, "pruned by, %", curves)
+    """Write a PNG: Domain-Ratio against what is kept, for each method (Appendix A)."""
+    curves = [
+        (LABELS[method], {100.0 - rate: (place, f"{method}_{rate}") for rate in _rates(group)})
+        for place, methods in (("pruned", LADDER), ("amplified", ("dare_dpa", "dppa")))
+        for method in methods
+    ]
+    _draw(group, path, "kept, %", curves, halving=True)
 
 
 def draw_factors(group: Group, path: Path) -> None:
-    """Write a PNG: Domain-Ratio against the factor of the 90 partition (Fig. 2)."""
+    """Write a PNG: Domain-Ratio against the factor of the 90 partition (Fig. 2); 1 is DP."""
     curves = []
     for rate, beside in ((90, " alone"), (80, ", the 80 partition at 1")):
         start = f"dppa_{rate}_at_"
-        names = {
-            name: float(name.removeprefix(start))
+        points = {
+            float(name.removeprefix(start)): ("amplified", name)
             for name in _names(group, "amplified")
             if name.startswith(start)
         }
-        curves.append((f"pruned by {rate} %{beside}", "amplified", names))
+        ordered = sorted({1.0: ("pruned", f"dp_{rate}"), **points}.items())
+        curves.append((f"pruned by {rate} %{beside}", dict(ordered)))
     _draw(group, path, "factor of the 90 partition", curves)
 
 
 def _draw(
-    group: Group, path: Path, below: str, curves: Sequence[tuple[str, str, Mapping[str, float]]]
+    group: Group,
+    path: Path,
+    below: str,
+    curves: Sequence[tuple[str, Mapping[float, tuple[str, str]]]],
+    halving: bool = False,
 ) -> None:
     """Write a PNG with a panel for each domain: means, and their spread.
 
@@ -362,21 +370,26 @@ def _draw(
         group: Of the subjects.
         path: Of the PNG.
         below: What the horizontal axis shows.
-        curves: Label, place (`pruned` or `amplified`), and recipe -> where it stands on that axis;
+        curves: Label, and where on that axis -> place (`pruned` or `amplified`) and recipe;
             those that were not measured are left out.
+        halving: The axis falls, by halves.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(PANEL[0] * len(group.domains), PANEL[1]), layout="constrained")
     panels = figure.subplots(1, len(group.domains), squeeze=False, sharey=True)[0]
     for panel, domain in zip(panels, group.domains, strict=True):
-        for number, (label, place, names) in enumerate(curves):
-            there = [name for name in names if name in _names(group, place)]
-            measured = [_ratio(group, place, name, domain) for name in there]
+        for number, (label, points) in enumerate(curves):
+            measured = {
+                where: _ratio(group, place, name, domain)
+                for where, (place, name) in points.items()
+                if name in _names(group, place)
+            }
             panel.errorbar(
-                [names[name] for name in there],
-                [mean(values) for values, _ in measured],
-                yerr=[_spread(each) for each in measured],
+                list(measured),
+                [mean(values) for values, _ in measured.values()],
+                yerr=[_spread(each) for each in measured.values()],
                 color=color_of(number),
                 marker="o",
                 markersize=3,
@@ -384,6 +397,11 @@ def _draw(
                 elinewidth=0.5,
                 label=label,
             )
+        if halving:
+            panel.set_xscale("log")
+            panel.invert_xaxis()
+            panel.set_xticks(KEPT, [str(each) for each in KEPT])
+            panel.xaxis.set_minor_locator(NullLocator())
         panel.set_title(domain)
         panel.set_xlabel(below)
     panels[0].set_ylabel("test Domain-Ratio, %")

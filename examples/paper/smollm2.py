@@ -236,16 +236,18 @@ def sampled(folder: Path) -> dict[str, Path]:
     """
     together = "_".join(DOMAINS)
     recipes = {
-        "task arithmetic": f"merged/{together}/task_arithmetic_search.yml",
-        "DARE at 90 %": f"merged/{together}/dare_90_search.yml",
-        "DPPA at 90 %": f"merged/{together}/dppa_90_search.yml",
+        f"{label} by AdaMerging": f"merged/{together}/{name}_adamerge.yml"
+        for name, label in (
+            ("dp_0", "task arithmetic"),
+            ("dare_90", "DARE at 90 %"),
+            ("dppa_90", "DPPA at 90 %"),
+        )
     }
     models = {"base": folder.parent / "base", **{name: folder / name for name in DOMAINS}}
     for name, recipe in recipes.items():
         output = folder / "sampled" / Path(recipe).stem
-        if not (output / "config.json").exists():
-            command = [Path(sys.executable).with_name("mergekit-yaml"), recipe, output]
-            subprocess.run([*command, "--quiet"], cwd=folder, check=True)
+        command = [Path(sys.executable).with_name("mergekit-yaml"), recipe, output]
+        subprocess.run([*command, "--quiet"], cwd=folder, check=True)
         models[name] = output
     return models
 
