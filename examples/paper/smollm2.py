@@ -294,7 +294,9 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
     last = max(chosen or SETTINGS, key=list(SETTINGS).index)
     trainings = [partial(tune, folder, domain, last, device) for domain in DOMAINS]
     found = measure(subjects, trainings, PLAN, jobs)
-    write_report(folder, [Group(name, {name: results}) for name, results in found.items()])
+    write_report(
+        folder, [Group(f"SmolLM2 {name}", {name: results}) for name, results in found.items()]
+    )
     write_samples(folder, {each.name: sampled(each.folder) for each in subjects}, device)
 
 
