@@ -113,6 +113,7 @@ def tables(group: Group) -> str:
         if len(group.found) > 1
         else "standard errors are those of the test items"
     )
+    quantiles = ", means of their quantiles over seeds" if len(group.found) > 1 else ""
     merged = [
         f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
         f"prunes linears alone here, and DP at 0 % is task arithmetic.\n\n{_merged(group, domains)}"
@@ -133,8 +134,8 @@ def tables(group: Group) -> str:
         "Factors that the search found.",
         _factors(group),
         *merged,
-        "Deltas of all linears, means of their quantiles over seeds (Tables 4 and 8), and their "
-        "deviation relative to the weights'.",
+        f"Deltas of all linears{quantiles} (Tables 4 and 8), and their deviation relative to the "
+        "weights'.",
         _offsets(group),
         "Scores of single tasks by pruning rate (Appendix A).",
         _scores(group),
