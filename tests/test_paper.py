@@ -358,7 +358,8 @@ def test_cells_are_means_over_seeds_beside_the_paper() -> None:
 def test_merges_have_the_mean_over_domains() -> None:
     ratios = {"math": {"value": 20.0, "error": 3.0}, "law": {"value": 60.0, "error": 4.0}}
     scores = {"repeat_test": {"value": 0.9, "error": 0.01}}
-    merge = {"domain_ratios": ratios, "scores": scores}
+    mean = {"value": 40.0, "error": 2.5}  # as `evaluate` gives it: sqrt(3 ** 2 + 4 ** 2) / 2
+    merge = {"domain_ratios": ratios, "mean_ratio": mean, "scores": scores}
     merges = {"base": merge, "dare_90_search": merge, "dense": {}}
     found = {"seed_0": {"pruned": {}, "merged": {"math_law": merges}}}
     lines = report._merged(report.Group("One", found), ("math", "law")).splitlines()
@@ -369,6 +370,6 @@ def test_merges_have_the_mean_over_domains() -> None:
         "weights by": "search",
         "math": "20.0 ± 3.0",
         "law": "60.0 ± 4.0",
-        "mean": "40.0 ± 2.5",  # sqrt(3 ** 2 + 4 ** 2) / 2
+        "mean": "40.0 ± 2.5",
         "repeat": "90.0 ± 1.0",
     }

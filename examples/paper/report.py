@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import hypot
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -259,7 +258,7 @@ def _merged(group: Group, domains: tuple[str, ...]) -> str:
                 f"{rate} %" if pruned else "",
                 WAYS.get(way, ""),
                 *(_cell(_ratio(group, place, name, each), printed.get(each)) for each in domains),
-                _cell(_over_domains(group, place, name, domains)),
+                _cell(_over_domains(group, place, name)),
                 *_guard(group, place, name),
             ]
         )
@@ -267,14 +266,10 @@ def _merged(group: Group, domains: tuple[str, ...]) -> str:
     return table(["merge", "pruned by", "weights by", *domains, "mean", *guard], rows, names=3)
 
 
-def _over_domains(
-    group: Group, place: str, name: str, domains: Sequence[str]
-) -> tuple[list[float], list[float]]:
-    """The mean over domains of every subject's Domain-Ratios, and its standard error."""
-    measured = [_ratio(group, place, name, domain) for domain in domains]
-    values = zip(*(each for each, _ in measured), strict=True)
-    errors = zip(*(each for _, each in measured), strict=True)
-    return [mean(each) for each in values], [hypot(*each) / len(domains) for each in errors]
+def _over_domains(group: Group, place: str, name: str) -> tuple[list[float], list[float]]:
+    """Every subject's mean Domain-Ratio of a merge, and its standard error, as evaluated."""
+    ratios = [found["merged"][place][name]["mean_ratio"] for found in group.found.values()]
+    return [each["value"] for each in ratios], [each["error"] for each in ratios]
 
 
 def _guard_tasks(models: Mapping[str, Any]) -> list[str]:
