@@ -67,6 +67,16 @@ class Lessons:
             self.logarithm[places],
         )
 
+    def words(self, rows: int) -> list[int]:
+        """Tokens of the texts, and of those found likely the ones below `rows`, in order.
+
+        Beyond are words that a model of so many rows lacks: to it they are among all others.
+        """
+        in_text = torch.arange(self.tokens.shape[1]) < self.end[:, None]
+        in_answer = torch.arange(ANSWER_TOKENS) < (self.end - self.begin)[:, None]
+        likely = self.likely[in_answer]
+        return sorted({*self.tokens[in_text].tolist(), *likely[likely < rows].tolist()})
+
     def to(self, device: torch.device) -> Lessons:
         """The same on another device."""
         return Lessons(*(each.to(device) for each in vars(self).values()))
@@ -149,7 +159,8 @@ def taught(
             sequences.append(torch.cat([torch.tensor(each), _ended(answer, model)]))
     ends = [len(each) for each in sequences]
     return Lessons(
-        torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad),
+        # By 0, not by the teacher's padding, which the model that learns may lack.
+        torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=0),
         torch.tensor(begins),
         torch.tensor(ends),
         torch.cat(likely),
@@ -181,12 +192,15 @@ def divergence(model: PreTrainedModel, lessons: Lessons) -> torch.Tensor:
     at = lessons.begin[:, None] - 1 + steps
     counted = at + 1 < lessons.end[:, None]
     at = at.clamp(max=lessons.tokens.shape[1] - 1)
-    chosen = logits.gather(1, at[:, :, None].expand(-1, -1, logits.shape[-1]))
-    said = widened(chosen).log_softmax(-1).gather(2, lessons.likely)
+    words = logits.shape[-1]
+    chosen = logits.gather(1, at[:, :, None].expand(-1, -1, words))
+    said = widened(chosen).log_softmax(-1).gather(2, lessons.likely.clamp(max=words - 1))
     teacher = lessons.logarithm.to(said.dtype)
-    rest = (1 - teacher.exp().sum(-1)).clamp(min=LEAST)
-    of_rest = (1 - said.exp().sum(-1)).clamp(min=LEAST)
-    each = (teacher.exp() * (teacher - said)).sum(-1) + rest * (rest.log() - of_rest.log())
+    known = lessons.likely < words  # a word that only the teacher has is one of all others
+    expected = teacher.exp() * known
+    rest = (1 - expected.sum(-1)).clamp(min=LEAST)
+    of_rest = (1 - (said.exp() * known).sum(-1)).clamp(min=LEAST)
+    each = (expected * (teacher - said)).sum(-1) + rest * (rest.log() - of_rest.log())
     of_lesson: torch.Tensor = (each * counted).sum(-1) / counted.sum(-1).clamp(min=1)
     return of_lesson.mean()
 

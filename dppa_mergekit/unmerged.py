@@ -117,9 +117,7 @@ class Unmerged:
         numbers = own.get_vocab(), tokenizer.get_vocab()
         mine, theirs = ({number: word for word, number in each.items()} for each in numbers)
         (rows, _) = torch.nn.Module.state_dict(model.get_input_embeddings())["weight"].shape
-        for number in sorted(
-            {*lessons.tokens.flatten().tolist(), *lessons.likely.flatten().tolist()}
-        ):
+        for number in lessons.words(rows):
             # A word under one number that only got another name is the same row of the embedding.
             moved = any(
                 numbers[other].get(word, number) != number

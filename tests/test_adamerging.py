@@ -13,6 +13,7 @@ import pytest
 import torch
 from checkpoints import recipe, save_family, tensors_of, tokenizer
 from conftest import Merge
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dppa_mergekit.adamerging import (
     Descent,
@@ -62,6 +63,23 @@ def test_a_teacher_whose_words_are_other_words(tmp_path: Path) -> None:
     (family / "math" / "tokenizer.json").write_text(json.dumps(inner))
     prompts = {str(family / "math"): [Prompt("<|im_end|> w2 w3"), Prompt("w4 w5")]}
     learn_weights(Recipe(turned), prompts, descent=Descent(steps=1))
+
+
+def test_a_teacher_with_more_words_than_the_merge(tmp_path: Path) -> None:
+    """As published models often are: a word for padding was added for the fine-tuning."""
+    family = save_family(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(family / "math")
+    words = AutoTokenizer.from_pretrained(family / "math")
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    model.resize_token_embeddings(len(words) + 7)
+    model.save_pretrained(family / "math")
+    words.save_pretrained(family / "math")
+    turned = recipe(
+        family, "dp", {"math": {"weight": 0.4, "density": 0.5}}, tokenizer={"source": "base"}
+    )
+    prompts = {str(family / "math"): [Prompt("w1 w2 w3"), Prompt("w4 w5")]}
+    found = learn_weights(Recipe(turned), prompts, descent=Descent(steps=1))
+    assert all(math.isfinite(loss) for each in found.states for loss in each.losses.values())
 
 
 def test_weights_wherever_a_recipe_has_them(tmp_path: Path) -> None:

@@ -115,6 +115,37 @@ def test_divergence_by_hand(family: Path) -> None:
         )
 
 
+def test_words_that_only_the_teacher_has_are_among_all_others(family: Path) -> None:
+    teacher = AutoModelForCausalLM.from_pretrained(family / "math").eval()
+    student = AutoModelForCausalLM.from_pretrained(family / "base").eval()
+    tokenizer = AutoTokenizer.from_pretrained(family / "math")
+    (rows, _) = student.get_input_embeddings().weight.shape
+    teacher.resize_token_embeddings(rows + 2, mean_resizing=False)
+    said = teacher.get_output_embeddings().weight.data
+    said[rows:] = 0.9 * said[12:14]
+    tokenizer.pad_token_id = rows + 1
+    lessons = taught(teacher, tokenizer, PROMPTS, 4)
+    assert int(lessons.tokens.max()) < rows
+    assert int(lessons.likely.max()) >= rows
+    assert max(lessons.words(rows)) < rows
+    with torch.no_grad():
+        found = float(divergence(student, lessons))
+        expected = []
+        for number in range(len(PROMPTS)):
+            begin, end = int(lessons.begin[number]), int(lessons.end[number])
+            tokens = lessons.tokens[number, :end][None]
+            p = teacher(tokens).logits[0].softmax(-1).numpy()
+            q = student(tokens).logits[0].softmax(-1).numpy()
+            of_tokens = []
+            for place in range(begin - 1, end - 1):
+                top = [each for each in numpy.argsort(-p[place])[:TOP] if each < rows]
+                rest_p, rest_q = 1 - p[place][top].sum(), 1 - q[place][top].sum()
+                kl = (p[place][top] * numpy.log(p[place][top] / q[place][top])).sum()
+                of_tokens.append(kl + rest_p * numpy.log(rest_p / rest_q))
+            expected.append(numpy.mean(of_tokens))
+    assert found == pytest.approx(numpy.mean(expected), rel=1e-4)
+
+
 def test_lessons_are_kept_under_their_key(family: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(family / "math").eval()
     lessons = taught(model, AutoTokenizer.from_pretrained(family / "math"), PROMPTS[:2], 4)

@@ -12,7 +12,8 @@ from dppa_mergekit.checks.checkpoints import WIDTHS, Checkpoint
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 
 SHARD = 5e9
-"""Parameters of an output shard, by default (mergekit 0.1.5, --out-shard-size 5B)."""
+"""Bytes of an output shard, by default. The help of --out-shard-size says parameters, but bytes are
+counted (mergekit/io/tensor_writer.py, release 0.1.5)."""
 
 PROCESS, PER_ELEMENT = 0.4e9, 2.7
 """Bytes of a process, and of each element of the largest tensor, in a bf16 merge: as measured."""
@@ -57,8 +58,7 @@ def needs(content: Mapping[str, object], base: Checkpoint, output: Path) -> Iter
     }
     disk = sum(sizes.values())
     largest = max(math.prod(each.shape) for each in base.tensors.values())
-    shard = min(disk, SHARD * (width or 2))
-    memory = PROCESS + PER_ELEMENT * largest + shard
+    memory = PROCESS + PER_ELEMENT * largest + min(disk, SHARD)
     existing = next(path for path in (output.resolve(), *output.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     there = available_memory()
