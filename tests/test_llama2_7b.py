@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 import torch
 import yaml
@@ -43,20 +44,28 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(data.STAND_INS, "1")
 
 
-def test_shapes_are_those_of_transformers(tmp_path: Path) -> None:
-    run.write_headers(tmp_path)
+@pytest.mark.parametrize("model", run.MODELS)
+def test_shapes_are_those_of_transformers(model: str, tmp_path: Path) -> None:
+    stored = run.MODELS[model]
+    run.write_headers(tmp_path, stored)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
-    assert {name: tuple(each.shape) for name, each in model.state_dict().items()} == run.shapes()
-    assert sum(each.numel() for each in model.parameters()) == 6_738_415_616
-    assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 1e6
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    shapes = {name: tuple(each.shape) for name, each in empty.state_dict().items()}
+    assert shapes == run.shapes(stored.rows)
+    parameters = 6_738_415_616 + 2 * 4096 * (stored.rows - 32000)
+    assert sum(each.numel() for each in empty.parameters()) == parameters
+    assert stored.bytes == parameters * (2 if "Llama-2" in model else 4)
+    assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 3e6
 
 
 def test_a_dry_run_checks_headers_and_runs_nothing(tmp_path: Path) -> None:
     command = [sys.executable, str(FOLDER / "run.py"), str(tmp_path), "--dry-run"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("no errors") == 4
+    assert finished.stdout.count("no errors, no warnings") == 4
+    assert finished.stdout.count("its weights are F32, those of the base model F16") == 10
+    # 0.4 GB, 2.7 bytes for each element of an embedding, and a shard of 5e9 bytes.
+    assert finished.stdout.count("memory: about 5.8 GB") == 4
     for name in run.RECIPES:
         for tool in ("check", "analyze", "search", "adamerge", "evaluate", "publish"):
             assert f"mergekit-dppa {tool} " in finished.stdout
@@ -64,16 +73,39 @@ def test_a_dry_run_checks_headers_and_runs_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"headers"}
 
 
-def test_a_wrong_shape_is_found_on_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_shape_is_found_on_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     write = run.write_headers
 
-    def narrow(folder: Path) -> None:
+    def narrow(folder: Path, stored: object) -> None:
         monkeypatch.setattr(run, "INTERMEDIATE", 11007 if "Abel" in folder.name else 11008)
-        write(folder)
+        write(folder, stored)
 
     monkeypatch.setattr(run, "write_headers", narrow)
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(click.ClickException, match="mergekit-dppa check has failed"):
         run.check_headers(tmp_path)
+    assert "11007" in capfd.readouterr().out
+
+
+def test_the_readme_says_what_the_steps_take() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("| `")]
+    cells = [tuple(cell.strip() for cell in row) for row in rows]
+    steps = run.steps("three_80", "cuda", 250, None)
+    assert [row[1:] for row in cells] == [step.needs for step in steps]
+    for row, step in zip(cells, steps, strict=True):
+        assert row[0].split("`")[1] in step.command
+    read = {model: run.MODELS[model].bytes for model in run.inputs_of("three_80")}
+    assert f"| {sum(read.values()) / 1e9:.0f} GB |" in text
+
+
+@pytest.mark.parametrize("name", run.RECIPES)
+def test_recipes_prune_as_they_are_called(name: str) -> None:
+    rate = int(name.split("_")[1])
+    densities = {each["parameters"]["density"] for each in run.recipe_of(name)["models"]}
+    (density,) = densities
+    assert density == pytest.approx(1 - rate / 100)
 
 
 def test_what_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +130,7 @@ def test_what_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     failing.clear()
     assert started() == ["adamerge", "merge", "check", "evaluate", "publish"]
     assert started() == []
+    monkeypatch.setattr(run, "get_token", lambda: "hf_token")
     assert started("--repository", "me/merged") == ["publish"]
     # On another device the search may find other factors, so all that follows is run again, even
     # though it has ended once and is stopped in between.
@@ -105,6 +138,57 @@ def test_what_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert started("--device", "cpu") == ["search", "adamerge", "merge"]
     failing.clear()
     assert started("--device", "cpu") == ["merge", "check", "evaluate", "publish"]
+    # So they are when a recipe changes, here the one that AdaMerging writes.
+    (tmp_path / "weights" / "two_80.yml").write_text("merge_method: dppa")
+    assert started("--device", "cpu") == ["merge", "check", "evaluate", "publish"]
+
+
+def test_an_upload_needs_a_login_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "get_token", lambda: None)
+    arguments = [str(tmp_path), "--recipe", "two_80", "--repository", "me/merged"]
+    found = CliRunner().invoke(run.main, arguments)
+    assert found.exit_code == 2
+    assert "hf auth login" in found.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rate", ["0", "-1"])
+def test_no_rate_of_nothing(rate: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(run.main, [str(tmp_path), "--dry-run", "--rate", rate])
+    assert found.exit_code == 2
+    assert "--rate" in found.output
+
+
+@pytest.mark.parametrize("part", ["dev", "test"])
+def test_which_datasets_are_loaded(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(data.STAND_INS)
+    asked: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(path: str, configuration: str | None, split: str) -> list[dict[str, object]]:
+        asked.append((path, configuration, split))
+        known = {"main": "gsm8k", "scotus": "scotus", "unfair_tos": "unfair_tos"}
+        others = {"TheFinAI/en-fpb": "fpb", "TheFinAI/flare-fiqasa": "fiqa_sa"}
+        name = known.get(str(configuration)) or others.get(path, "math")
+        return data._stand_ins(name, split)
+
+    monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
+    split = "train" if part == "dev" else "test"
+    subjects = (
+        *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
+        *("number_theory", "prealgebra", "precalculus"),
+    )
+    hub = {
+        "gsm8k": [("openai/gsm8k", "main")],
+        "math": [("EleutherAI/hendrycks_math", subject) for subject in subjects],
+        "fpb": [("TheFinAI/en-fpb", None)],
+        "fiqa_sa": [("TheFinAI/flare-fiqasa", None)],
+        "scotus": [("coastalcph/lex_glue", "scotus")],
+        "unfair_tos": [("coastalcph/lex_glue", "unfair_tos")],
+    }
+    for name, sources in hub.items():
+        asked.clear()
+        assert len(data.load(name, part)["test"]) > 0
+        assert asked == [(*source, split) for source in sources]
 
 
 @pytest.mark.parametrize("name", ["three_80", "three_90", "two_80", "two_90"])
@@ -167,6 +251,8 @@ def test_every_task_runs_offline(part: str, knows: bool, tmp_path: Path) -> None
     assert {found[task][metric] for task, metric in metrics.items()} == {float(knows)}
     assert all(each["max_gen_toks"] == 2048 for each in model.settings)
     assert all(each["do_sample"] is False for each in model.settings)
+    ends = [tuple(each["until"]) for each in model.settings]
+    assert set(ends) == {(), ("Question:",)}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -210,6 +296,8 @@ def test_long_opinions_and_fair_sentences_are_left_out() -> None:
         ("expression", "7", "#### 7\nQuestion:\n#### 8", 1),
         ("choice", "Civil Rights", "This is about civil rights.", 1),
         ("choice", "Civil Rights", "This is about privacy.", 0),
+        # Lenient, as the paper is.
+        ("choice", "Privacy", "It is one of: Civil Rights, Privacy.", 1),
     ],
 )
 def test_when_an_answer_is_right(rule: str, right: str, answer: str, expected: float) -> None:

@@ -16,24 +16,61 @@ import shlex
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
+from huggingface_hub import get_token
+
+from dppa_mergekit.tasks import folder_hash
 
 HERE = Path(__file__).resolve().parent
 RECIPES = ("three_80", "three_90", "two_80", "two_90")
 
-LAYERS, HIDDEN, INTERMEDIATE, VOCABULARY, CONTEXT = 32, 4096, 11008, 32000, 4096
-BATCH_SIZE = 8  # as the tasks files say
-BYTES = 2  # of an element in float16 or bfloat16
-SHARD_BYTES = 5e9  # of the inputs
-OUTPUT_SHARD_BYTES = 1e10  # mergekit's default, 5e9 parameters
+LAYERS, HIDDEN, INTERMEDIATE, CONTEXT = 32, 4096, 11008, 4096
+BYTES = 2  # of an element in float16, in which models are merged and run
+SHARD_BYTES = 5e9  # of the inputs and, as mergekit's default, of the output
 
-CANDIDATES, STEPS = 40, 200
-DEV_ITEMS, DEV_ITEMS_SEARCHED = 500, 200
+
+@dataclass(frozen=True)
+class Stored:
+    """How a model is published.
+
+    Attributes:
+        rows: Of its embedding.
+        words: Of its tokenizer.
+        dtype: As safetensors names it.
+    """
+
+    rows: int
+    words: int
+    dtype: str
+
+    @property
+    def element(self) -> int:
+        """Bytes of an element."""
+        return {"F16": 2, "F32": 4}[self.dtype]
+
+    @property
+    def bytes(self) -> int:
+        """Of all weights."""
+        return self.element * sum(math.prod(shape) for shape in shapes(self.rows).values())
+
+
+MODELS = {
+    "meta-llama/Llama-2-7b-hf": Stored(32000, 32000, "F16"),
+    "GAIR/Abel-7B-001": Stored(32032, 32001, "F32"),
+    "AdaptLLM/finance-chat": Stored(32001, 32001, "F32"),
+    "AdaptLLM/law-chat": Stored(32001, 32001, "F32"),
+}
+"""By their configurations and files on the Hub."""
+
+CANDIDATES, STEPS, LEARNING_RATE = 40, 200, 5e-3
+DEV_ITEMS = 200
 TEST_ITEMS = {
     "gsm8k": 1319,
     "math": 5000,
@@ -54,10 +91,22 @@ TOKENS = {
 }
 """New tokens of a usual answer. An answer that does not end takes 2,048."""
 
+BATCH_SIZE = 8  # as the tasks files say
+LONGEST = 2.0  # of the answers of a batch, with which it ends, against the usual one
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Tensors of LLaMA-2-7B and their shapes."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+CORES = 16
+WRITTEN, REDUCED = 1.2e-9, 1.4e-9
+"""Core seconds of AdaMerging for each parameter and model: to write new weights in a step, and to
+turn a domain's gradient into those of weights (measured on SmolLM2-135M, in bfloat16)."""
+
+CARRIED = 2e10  # bytes a second between memory and GPU
+OPERATIONS = 1e14  # a second, of forward and backward passes on the GPU
+LESSON_TOKENS = 300  # of a prompt and the teacher's answer
+
+
+def shapes(rows: int = 32000) -> dict[str, tuple[int, ...]]:
+    """Tensors of LLaMA-2-7B, with so many words, and their shapes."""
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (rows, HIDDEN)}
     for layer in range(LAYERS):
         block = f"model.layers.{layer}"
         for name in "qkvo":
@@ -68,36 +117,40 @@ def shapes() -> dict[str, tuple[int, ...]]:
         found[f"{block}.input_layernorm.weight"] = (HIDDEN,)
         found[f"{block}.post_attention_layernorm.weight"] = (HIDDEN,)
     found["model.norm.weight"] = (HIDDEN,)
-    found["lm_head.weight"] = (VOCABULARY, HIDDEN)
+    found["lm_head.weight"] = (rows, HIDDEN)
     return found
 
 
-MODEL_BYTES = BYTES * sum(math.prod(shape) for shape in shapes().values())
+PARAMETERS = sum(math.prod(shape) for shape in shapes().values())
+MODEL_BYTES = BYTES * PARAMETERS
 
 
-def write_headers(folder: Path) -> None:
-    """Write a checkpoint with these shapes whose weights are holes in its files."""
+def write_headers(folder: Path, stored: Stored) -> None:
+    """Write a checkpoint with the shapes of a model whose weights are holes in its files."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "dtype": "float16",
+        "dtype": {"F16": "float16", "F32": "float32"}[stored.dtype],
         "num_hidden_layers": LAYERS,
         "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE,
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
-        "vocab_size": VOCABULARY,
+        "vocab_size": stored.rows,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    _write_json(folder / "config.json", config)
+    words = {f"word {number}": number for number in range(min(stored.words, 32000))}
+    words |= {f"[PAD {number}]": number for number in range(32000, stored.words)}
+    _write_json(folder / "tokenizer.json", {"model": {"type": "WordLevel", "vocab": words}})
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     held = 0
-    for name, shape in shapes().items():
-        size = BYTES * math.prod(shape)
+    for name, shape in shapes(stored.rows).items():
+        size = stored.element * math.prod(shape)
         if held + size > SHARD_BYTES:
             shards.append({})
             held = 0
@@ -108,15 +161,18 @@ def write_headers(folder: Path) -> None:
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         header, end = {}, 0
         for name, shape in shard.items():
-            start, end = end, end + BYTES * math.prod(shape)
-            header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
-            index[name] = file
+            start, end = end, end + stored.element * math.prod(shape)
+            place = {"dtype": stored.dtype, "shape": list(shape), "data_offsets": [start, end]}
+            header[name], index[name] = place, file
         text = json.dumps(header).encode()
         with (folder / file).open("wb") as written:
             written.write(struct.pack("<Q", len(text)) + text)
             written.truncate(8 + len(text) + end)
-    content = {"metadata": {"total_size": MODEL_BYTES}, "weight_map": index}
-    path = folder / "model.safetensors.index.json"
+    content = {"metadata": {"total_size": stored.bytes}, "weight_map": index}
+    _write_json(folder / "model.safetensors.index.json", content)
+
+
+def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
@@ -126,35 +182,45 @@ class Step:
 
     Attributes:
         command: As typed.
-        memory: Bytes at its peak, of the device where there is one.
-        disk: Bytes that it leaves, or needs meanwhile.
         seconds: As estimated.
+        memory: Bytes at its peak.
+        device_memory: Bytes at its peak, of the GPU; 0 where none is used.
+        disk: Bytes that it leaves, or needs meanwhile.
     """
 
     command: tuple[str, ...]
-    memory: float
-    disk: float
     seconds: float
+    memory: float = 0
+    device_memory: float = 0
+    disk: float = 0
+
+    @property
+    def needs(self) -> tuple[str, str, str, str]:
+        """Memory, that of the GPU, disk and time, to be read; empty for hardly any."""
+        every = (self.memory, self.device_memory, self.disk)
+        memory, device_memory, disk = (
+            f"{each / 1e9:.0f} GB" if each >= 0.5e9 else "" for each in every
+        )
+        return memory, device_memory, disk, duration(self.seconds)
 
     def __str__(self) -> str:
-        needs = (
-            f"{self.memory / 1e9:.0f} GB of memory, {self.disk / 1e9:.0f} GB of disk, "
-            f"{duration(self.seconds)}"
-        )
-        return f"{shlex.join(self.command)}\n    # about {needs}"
+        names = ("of memory", "on the GPU", "of disk", "")
+        every = zip(self.needs, names, strict=True)
+        needs = [f"{each} {name}".rstrip() for each, name in every if each]
+        return f"{shlex.join(self.command)}\n    # about {', '.join(needs)}"
 
 
 def duration(seconds: float) -> str:
     """Minutes, or hours where there are many."""
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def steps(name: str, device: str, rate: float, repository: str | None) -> list[Step]:
     """All commands for one recipe.
 
-    Memory and time of merges follow the fits in the README, "Larger models"; memory of the search,
-    of AdaMerging and of evaluations is the model's bytes by what they hold, and the keys and values
-    of a batch whose texts are as long as the context.
+    Memory and time of merges follow the fits in the README, "Larger models", by the bytes that are
+    read; memory of the others follows from what they hold: on the GPU the model, its kept deltas,
+    and the keys and values of a batch whose texts are as long as the context.
 
     Args:
         name: Of the recipe, without its ending.
@@ -165,65 +231,78 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
     tasks_of = domains_of(name)
     in_recipe = recipe_of(name)["models"]
     density = in_recipe[0]["parameters"]["density"]
-    parameters = MODEL_BYTES / BYTES
-    merge_seconds = 4.9 + 27.9e-9 * parameters
-    reading_memory = 0.4e9 + 2.7 * VOCABULARY * HIDDEN
-    merge_memory = reading_memory + OUTPUT_SHARD_BYTES
+    models = [each["model"] for each in in_recipe]
+    read = sum(MODELS[model].bytes for model in inputs_of(name))
+    merge_seconds = 4.9 + 27.9e-9 * read / (4 * BYTES)  # fitted on four models of two bytes
+    reading_memory = 0.4e9 + 2.7 * max(math.prod(shape) for shape in shapes().values())
     kept = 2.55 * density * MODEL_BYTES  # values, places and base values: 0.51 x at density 0.2
     every = [task for of_domain in tasks_of.values() for task in of_domain]
-    item_of_each = sum(TOKENS[task] for task in every) / rate
-    evaluation_memory = BATCH_SIZE * CONTEXT * 2 * LAYERS * HIDDEN * BYTES
-    test = sum(TEST_ITEMS[task] * TOKENS[task] for task in every) / rate
+    item_of_each = sum(TOKENS[task] for task in every) * LONGEST / rate
+    texts = BATCH_SIZE * CONTEXT * 2 * LAYERS * HIDDEN * BYTES
+    test = sum(TEST_ITEMS[task] * TOKENS[task] for task in every) * LONGEST / rate
+    domains = len(tasks_of)
+    step_seconds = (
+        PARAMETERS * len(models) * (WRITTEN + domains * REDUCED) / CORES
+        + (1 + domains) * MODEL_BYTES / CARRIED
+        # Forward, the same once more for gradient checkpointing, and backward.
+        + domains * BATCH_SIZE * LESSON_TOKENS * PARAMETERS * 8 / OPERATIONS
+    )
     tasks = str(HERE / f"{name.split('_')[0]}.yml")
     recipe = str(HERE / "recipes" / f"{name}.yml")
     factors, weights, merged = f"factors/{name}.yml", f"weights/{name}.yml", f"merged/{name}"
-    on = ("--device", device)
-    models = [each["model"] for each in in_recipe]
+    on = ("--device", device, "--dtype", "float16", "--limit")
     tool = "mergekit-dppa"
     published = (repository,) if repository else (f"owner/{name}", "--dry-run")
     return [
-        Step((tool, "check", recipe, "--output", merged), 0.3e9, 0, 60),
+        Step((tool, "check", recipe, "--output", merged), 60),
         Step(
             (tool, "analyze", recipe, "--output", f"analysis/{name}"),
-            reading_memory,
-            0,
             1.5 * merge_seconds,
+            reading_memory,
         ),
         Step(
             (
                 *(tool, "search", recipe, "--tasks", tasks, "--output", factors),
-                *("--max-evaluations", str(CANDIDATES), "--limit", str(DEV_ITEMS_SEARCHED), *on),
+                *("--max-evaluations", str(CANDIDATES), *on, str(DEV_ITEMS)),
             ),
-            MODEL_BYTES + kept + evaluation_memory,
+            domains * merge_seconds + (CANDIDATES + 1) * DEV_ITEMS * item_of_each,
+            2 * MODEL_BYTES + kept,  # a fine-tuned model in float16, and the merge as it is loaded
+            MODEL_BYTES + kept + texts,
             MODEL_BYTES,
-            len(tasks_of) * merge_seconds + (CANDIDATES + 1) * DEV_ITEMS_SEARCHED * item_of_each,
         ),
         Step(
             (
                 *(tool, "adamerge", factors, "--tasks", tasks, "--output", weights),
-                *("--steps", str(STEPS), "--gradient-checkpointing", *on),
+                *("--steps", str(STEPS), "--lr", f"{LEARNING_RATE:g}"),
+                *("--gradient-checkpointing", *on, str(DEV_ITEMS)),
             ),
-            2.07 * MODEL_BYTES + len(tasks_of) * kept + evaluation_memory,
+            # Scores of the fine-tuned models, of the start, and of ten states.
+            merge_seconds + STEPS * step_seconds + 12 * DEV_ITEMS * item_of_each,
+            (len(models) + 1) * MODEL_BYTES,
+            1.07 * MODEL_BYTES + texts,
             MODEL_BYTES,
-            # Of a step, forward and backward passes of eight prompts of each domain; scores of the
-            # fine-tuned models, of the start, and of ten states.
-            merge_seconds
-            + STEPS * 8 * len(tasks_of) * 300 * 4 / rate
-            + 12 * DEV_ITEMS * item_of_each,
         ),
-        Step(("mergekit-yaml", weights, merged), merge_memory, MODEL_BYTES, merge_seconds),
-        Step((tool, "check", merged, "--verify", "sample"), 2e9, 0, 60),
         Step(
-            (tool, "evaluate", *models, merged, "--tasks", tasks, "--output", merged, *on),
-            1.2 * MODEL_BYTES + evaluation_memory,
+            ("mergekit-yaml", weights, merged),
+            merge_seconds,
+            reading_memory + SHARD_BYTES,
             0,
+            MODEL_BYTES,
+        ),
+        Step((tool, "check", merged, "--verify", "sample"), 60, 2e9),
+        Step(
+            (
+                *(tool, "evaluate", *models, merged, "--tasks", tasks, "--output", merged),
+                *on[:-1],
+            ),
             (len(models) + 1) * test,
+            MODEL_BYTES,
+            MODEL_BYTES + texts,
         ),
         Step(
-            (tool, "publish", merged, *published, "--recipe", weights),
-            0.3e9,
-            0,
-            60,
+            # Abel's repository has no card, and so names no licence.
+            (tool, "publish", merged, *published, "--recipe", weights, "--license", "llama2"),
+            60 if repository is None else MODEL_BYTES / 5e7,
         ),
     ]
 
@@ -236,6 +315,12 @@ def recipe_of(name: str) -> dict[str, Any]:
     return found
 
 
+def inputs_of(name: str) -> list[str]:
+    """The models that a recipe reads."""
+    recipe = recipe_of(name)
+    return [recipe["base_model"], *(each["model"] for each in recipe["models"])]
+
+
 def domains_of(name: str) -> dict[str, list[str]]:
     """The domains that a recipe merges, and the tasks of each without their part."""
     tasks = yaml.safe_load((HERE / f"{name.split('_')[0]}.yml").read_text(encoding="utf-8"))
@@ -246,26 +331,49 @@ def domains_of(name: str) -> dict[str, list[str]]:
 
 
 def check_headers(folder: Path) -> None:
-    """Check all recipes against checkpoints of these shapes, as `check` would on the real ones."""
-    names: dict[str, str] = {}
+    """Check all recipes against checkpoints of these shapes, as `check` would on the real ones.
 
-    def stand_in(model: str) -> str:
-        if model not in names:
-            names[model] = str(folder / "headers" / model.replace("/", "--"))
-            write_headers(Path(names[model]))
-        return names[model]
-
+    Raises:
+        click.ClickException: A check has found errors.
+    """
+    for model, stored in MODELS.items():
+        write_headers(headers_of(folder, model), stored)
     for name in RECIPES:
         recipe = recipe_of(name)
-        recipe["base_model"] = stand_in(recipe["base_model"])
-        for model in recipe["models"]:
-            model["model"] = stand_in(model["model"])
-        del recipe["tokenizer"]  # headers come without one
+        recipe["base_model"] = str(headers_of(folder, recipe["base_model"]))
+        for each in recipe["models"]:
+            each["model"] = str(headers_of(folder, each["model"]))
         path = folder / "headers" / f"{name}.yml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-        tool = Path(sys.executable).with_name("mergekit-dppa")
         click.echo(f"# {name}, on headers")
-        subprocess.run([tool, "check", path], check=True)
+        run(("mergekit-dppa", "check", str(path)), folder)
+
+
+def headers_of(folder: Path, model: str) -> Path:
+    """Where the headers of a model are written."""
+    return folder / "headers" / model.replace("/", "--")
+
+
+def run(command: Sequence[str], folder: Path) -> None:
+    """Run a command of this environment in a folder.
+
+    Raises:
+        click.ClickException: It has failed.
+    """
+    tool = Path(sys.executable).with_name(command[0])
+    if subprocess.run([tool, *command[1:]], cwd=folder, check=False).returncode:
+        raise click.ClickException(f"{' '.join(command[:2])} has failed.")
+
+
+def line_of(step: Step, folder: Path) -> str:
+    """A command, with a digest of the recipes and tasks that it reads."""
+    digest = sha256(folder_hash(HERE / "tasks").encode())
+    output = step.command.index("--output") if "--output" in step.command else len(step.command)
+    for number, each in enumerate(step.command):
+        path = folder / each  # an absolute one stays what it is
+        if each.endswith(".yml") and number != output + 1 and path.exists():
+            digest.update(path.read_bytes())
+    return f"{shlex.join(step.command)}  # {digest.hexdigest()[:12]}"
 
 
 @click.command()
@@ -275,7 +383,8 @@ def check_headers(folder: Path) -> None:
 @click.option("--device", default="cuda", show_default=True, help="cpu, cuda, ...")
 @click.option(
     "--rate",
-    default=1000.0,
+    type=click.FloatRange(0, min_open=True),
+    default=250.0,
     show_default=True,
     help="New tokens a second, to estimate times by.",
 )
@@ -291,18 +400,20 @@ def main(
     """Check, analyze, search, adamerge, merge, evaluate and publish, all in FOLDER."""
     if repository is not None and len(chosen) != 1:
         raise click.UsageError("--repository is for one merge: name it by --recipe.")
+    if repository is not None and not dry_run and get_token() is None:
+        raise click.UsageError("--repository needs a login to the Hub: run `hf auth login` first.")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     if dry_run:
         check_headers(folder)
-    inputs = len({each["model"] for name in chosen for each in recipe_of(name)["models"]}) + 1
-    click.echo(f"# inputs: {inputs} models of {MODEL_BYTES / 1e9:.1f} GB")
+    inputs = {model: MODELS[model].bytes for name in chosen for model in inputs_of(name)}
+    click.echo(f"# inputs: {len(inputs)} models, {sum(inputs.values()) / 1e9:.0f} GB")
     for name in chosen:
         listed = folder / "ended" / f"{name}.txt"
         ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
         for number, step in enumerate(steps(name, device, rate, repository)):
             click.echo(str(step))
-            if dry_run or ended[number : number + 1] == [shlex.join(step.command)]:
+            if dry_run or ended[number : number + 1] == [line_of(step, folder)]:
                 continue
             # What follows reads what this step writes, so it has not ended either.
             ended = ended[:number]
@@ -310,10 +421,8 @@ def main(
             listed.write_text("".join(f"{line}\n" for line in ended), encoding="utf-8")
             for kind in ("factors", "weights", "merged"):
                 (folder / kind).mkdir(exist_ok=True)
-            tool = Path(sys.executable).with_name(step.command[0])
-            if subprocess.run([tool, *step.command[1:]], cwd=folder, check=False).returncode:
-                raise click.ClickException(f"{step.command[0]} {step.command[1]} has failed.")
-            ended.append(shlex.join(step.command))
+            run(step.command, folder)
+            ended.append(line_of(step, folder))
             listed.write_text("".join(f"{line}\n" for line in ended), encoding="utf-8")
 
 
