@@ -153,11 +153,13 @@ def _result(answer: str) -> str:
 
 def _number(text: str) -> str:
     """The first number, without currency, commas and a zero fraction; or nothing."""
-    found = re.search(r"(-?)\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)", text)
+    found = re.search(r"(-?)\s*\$?\s*(-?)(\d[\d,]*(?:\.\d+)?|\.\d+)", text)
     if found is None:
         return ""
-    number = (found[1] + found[2]).replace(",", "")
-    return number.rstrip("0").rstrip(".") if "." in number else number
+    sign, number = found[1] + found[2], found[3].replace(",", "")
+    if "." in number:
+        number = number.lstrip("0").rstrip("0").rstrip(".")
+    return sign + (f"0{number}" if number.startswith(".") else number or "0")
 
 
 def _without_commas(expression: str) -> str:
