@@ -38,7 +38,7 @@ from dppa_mergekit.prompts import Prompt, read_prompts
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.records import write_record
 from dppa_mergekit.resident import load_model, merged
-from dppa_mergekit.teacher import ANSWER_TOKENS
+from dppa_mergekit.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.unmerged import Placement, Unmerged
 
 if TYPE_CHECKING:
@@ -112,14 +112,19 @@ class Analysing:
             encoded = [tokenizer(each.text)["input_ids"] for each in prompts]
             return shortened(model, encoded, live, ANSWER_TOKENS)
 
-        teaching = Teaching(Unmerged(model, self.placement).lessons(tokens, BATCH, None))
-        dare, dp = (self._divergence(pruned(self.recipe, model, by), teaching) for by in (DARE, DP))
+        teacher = Unmerged(model, self.placement)
+        lessons = teacher.lessons(tokens, BATCH, None)
+        dare, dp = (
+            self._divergence(pruned(self.recipe, model, by), teacher, lessons) for by in (DARE, DP)
+        )
         return Divergences(dare, dp, len(prompts))
 
-    def _divergence(self, recipe: Recipe, teaching: Teaching) -> float:
+    def _divergence(self, recipe: Recipe, teacher: Unmerged, lessons: Lessons) -> float:
         where = self.placement
         with merged(recipe, self.workspace, None, where.trust_remote_code) as folder:
-            live, _ = load_model(folder, where.device, where.dtype, where.trust_remote_code)
+            live, tokenizer = load_model(folder, where.device, where.dtype, where.trust_remote_code)
+        teacher.check_words(lessons, live, tokenizer)
+        teaching = Teaching(lessons)
         total = 0.0
         with torch.no_grad():
             for places in torch.split(torch.arange(teaching.number), BATCH):

@@ -159,8 +159,7 @@ def taught(
             sequences.append(torch.cat([torch.tensor(each), _ended(answer, model)]))
     ends = [len(each) for each in sequences]
     return Lessons(
-        # By 0, not by the teacher's padding, which the model that learns may lack.
-        torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=0),
+        torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad),
         torch.tensor(begins),
         torch.tensor(ends),
         torch.cat(likely),
@@ -182,9 +181,11 @@ def divergence(model: PreTrainedModel, lessons: Lessons) -> torch.Tensor:
     """Mean over the lessons of the mean over their answers' tokens of KL(teacher || model)."""
     lessons = lessons.to(model.device)
     places = torch.arange(lessons.tokens.shape[1], device=model.device)
+    in_text = places < lessons.end[:, None]
     logits: torch.Tensor = model(
-        input_ids=lessons.tokens,
-        attention_mask=(places < lessons.end[:, None]).long(),
+        # The teacher's padding may be a word that the model lacks.
+        input_ids=lessons.tokens.masked_fill(~in_text, 0),
+        attention_mask=in_text.long(),
         use_cache=False,
     ).logits
     steps = torch.arange(ANSWER_TOKENS, device=model.device)

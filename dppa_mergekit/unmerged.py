@@ -118,13 +118,18 @@ class Unmerged:
         mine, theirs = ({number: word for word, number in each.items()} for each in numbers)
         (rows, _) = torch.nn.Module.state_dict(model.get_input_embeddings())["weight"].shape
         for number in lessons.words(rows):
+            if number >= rows:
+                raise DppaError(
+                    f"{self.model} cannot teach the merge: its prompts or answers hold token "
+                    f"{number}, {mine.get(number)!r}, and the merge has only {rows} tokens."
+                )
             # A word under one number that only got another name is the same row of the embedding.
             moved = any(
                 numbers[other].get(word, number) != number
                 for other, word in enumerate((theirs.get(number), mine.get(number)))
                 if word is not None
             )
-            if number >= rows or moved:
+            if moved:
                 raise DppaError(
                     f"{self.model} cannot teach the merge: token {number} is "
                     f"{mine.get(number)!r} to it and {theirs.get(number)!r} to the merge. Where a "

@@ -123,9 +123,9 @@ def test_words_that_only_the_teacher_has_are_among_all_others(family: Path) -> N
     teacher.resize_token_embeddings(rows + 2, mean_resizing=False)
     said = teacher.get_output_embeddings().weight.data
     said[rows:] = 0.9 * said[12:14]
-    tokenizer.pad_token_id = rows + 1
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     lessons = taught(teacher, tokenizer, PROMPTS, 4)
-    assert int(lessons.tokens.max()) < rows
+    assert int(lessons.tokens.max()) == rows  # the padding
     assert int(lessons.likely.max()) >= rows
     assert max(lessons.words(rows)) < rows
     with torch.no_grad():

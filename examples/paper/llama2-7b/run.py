@@ -5,7 +5,8 @@
 
 With `--dry-run` every command is printed with what it will take, and the recipes are checked
 against files in FOLDER that have the headers of these models and no weights. Without it the
-commands are run one after the other; what has ended is not run again unless something before it is.
+commands are run one after the other; what has ended is not run again unless its recipe, its tasks
+or something before it changes.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ MODELS = {
 """By their configurations and files on the Hub."""
 
 CANDIDATES, STEPS, LEARNING_RATE = 40, 200, 5e-3
-DEV_ITEMS = 200
+DEV_ITEMS = 200  # of a task
 TEST_ITEMS = {
     "gsm8k": 1319,
     "math": 5000,
@@ -92,12 +93,16 @@ TOKENS = {
 """New tokens of a usual answer. An answer that does not end takes 2,048."""
 
 BATCH_SIZE = 8  # as the tasks files say
-LONGEST = 2.0  # of the answers of a batch, with which it ends, against the usual one
+LONGEST = 2.0
+"""Tokens of the answer with which a batch ends, against those of a usual one. One that does not end
+makes all of them wait for 2,048."""
 
 CORES = 16
 WRITTEN, REDUCED = 1.2e-9, 1.4e-9
 """Core seconds of AdaMerging for each parameter and model: to write new weights in a step, and to
 turn a domain's gradient into those of weights (measured on SmolLM2-135M, in bfloat16)."""
+
+PICKLED = 9.9e9  # bytes of Abel's largest file, which mergekit reads as a whole
 
 CARRIED = 2e10  # bytes a second between memory and GPU
 OPERATIONS = 1e14  # a second, of forward and backward passes on the GPU
@@ -182,6 +187,7 @@ class Step:
 
     Attributes:
         command: As typed.
+        writes: A file or folder; empty for none.
         seconds: As estimated.
         memory: Bytes at its peak.
         device_memory: Bytes at its peak, of the GPU; 0 where none is used.
@@ -189,6 +195,7 @@ class Step:
     """
 
     command: tuple[str, ...]
+    writes: str
     seconds: float
     memory: float = 0
     device_memory: float = 0
@@ -250,61 +257,82 @@ def steps(name: str, device: str, rate: float, repository: str | None) -> list[S
     tasks = str(HERE / f"{name.split('_')[0]}.yml")
     recipe = str(HERE / "recipes" / f"{name}.yml")
     factors, weights, merged = f"factors/{name}.yml", f"weights/{name}.yml", f"merged/{name}"
-    on = ("--device", device, "--dtype", "float16", "--limit")
+    on = ("--device", device, "--dtype", "float16")
     tool = "mergekit-dppa"
     published = (repository,) if repository else (f"owner/{name}", "--dry-run")
     return [
-        Step((tool, "check", recipe, "--output", merged), 60),
+        Step((tool, "check", recipe, "--output", merged), "", 60),
         Step(
             (tool, "analyze", recipe, "--output", f"analysis/{name}"),
+            f"analysis/{name}",
             1.5 * merge_seconds,
-            reading_memory,
+            reading_memory + PICKLED,
         ),
         Step(
             (
                 *(tool, "search", recipe, "--tasks", tasks, "--output", factors),
-                *("--max-evaluations", str(CANDIDATES), *on, str(DEV_ITEMS)),
+                *("--max-evaluations", str(CANDIDATES), *on),
             ),
+            factors,
             domains * merge_seconds + (CANDIDATES + 1) * DEV_ITEMS * item_of_each,
-            2 * MODEL_BYTES + kept,  # a fine-tuned model in float16, and the merge as it is loaded
-            MODEL_BYTES + kept + texts,
+            # While it is loaded, a fine-tuned model in float16 is there beside the merge.
+            *placed(device, 2 * MODEL_BYTES + kept, 0, MODEL_BYTES + kept + texts),
             MODEL_BYTES,
         ),
         Step(
             (
                 *(tool, "adamerge", factors, "--tasks", tasks, "--output", weights),
                 *("--steps", str(STEPS), "--lr", f"{LEARNING_RATE:g}"),
-                *("--gradient-checkpointing", *on, str(DEV_ITEMS)),
+                *("--gradient-checkpointing", *on),
             ),
+            weights,
             # Scores of the fine-tuned models, of the start, and of ten states.
             merge_seconds + STEPS * step_seconds + 12 * DEV_ITEMS * item_of_each,
-            (len(models) + 1) * MODEL_BYTES,
-            1.07 * MODEL_BYTES + texts,
+            *placed(
+                device,
+                (len(models) + 1) * MODEL_BYTES,
+                len(models) * MODEL_BYTES,
+                1.07 * MODEL_BYTES + texts,
+            ),
             MODEL_BYTES,
         ),
         Step(
-            ("mergekit-yaml", weights, merged),
+            ("mergekit-yaml", weights, merged, "--lazy-unpickle"),
+            merged,
             merge_seconds,
             reading_memory + SHARD_BYTES,
             0,
             MODEL_BYTES,
         ),
-        Step((tool, "check", merged, "--verify", "sample"), 60, 2e9),
+        Step((tool, "check", merged, "--verify", "sample"), "", 60, 2e9 + PICKLED),
         Step(
             (
                 *(tool, "evaluate", *models, merged, "--tasks", tasks, "--output", merged),
-                *on[:-1],
+                *on,
             ),
+            f"{merged}/evaluation.json",
             (len(models) + 1) * test,
-            MODEL_BYTES,
-            MODEL_BYTES + texts,
+            *placed(device, MODEL_BYTES, 0, MODEL_BYTES + texts),
         ),
         Step(
             # Abel's repository has no card, and so names no licence.
             (tool, "publish", merged, *published, "--recipe", weights, "--license", "llama2"),
+            "",
             60 if repository is None else MODEL_BYTES / 5e7,
         ),
     ]
+
+
+def placed(device: str, loading: float, beside: float, held: float) -> tuple[float, float]:
+    """Bytes of memory, and of the GPU's.
+
+    Args:
+        device: Where models are evaluated.
+        loading: What is in memory until the model is there.
+        beside: What then stays in memory.
+        held: The model, and what is on its device with it.
+    """
+    return (max(loading, beside + held), 0) if device == "cpu" else (loading, held)
 
 
 def recipe_of(name: str) -> dict[str, Any]:
@@ -368,10 +396,9 @@ def run(command: Sequence[str], folder: Path) -> None:
 def line_of(step: Step, folder: Path) -> str:
     """A command, with a digest of the recipes and tasks that it reads."""
     digest = sha256(folder_hash(HERE / "tasks").encode())
-    output = step.command.index("--output") if "--output" in step.command else len(step.command)
-    for number, each in enumerate(step.command):
+    for each in step.command:
         path = folder / each  # an absolute one stays what it is
-        if each.endswith(".yml") and number != output + 1 and path.exists():
+        if each.endswith(".yml") and each != step.writes and path.exists():
             digest.update(path.read_bytes())
     return f"{shlex.join(step.command)}  # {digest.hexdigest()[:12]}"
 
@@ -413,7 +440,9 @@ def main(
         ended = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
         for number, step in enumerate(steps(name, device, rate, repository)):
             click.echo(str(step))
-            if dry_run or ended[number : number + 1] == [line_of(step, folder)]:
+            line = line_of(step, folder)
+            there = (folder / step.writes).exists()
+            if dry_run or (there and ended[number : number + 1] == [line]):
                 continue
             # What follows reads what this step writes, so it has not ended either.
             ended = ended[:number]
@@ -422,7 +451,7 @@ def main(
             for kind in ("factors", "weights", "merged"):
                 (folder / kind).mkdir(exist_ok=True)
             run(step.command, folder)
-            ended.append(line_of(step, folder))
+            ended.append(line)
             listed.write_text("".join(f"{line}\n" for line in ended), encoding="utf-8")
 
 

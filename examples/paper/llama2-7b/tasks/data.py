@@ -18,7 +18,7 @@ from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string,
 Row = dict[str, Any]
 
 STAND_INS = "LLAMA2_7B_STAND_INS"
-DEV_ITEMS = 500
+DEV_ITEMS = 200
 
 PROBLEM = "Question:\n{}\nAnswer:\nLet's think step by step.\n"
 """Abel's."""
@@ -153,7 +153,7 @@ def _result(answer: str) -> str:
 
 def _number(text: str) -> str:
     """The first number, without currency, commas and a zero fraction; or nothing."""
-    found = re.search(r"(-?)\s*\$?\s*(-?)(\d[\d,]*(?:\.\d+)?|\.\d+)", text)
+    found = re.search(r"(-?)\s*\$?\s*(-?)(\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)", text)
     if found is None:
         return ""
     sign, number = found[1] + found[2], found[3].replace(",", "")
