@@ -103,6 +103,7 @@ def test_the_readme_says_what_the_steps_take() -> None:
         assert row[0].split("`")[1] in step.command
     read = {model: run.MODELS[model].bytes for model in run.inputs_of("three_80")}
     assert f"| {sum(read.values()) / 1e9:.0f} GB |" in text
+    assert run.DEV_ITEMS == data.DEV_ITEMS
 
 
 @pytest.mark.parametrize("name", run.RECIPES)

@@ -447,12 +447,12 @@ def main(
             # What follows reads what this step writes, so it has not ended either.
             ended = ended[:number]
             listed.parent.mkdir(exist_ok=True)
-            listed.write_text("".join(f"{line}\n" for line in ended), encoding="utf-8")
+            listed.write_text("".join(f"{each}\n" for each in ended), encoding="utf-8")
             for kind in ("factors", "weights", "merged"):
                 (folder / kind).mkdir(exist_ok=True)
             run(step.command, folder)
             ended.append(line)
-            listed.write_text("".join(f"{line}\n" for line in ended), encoding="utf-8")
+            listed.write_text("".join(f"{each}\n" for each in ended), encoding="utf-8")
 
 
 if __name__ == "__main__":
