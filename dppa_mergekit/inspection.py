@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
     from dppa_mergekit.allocation import Allocation
     from dppa_mergekit.density import DynamicPruning
-    from dppa_mergekit.plan import Plan, PlannedTensor
+    from dppa_mergekit.plan import Plan
+    from dppa_mergekit.planned_tensor import PlannedTensor
 
 AllocatedBy: TypeAlias = "Callable[[Mapping[str, object]], DynamicPruning]"
 """From a tensor's shared parameters, how its linears are pruned."""

@@ -21,7 +21,8 @@ import torch
 from dppa_mergekit.combination import Listener
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.inputs import check_dtype, check_tuned
-from dppa_mergekit.plan import Plan, PlannedTensor
+from dppa_mergekit.plan import Plan
+from dppa_mergekit.planned_tensor import PlannedTensor
 
 _PLANNER = ("mergekit.plan", "normalize_config")
 _RAW_PLANNER = ("mergekit.scripts.merge_raw_pytorch", "plan_flat_merge")
