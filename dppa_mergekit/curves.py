@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from dppa_mergekit.adamerging import Learned
 from dppa_mergekit.evaluation import Evaluation
 from dppa_mergekit.recipes import at_layer
 from dppa_mergekit.search import Tuned
+from dppa_mergekit.states import Learned
 
 PANEL = (4.2, 3.4)
 """Width and height of a panel in inches."""

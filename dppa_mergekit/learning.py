@@ -14,17 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit import __version__
-from dppa_mergekit.adamerging import (
-    Descent,
-    Evaluation,
-    Learned,
-    LossError,
-    State,
-    learned,
-    result,
-    warnings_of,
-    within,
-)
+from dppa_mergekit.adamerging import Descent, LossError, learned, result
 from dppa_mergekit.curves import draw_learning, is_installed
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.harness import Harness, release
@@ -37,6 +27,7 @@ from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.records import write_record
 from dppa_mergekit.resident_merge import ResidentMerge
 from dppa_mergekit.scores import Estimate
+from dppa_mergekit.states import Evaluation, Learned, State, warnings_of, within
 from dppa_mergekit.summary import learning_summary
 from dppa_mergekit.tasks import TasksFile, check_dense, folder_hash
 from dppa_mergekit.tuning import WholeMerge

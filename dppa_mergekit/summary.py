@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from dppa_mergekit.adamerging import Learned
 from dppa_mergekit.merge_benches import SHARED
 from dppa_mergekit.recipes import Setting
 from dppa_mergekit.search import MERGE, Tuned
+from dppa_mergekit.states import Learned
 from dppa_mergekit.tables import table
 
 

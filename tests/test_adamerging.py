@@ -15,17 +15,7 @@ from checkpoints import recipe, save_family, tensors_of, tokenizer
 from conftest import Merge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dppa_mergekit.adamerging import (
-    Descent,
-    Evaluation,
-    Learned,
-    LossError,
-    State,
-    learned,
-    result,
-    warnings_of,
-    within,
-)
+from dppa_mergekit.adamerging import Descent, LossError, learned, result
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.learning import learn_weights
 from dppa_mergekit.losses import Completion, DomainLoss, Entropy, Teaching
@@ -35,6 +25,7 @@ from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.resident_merge import ResidentMerge
 from dppa_mergekit.scores import Estimate
+from dppa_mergekit.states import Evaluation, Learned, State, warnings_of, within
 from dppa_mergekit.teacher import taught
 from dppa_mergekit.unmerged import AS_STORED, Unmerged
 
