@@ -27,6 +27,7 @@ LABELS = {
     "dare_linears": "DARE, linears alone",
     "dare_dpa": "DARE + DPA",
     "dppa": "DPPA",
+    "dare_linear": "`dare_linear`",
     "ties": "TIES, summed",
     "task_arithmetic": "task arithmetic",
     "base": "base",
@@ -115,7 +116,8 @@ def tables(group: Group) -> str:
     quantiles = ", means of their quantiles over seeds" if len(group.found) > 1 else ""
     merged = [
         f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
-        f"prunes linears alone here, and DP at 0 % is task arithmetic.\n\n{_merged(group, domains)}"
+        "prunes linears alone here, mergekit's `dare_linear` every tensor, and DP at 0 % is task "
+        f"arithmetic.\n\n{_merged(group, domains)}"
         for domains in _sets(group)
     ]
     parts = [

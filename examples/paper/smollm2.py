@@ -76,7 +76,12 @@ PLAN = Plan(
     searched=(90, 80),
     sets=(("math", "finance", "law"), ("math", "finance")),
     ways=("adamerge", "search"),
-    others=(("task_arithmetic", "shared"), ("task_arithmetic", "search"), ("ties", "search")),
+    others=(
+        ("task_arithmetic", "shared"),
+        ("task_arithmetic", "search"),
+        ("ties", "search"),
+        ("dare_linear", "search"),
+    ),
     factors=(1.5, 2.0, 2.5, 3.0),
     candidates=20,
     weighings=16,
