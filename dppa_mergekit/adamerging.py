@@ -112,7 +112,7 @@ def learned(
 
 
 def result(merge: ResidentMerge, states: Sequence[State]) -> Learned:
-    """The best of some states, the first of equals; without evaluations the last."""
+    """What was learned by some states: the weights of the best of them."""
     found = best(states)
     return Learned(_weights(merge, found.settled), found, states)
 

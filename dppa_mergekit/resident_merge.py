@@ -3,7 +3,8 @@
 Of this package's methods, the merge tells what it combines: what every model keeps is found once,
 and new weights are one pass of combination over the checkpoints, with the operations of a merge.
 Other methods are merged anew by mergekit, and read into the model that is there. Either way the
-weights are bit for bit those that mergekit writes for the same recipe.
+weights are bit for bit those that mergekit writes for the same recipe; at random it draws what it
+does by `--random-seed` RANDOM_SEED (in rescaling, its sums depend on device and number of threads).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dppa_mergekit.benches import Bench, Items, Proposal
 from dppa_mergekit.contest import ONE, BudgetError, Candidate, Contest, choosing_folds, dealt
+from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.journal import Entry, Journal
 from dppa_mergekit.recipes import Setting
 from dppa_mergekit.scores import DomainObjective, Estimate, Objective, Score, Scores
@@ -46,6 +47,9 @@ class Options:
         seed: Of the order in which items are dealt out.
         per_block: Whether the teacher proposes factors for each block; then candidates lie on the
             way from factors 1 to its proposal.
+
+    Raises:
+        ParameterError: There is nothing to try.
     """
 
     strategy: str = "joint"
@@ -56,6 +60,15 @@ class Options:
     downwards: bool = False
     seed: int = 0
     per_block: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ParameterError for what is not allowed."""
+        for name, number in (
+            ("max_evaluations", self.max_evaluations),
+            ("patience", self.patience),
+        ):
+            if number < 1:
+                raise ParameterError(f"{name} is {number}; allowed is 1 or more.")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from dppa_mergekit.unmerged import AS_STORED
 SETS = (tuple(DOMAINS), *combinations(DOMAINS, 2))
 STEPS, EVERY, LEARNING_RATE = 100, 10, 2e-3
 CANDIDATES = 24
-"""Of a search. What it takes is about as long as AdaMerging's steps."""
+"""Of a search."""
 
 DEV_ITEMS = 100
 """Of each dev task."""

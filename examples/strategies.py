@@ -25,6 +25,9 @@ from dppa_mergekit.tuning import Search, default_options
 from dppa_mergekit.unmerged import AS_STORED
 
 DENSITIES = (0.2, 0.1)
+CANDIDATES = 40
+"""Of a search, for each domain, at most."""
+
 DARE_MASKS = 3
 """Random masks of DARE, whose ratios are averaged."""
 
@@ -72,9 +75,7 @@ class Spent:
     seconds: float
 
 
-def measured(
-    folder: Path, test: Test, variant: Variant, density: float, evaluations: int
-) -> Result:
+def measured(folder: Path, test: Test, variant: Variant, density: float) -> Result:
     """The test Domain-Ratios of one variant, and what its search took."""
     recipe = recipe_of(folder, variant.method, {"weight": 1.0, "density": density})
     found: list[Tuned] = []
@@ -83,7 +84,7 @@ def measured(
         options = replace(
             default_options(variant.method),
             strategy=variant.strategy,
-            max_evaluations=evaluations,
+            max_evaluations=CANDIDATES,
             per_block=variant.per_block,
         )
         found = Search(recipe, tasks_of(folder), folder / name, options, AS_STORED).run()
@@ -120,14 +121,13 @@ def print_table(folder: Path) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
-@click.option("--max-evaluations", default=40, show_default=True, help="For each domain.")
-def main(folder: Path, seeds: tuple[int, ...], max_evaluations: int) -> None:
+def main(folder: Path, seeds: tuple[int, ...]) -> None:
     """Train models below FOLDER, search factors by every strategy, and print the test scores."""
     measure(
         folder,
         seeds,
         list(ROWS),
-        lambda models, test, row: measured(models, test, *ROWS[row], max_evaluations),
+        lambda models, test, row: measured(models, test, *ROWS[row]),
     )
     print_table(folder)
 

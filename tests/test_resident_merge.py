@@ -1,5 +1,6 @@
 """A whole merge in memory, against what mergekit's own command writes for the same weights."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def check(
     merge: Merge,
     method: str,
     of_models: dict[str, object],
+    options: Sequence[str] = (),
     **changes: object,
 ) -> None:
     models = {"math": {"weight": 0.4, **of_models}, "law": {"weight": 0.3, **of_models}}
@@ -32,7 +34,7 @@ def check(
     for weights in (*WEIGHTS, WEIGHTS[0]):
         named = dict(zip(whole.tuned(), weights, strict=True))
         resident.set_weights(named)
-        written = merge(whole.weighted(named).content)
+        written = merge(whole.weighted(named).content, *options)
         live = resident.model.state_dict()
         assert set(written) <= set(live)
         for name, tensor in written.items():
@@ -61,6 +63,12 @@ def test_methods(method: str, tmp_path: Path, merge: Merge) -> None:
 def test_mergekits_own_methods(method: str, tmp_path: Path, merge: Merge) -> None:
     of_models: dict[str, object] = {} if method == "task_arithmetic" else {"density": 0.3}
     check(save_family(tmp_path), tmp_path, merge, method, of_models)
+
+
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties"])
+def test_mergekits_draws_are_those_of_a_seed(method: str, tmp_path: Path, merge: Merge) -> None:
+    family = save_family(tmp_path, dtype=torch.bfloat16)
+    check(family, tmp_path, merge, method, {"density": 0.3}, options=["--random-seed", "0"])
 
 
 def test_mergekit_merges_once_for_the_same_weights(

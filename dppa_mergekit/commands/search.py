@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import click
 
 from dppa_mergekit.commands import options
-
-LOG = logging.getLogger(__name__)
 
 
 @click.command()
@@ -209,13 +206,13 @@ def search(
         click.echo(verdict[-1])
         for name, (before, after) in each.parts.items():
             click.echo(f"  {name}: {before} -> {after}")
-    click.echo(f"{output}: the recipe with these {tune}")
     if read.method in RANDOM:
-        LOG.warning(
-            "%s draws at random: mergekit-yaml --random-seed %d makes the draw that was tuned.",
-            read.method,
-            RANDOM_SEED,
+        verdict.append(
+            f"{read.method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the "
+            "draw that was tuned"
         )
+        click.echo(verdict[-1])
+    click.echo(f"{output}: the recipe with these {tune}")
     if html:
         curves = {
             output.with_suffix(".png").name: "Dev Domain-Ratio by factor, the other factors being "

@@ -89,7 +89,11 @@ def tasks(smoke: bool) -> Plain:
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
 @click.option(
-    "--jobs", default=2, show_default=True, help="Seeds, then parts at a time, on a core each."
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Seeds, then parts at a time, on a core each.",
 )
 @click.option("--smoke", is_flag=True, help="Hardly any training, few items: numbers mean nothing.")
 def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
@@ -99,6 +103,7 @@ def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
         base, tuning = replace(base, steps=250), replace(quickstart.TUNING, steps=150)
         plan = SMOKE_PLAN
         seeds = seeds[:1]
+    seeds = tuple(dict.fromkeys(seeds))
     folder = folder.resolve()
     subjects = [
         Subject(

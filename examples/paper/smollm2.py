@@ -285,7 +285,11 @@ def sampled(folder: Path) -> dict[str, Path]:
     help="Which is measured, and is in the tables; all if not given.",
 )
 @click.option(
-    "--jobs", default=2, show_default=True, help="Trainings, then parts at a time, on a core each."
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Trainings, then parts at a time, on a core each.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, device: str) -> None:
@@ -311,7 +315,7 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
             },
             device=device,
         )
-        for setting in chosen or SETTINGS
+        for setting in dict.fromkeys(chosen or SETTINGS)
     ]
     last = max(chosen or SETTINGS, key=list(SETTINGS).index)
     trainings = [partial(tune, folder, domain, last, device) for domain in DOMAINS]
