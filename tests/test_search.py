@@ -9,6 +9,7 @@ from landscape import Landscape, hill
 
 from dppa_mergekit.benches import Items, Proposal
 from dppa_mergekit.contest import Contest, dealt
+from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.scores import DomainObjective, MergeObjective, Score, Scores
 from dppa_mergekit.search import CandidateSearch, Options, Tuned
 from dppa_mergekit.strategies import Space, _tuned
@@ -155,6 +156,13 @@ def test_the_budget_holds() -> None:
     bench = Landscape(hill(1.7, 1.3))
     tuned = run(bench, strategy="joint", max_evaluations=7)
     assert tuned.evaluations == len({values for values, _ in bench.calls}) == 7
+
+
+@pytest.mark.parametrize("name", ["max_evaluations", "patience"])
+def test_no_candidate_is_no_search(name: str) -> None:
+    given: dict[str, Any] = {name: 0}
+    with pytest.raises(ParameterError, match=f"{name} is 0; allowed is 1 or more"):
+        Options(**given)
 
 
 def test_a_dense_score_of_zero_names_the_task() -> None:

@@ -237,7 +237,7 @@ def weights_of(path: Path) -> list[float]:
     return [each["parameters"]["weight"] for each in content["models"]]
 
 
-@pytest.mark.parametrize(("method", "start"), [("dppa", 0.1), ("ties", 1.3)])
+@pytest.mark.parametrize(("method", "start"), [("dppa", 0.1), ("ties", 1.3), ("dare_linear", 0.1)])
 def test_weights_of_the_whole_merge(
     method: str, start: float, command: Command, saved: Path, tmp_path: Path, merge: Merge
 ) -> None:
@@ -251,6 +251,7 @@ def test_weights_of_the_whole_merge(
     recipe = changed(saved, tmp_path, "recipe.yml", change)
     result = command("--tune=weights", "--max-evaluations=16", recipe=recipe)
     assert result.exit_code == 0, result.output
+    assert ("--random-seed 0 makes the draw" in result.stdout) == method.startswith("dare")
     before, tuned = (
         yaml.safe_load(path.read_text(encoding="utf-8"))
         for path in (recipe, tmp_path / "tuned.yml")
@@ -267,7 +268,8 @@ def test_weights_of_the_whole_merge(
     assert found["after"]["value"] == pytest.approx(sum(ratios) / 2)
     assert "  math: " in result.stdout
     # The scores are those of the checkpoint that the recipe gives.
-    merge(yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8")), output="whole")
+    content = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    merge(content, "--random-seed", "0", output="whole")
     for name in ("math", "law"):
         score = evaluated(saved, tmp_path / "whole", f"{name}_dev")
         assert found["parts"][name][1]["value"] == pytest.approx(100 * score, abs=1e-9)
