@@ -50,7 +50,7 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("DARE", "dare_linear"),
+    Variant("dare_linear", "dare_linear"),
     Variant("dare_dpa, joint", "dare_dpa", "joint"),
     Variant("DP: dppa, factors 1", "dppa"),
     Variant("dppa, paper", "dppa", "paper"),
