@@ -165,7 +165,7 @@ def test_tables_of_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     strategies.print_table(tmp_path)
     lines = printed()
     assert len(lines) == 2 + len(strategies.ROWS)
-    assert lines[2] == ["80 %", "DARE", "92.0 ± 2.8", "80.0 ± 0.0", "100.0 ± 0.0", "", ""]
+    assert lines[2] == ["80 %", "dare_linear", "92.0 ± 2.8", "80.0 ± 0.0", "100.0 ± 0.0", "", ""]
     assert lines[3][-2:] == ["9", "20"]
     merging.print_table(tmp_path)
     lines = printed()
