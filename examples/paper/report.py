@@ -116,8 +116,8 @@ def tables(group: Group) -> str:
     quantiles = ", means of their quantiles over seeds" if len(group.found) > 1 else ""
     merged = [
         f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
-        "prunes linears alone here, beside the paper's numbers; AdaMerging does not know mergekit's "
-        "`dare_linear`, which prunes every tensor. DP at 0 % is task arithmetic.\n\n"
+        "prunes linears alone here, beside the paper's numbers; AdaMerging does not know "
+        "mergekit's `dare_linear`, which prunes every tensor. DP at 0 % is task arithmetic.\n\n"
         f"{_merged(group, domains)}"
         for domains in _sets(group)
     ]
