@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import yaml
 
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.names import Block
+from dppa_mergekit.tensor_names import Block
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration

@@ -19,11 +19,11 @@ from quickstart import BASE_TRAINING, TUNING, train_models
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from dppa_mergekit.harness import Harness
+from dppa_mergekit.live.source_model import Unmerged
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.scores import Scores, domain_ratio
-from dppa_mergekit.tasks import TasksFile
-from dppa_mergekit.unmerged import Unmerged
+from dppa_mergekit.scoring.lm_eval_harness import Harness
+from dppa_mergekit.scoring.ratios import Scores, domain_ratio
+from dppa_mergekit.scoring.tasks import TasksFile
 
 TASKS = Path(__file__).with_name("tasks.yml")
 

@@ -24,14 +24,14 @@ from domains import DOMAINS
 from evidence import Result, Test, cell, measure, recipe_of, results, tasks_of
 from pydantic import TypeAdapter
 
-from dppa_mergekit.adamerging import Descent
-from dppa_mergekit.learning import AdaMerge
-from dppa_mergekit.objectives import START
+from dppa_mergekit.adamerging.descent import Descent
+from dppa_mergekit.adamerging.objectives import START
+from dppa_mergekit.adamerging.recipe_learning import AdaMerge
+from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.tables import table
-from dppa_mergekit.tuning import WEIGHT_OPTIONS, Search, WholeMerge
-from dppa_mergekit.unmerged import AS_STORED
+from dppa_mergekit.report.markdown_tables import table
+from dppa_mergekit.search.recipe_search import WEIGHT_OPTIONS, Search, WholeMerge
 
 SETS = (tuple(DOMAINS), *combinations(DOMAINS, 2))
 STEPS, EVERY, LEARNING_RATE = 100, 10, 2e-3

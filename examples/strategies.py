@@ -18,11 +18,11 @@ from domains import DOMAINS
 from evidence import Result, Test, cell, measure, recipe_of, results, tasks_of
 from pydantic import TypeAdapter
 
+from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.search import Tuned
-from dppa_mergekit.tables import table
-from dppa_mergekit.tuning import Search, default_options
-from dppa_mergekit.unmerged import AS_STORED
+from dppa_mergekit.report.markdown_tables import table
+from dppa_mergekit.search.candidate_search import Tuned
+from dppa_mergekit.search.recipe_search import Search, default_options
 
 DENSITIES = (0.2, 0.1)
 CANDIDATES = 40

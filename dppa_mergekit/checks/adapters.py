@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dppa_mergekit.checks.checkpoints import of_folder
+from dppa_mergekit.checks.checkpoint_files import of_folder
 from dppa_mergekit.checks.findings import Finding, error, warning
 
 WEIGHTS = ("*.safetensors", "*.bin")

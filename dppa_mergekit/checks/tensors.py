@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dppa_mergekit import variants
-from dppa_mergekit.checks.checkpoints import Checkpoint, Stored
+from dppa_mergekit import method_table
+from dppa_mergekit.checks.checkpoint_files import Checkpoint, Stored
 from dppa_mergekit.checks.findings import Finding, error, warning
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.names import natural_order
 from dppa_mergekit.recipes import Recipe, holders, inputs_of
+from dppa_mergekit.tensor_names import natural_order
 
 if TYPE_CHECKING:
-    from dppa_mergekit.checks.planned import Planned
+    from dppa_mergekit.checks.mergekit_reads import Planned
 
 BUFFERS = ("inv_freq", "rotary_emb", "position_ids", ".attn.bias", ".attn.masked_bias")
 """Parts of the names of what older releases of transformers stored, and newer ones compute."""
@@ -133,10 +133,10 @@ def checked(
 
 def _planned(content: Mapping[str, object]) -> Planned:
     """mergekit's plan. Raises DppaError where it makes none."""
-    from dppa_mergekit.checks.planned import planned
+    from dppa_mergekit.checks.mergekit_reads import planned
 
     recipe = Recipe(dict(content), "it")
-    if content.get("merge_method") in variants.names():
+    if content.get("merge_method") in method_table.names():
         # Weights may still be to be found; what is read does not depend on them.
         recipe = recipe.with_start(1.0)
     return planned(recipe)

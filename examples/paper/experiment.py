@@ -24,7 +24,7 @@ from typing import TypeAlias
 import click
 import yaml
 
-from dppa_mergekit.outputs import write_whole
+from dppa_mergekit.storage.output_files import write_whole
 
 Plain: TypeAlias = "dict[str, object]"
 """Content of a YAML or JSON file."""
@@ -351,7 +351,7 @@ class Experiment:
 
     def _command(self, *arguments: str) -> None:
         """Run a command of `mergekit-dppa`, unless it has ended here before with the same files."""
-        from dppa_mergekit.command import main
+        from dppa_mergekit.cli.main import main
 
         if self.subject.device != "cpu":
             arguments = (*arguments, "--device", self.subject.device)

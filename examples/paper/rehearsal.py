@@ -19,7 +19,7 @@ from torch.nn.functional import kl_div
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from dppa_mergekit.outputs import write_whole
+from dppa_mergekit.storage.output_files import write_whole
 
 OPENINGS = (
     *("The", "A", "In", "When", "How to", "What", "Why", "It", "If", "My", "There", "Once"),

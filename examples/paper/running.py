@@ -23,7 +23,7 @@ import torch
 from experiment import STAGES, Experiment, Part, Plain, Plan, Subject, read_json, told
 from filelock import FileLock, Timeout
 
-from dppa_mergekit.tasks import folder_hash
+from dppa_mergekit.scoring.tasks import folder_hash
 
 
 def measure(

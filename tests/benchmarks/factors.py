@@ -26,8 +26,8 @@ from random_models import Family, ensured
 from tables import markdown
 from transformers import AutoModelForCausalLM
 
+from dppa_mergekit.live.amplified_model import ResidentModel
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.resident import ResidentModel
 
 PAGE = 4096
 """Bytes of memory that are read from a file at once."""

@@ -25,10 +25,10 @@ from model_sizes import SIZES
 from random_models import Family, ensured
 from tables import gigabytes, markdown
 
-from dppa_mergekit.losses import Entropy
-from dppa_mergekit.names import block_of
+from dppa_mergekit.adamerging.losses import Entropy
+from dppa_mergekit.live.weighted_merge import ResidentMerge
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.resident_merge import ResidentMerge
+from dppa_mergekit.tensor_names import block_of
 
 PROMPT = [[11, 12, 13, 14, 15, 16, 17, 18]]
 PLACES = torch.tensor([0])

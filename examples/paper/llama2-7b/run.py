@@ -27,7 +27,7 @@ import click
 import yaml
 from huggingface_hub import get_token
 
-from dppa_mergekit.tasks import folder_hash
+from dppa_mergekit.scoring.tasks import folder_hash
 
 HERE = Path(__file__).resolve().parent
 RECIPES = ("three_80", "three_90", "two_80", "two_90")

@@ -1,0 +1,1 @@
+"""Deltas of a recipe, looked at: offsets, significance, structure, overlaps."""

@@ -1,0 +1,1 @@
+"""Checkpoint files: headers, fingerprints, and tensors as mergekit reads them."""

@@ -1,0 +1,85 @@
+"""One tensor of one model, as mergekit reads it: with aliases, ties, conversions and casts.
+
+mergekit plans a task for every tensor that it reads: LoadTensor (mergekit/io/tasks.py, release
+0.1.5), or SimpleLoadTensor under mergekit-pytorch (mergekit/scripts/merge_raw_pytorch.py). This is
+the one place that tells them apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from dppa_mergekit.checkpoints.headers import Checkpoint
+from dppa_mergekit.errors import CheckpointError, DppaError
+
+if TYPE_CHECKING:
+    from mergekit.io.tasks import LoadTensor
+    from mergekit.scripts.merge_raw_pytorch import SimpleLoadTensor
+
+    Load: TypeAlias = LoadTensor | SimpleLoadTensor
+
+
+def _is_raw(load: Load) -> bool:
+    return hasattr(load, "tensor_name")
+
+
+def own_name(load: Load) -> str:
+    """The tensor's name in the model that it is read from."""
+    return str(load.tensor_name if _is_raw(load) else load.tensor)
+
+
+def possible_names(load: Load) -> list[str]:
+    """The names under which the model may store it, its own first."""
+    if _is_raw(load):
+        return [own_name(load)]
+    return [own_name(load), *(load.aliases or ()), *(load.tied_names or ())]
+
+
+def reading(load: Load) -> list[object]:
+    """Plain data that says what is read of a checkpoint, and what it is cast to."""
+    return [possible_names(load), load.dtype]
+
+
+def checkpoint_of(load: Load, model: object) -> Checkpoint:
+    """The files that it is read from; mergekit holds their index already."""
+    if _is_raw(load):
+        from mergekit.scripts.merge_raw_pytorch import SimpleLoaderCache
+
+        return Checkpoint(str(model), SimpleLoaderCache().get(load.model).index)
+    from mergekit.io.tasks import LoaderCache
+
+    return Checkpoint(str(model), LoaderCache().get(load.model).index)
+
+
+def is_convertible(load: Load) -> bool:
+    """Whether transformers knows conversions for the model's type, as for unstacked experts.
+
+    The conversion itself is tried when the tensor is read, still before anything is written.
+    """
+    if _is_raw(load):
+        return False
+    from mergekit.io.tasks import LoaderCache
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    config = load.model.config(trust_remote_code=LoaderCache().trust_remote_code)
+    return bool(get_checkpoint_conversion_mapping(config.model_type))  # type: ignore[no-untyped-call]
+
+
+def read(load: Load, model: object) -> torch.Tensor | None:
+    """The tensor as the merge will see it, but always on the CPU; None for an optional one missing.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        tensor: torch.Tensor | None = load.model_copy(update={"device": None}).execute()
+    except DppaError:
+        raise
+    # Whatever mergekit, safetensors or torch raise for a damaged file or a failed conversion.
+    except Exception as error:
+        raise CheckpointError(
+            f"{model}: tensor {own_name(load)} cannot be read ({type(error).__name__}: {error})."
+        ) from error
+    return tensor

@@ -1,0 +1,81 @@
+"""What mergekit 0.1.5 reads of a recipe: its keys, its methods and their parameters.
+
+Facts of that release, kept here because importing mergekit takes longer than a whole check; a test
+holds them against mergekit itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dppa_mergekit.method_table import VARIANTS
+
+RECIPE = (
+    "modules",
+    "slices",
+    "models",
+    "merge_method",
+    "base_model",
+    "dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "out_dtype",
+    "parameters",
+)
+MODEL = ("model", "parameters")
+SOURCE = ("model", "layer_range", "parameters")
+SLICE = ("sources", "base_model", "residual_weight", "parameters")
+MODULE = ("slices", "models", "parameters")
+CONDITION = ("filter", "value")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method.
+
+    Attributes:
+        shared: Parameters of the whole merge.
+        per_model: Parameters of each model; in the recipe's own `parameters` they hold for all.
+        based: Whether it needs a base model.
+    """
+
+    shared: tuple[str, ...] = ()
+    per_model: tuple[str, ...] = ()
+    based: bool = False
+
+
+_DELTAS = ("int8_mask", "normalize", "rescale", "lambda")
+_SPARSE = Method(_DELTAS, ("weight", "density"), based=True)
+
+METHODS: Mapping[str, Method] = {
+    "multislerp": Method(("normalize_weights", "eps"), ("weight",)),
+    "nearswap": Method(("t",), based=True),
+    "ram": Method(("epsilon",), based=True),
+    "ramplus_tl": Method(("r", "alpha", "epsilon"), based=True),
+    "sce": Method(("int8_mask", "select_topk"), based=True),
+    "linear": Method(("normalize",), ("weight",)),
+    "slerp": Method(("t",), based=True),
+    "nuslerp": Method(("nuslerp_row_wise", "nuslerp_flatten"), ("weight",)),
+    "passthrough": Method((), ("scale",)),
+    "model_stock": Method(("filter_wise",), based=True),
+    "arcee_fusion": Method(based=True),
+    "karcher": Method(("max_iter", "tol")),
+    "task_arithmetic": _SPARSE,
+    "ties": _SPARSE,
+    "dare_ties": _SPARSE,
+    "dare_linear": _SPARSE,
+    "breadcrumbs": Method(_DELTAS, ("weight", "density", "gamma"), based=True),
+    "breadcrumbs_ties": Method(_DELTAS, ("weight", "density", "gamma"), based=True),
+    "della": Method(_DELTAS, ("weight", "density", "epsilon"), based=True),
+    "della_linear": Method(_DELTAS, ("weight", "density", "epsilon"), based=True),
+    **{
+        variant.name: Method(
+            tuple(each.name for each in variant.parameters if not each.per_model),
+            tuple(each.name for each in variant.parameters if each.per_model),
+            based=True,
+        )
+        for variant in VARIANTS
+    },
+}

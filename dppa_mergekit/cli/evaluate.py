@@ -1,0 +1,91 @@
+"""`mergekit-dppa evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dppa_mergekit.cli import options
+
+if TYPE_CHECKING:
+    from dppa_mergekit.scoring.tasks import Part
+
+
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option(
+    "--tasks",
+    "tasks_file",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The tasks file.",
+)
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A merge that is made for this and not kept.",
+)
+@click.option(
+    "--part",
+    type=click.Choice(["test", "dev"]),
+    default="test",
+    show_default=True,
+    help="On which tasks; dev is what was tuned on.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for the tables as Markdown and JSON, and a chart.",
+)
+@options.paged
+@options.placed
+@options.scored
+def evaluate(
+    models: tuple[str, ...],
+    tasks_file: Path,
+    recipes: tuple[Path, ...],
+    part: Part,
+    output: Path | None,
+    html: bool,
+    device: str,
+    dtype: str,
+    batch_size: int | None,
+    limit: int | None,
+    trust_remote_code: bool,
+) -> None:
+    r"""Score MODELS, and print their Task-Ratios and Domain-Ratios.
+
+    Fine-tuned models, the base and merges, by folder or name:
+
+    \b
+        mergekit-dppa evaluate ./base ./merged --tasks tasks.yml
+    """
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.scoring.evaluate import Evaluating
+    from dppa_mergekit.scoring.tables import FILE, as_markdown
+
+    if not models and not recipes:
+        raise ParameterError("There is nothing to evaluate: name models, or recipes by --recipe.")
+    options.check_paged(html, output)
+    tasks = options.tasks_of(tasks_file, batch_size, limit)
+    placement = options.placement(device, dtype, trust_remote_code)
+    for path in recipes:
+        options.check_first(path, weighted=True)
+    read = [Recipe.read(path) for path in recipes]
+    workspace = Path.cwd() if output is None else output
+    options.quiet_transformers()
+    found = Evaluating(
+        list(dict.fromkeys(models)), read, tasks, part, output, placement, workspace
+    ).run()
+    click.echo(as_markdown(found))
+    if html and output is not None:
+        bars = {f"{FILE}.png": "Domain-Ratios, with standard errors; 100 is the fine-tuned model."}
+        best = max(found.models, key=lambda name: found.mean_ratio(name).value)
+        verdict = [f"Highest mean Domain-Ratio: {best}, {found.mean_ratio(best)} %."]
+        given = [tasks_file, *recipes]
+        options.write_page(output / f"{FILE}.json", "Evaluation", verdict, bars, given)

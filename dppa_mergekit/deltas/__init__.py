@@ -1,0 +1,1 @@
+"""The delta of a tensor, fine-tuned minus base, a chunk at a time; keys, masks, threads."""

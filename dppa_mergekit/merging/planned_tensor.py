@@ -1,0 +1,104 @@
+"""One tensor that mergekit plans to merge: where its inputs are, and what the recipe says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dppa_mergekit.checkpoints.tensor_loading import read
+from dppa_mergekit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mergekit.common import ModelReference
+    from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
+
+    from dppa_mergekit.checkpoints.tensor_loading import Load
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One output tensor: where its inputs are, and the parameters that the recipe gives it.
+
+    Attributes:
+        name: The output's name.
+        base: The base model.
+        loads: Model -> mergekit's task that reads its tensor; the base is among them.
+        vocabulary: The axis that is indexed by tokens, if one is.
+        optional: Whether a model may lack it.
+        aligned: Whether mergekit aligns the vocabularies before the method is called.
+        shared: The shared parameters.
+        per_model: Model -> its parameters.
+    """
+
+    name: str
+    base: ModelReference
+    loads: Mapping[ModelReference, Load]
+    vocabulary: int | None
+    optional: bool
+    aligned: bool
+    shared: Mapping[str, object]
+    per_model: Mapping[ModelReference, Mapping[str, object]]
+
+    @property
+    def models(self) -> list[ModelReference]:
+        """The fine-tuned models."""
+        return [model for model in self.loads if model != self.base]
+
+    @classmethod
+    def of(cls, task: ExecuteMergeMethodTask) -> PlannedTensor:
+        """What a task of mergekit's will merge.
+
+        Raises:
+            RecipeError: mergekit would leave out a model.
+        """
+        gather = task.gather_tensors
+        aligned = hasattr(gather, "gather_tensors")
+        if aligned:
+            gather = gather.gather_tensors
+        raw = not hasattr(gather, "weight_info")
+        loads = (
+            dict(gather.tensors.items())
+            if raw
+            else {load.model: load for load in gather.arguments().values()}
+        )
+        for model in task.model_order:
+            if model not in loads:
+                raise RecipeError(
+                    f"slices: {model} is in a later slice and not in the first, so mergekit would "
+                    f"leave it out of {task.output_weight.name}: list it in every slice."
+                )
+        return cls(
+            task.output_weight.name,
+            task.base_model,
+            {model: loads[model] for model in task.model_order},
+            task.output_weight.vocabulary_axis,
+            # Under mergekit-pytorch with --tensor-union a model may lack any tensor.
+            raw or bool(task.output_weight.optional),
+            aligned,
+            dict(task.parameters.items()),
+            {model: dict(values.items()) for model, values in task.input_parameters.items()},
+        )
+
+    def load(self) -> dict[Hashable, torch.Tensor]:
+        """The tensors of all models that have it, as the merge will see them."""
+        tensors: dict[Hashable, torch.Tensor] = {}
+        for model, load in self.loads.items():
+            tensor = read(load, model)
+            if tensor is not None:
+                tensors[model] = tensor
+        # mergekit promotes the inputs to one dtype; only float64 changes what a delta is.
+        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
+            return {
+                model: tensor.double() if tensor.is_floating_point() else tensor
+                for model, tensor in tensors.items()
+            }
+        return tensors
+
+    def comparable(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """A shape as far as it must be the base's: without a vocabulary that mergekit aligns."""
+        if self.aligned and self.vocabulary is not None:
+            return tuple(size for axis, size in enumerate(shape) if axis != self.vocabulary)
+        return tuple(shape)

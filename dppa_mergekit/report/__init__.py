@@ -1,0 +1,1 @@
+"""HTML page, Markdown tables, and what plots share."""

@@ -1,0 +1,270 @@
+"""Scoring by lm-evaluation-harness: tasks loaded once, a live model scored item by item.
+
+Read off lm-eval 0.4.13. It needs the extra `search`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from dppa_mergekit.errors import DppaError, first_line
+from dppa_mergekit.scoring.ratios import Score, Scores
+from dppa_mergekit.scoring.tasks import Metrics, TasksError, TasksFile
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own default."""
+
+KNOWN_TESTS = frozenset(
+    {
+        "gsm8k",
+        "gsm8k_cot",
+        "minerva_math",
+        "hendrycks_math",
+        "mathqa",
+        "arc_challenge",
+        "arc_easy",
+        "hellaswag",
+        "winogrande",
+        "mmlu",
+        "truthfulqa_mc1",
+        "truthfulqa_mc2",
+        "humaneval",
+        "mbpp",
+        "boolq",
+        "piqa",
+        "openbookqa",
+        "lambada_openai",
+        "ifeval",
+        "bbh",
+        "drop",
+        "nq_open",
+        "triviaqa",
+        "pubmedqa",
+        "medqa_4options",
+    }
+)
+"""lm-eval tasks of public benchmarks, on the part that papers report."""
+
+
+class Harness:
+    """Scores live models on loaded tasks.
+
+    Args:
+        tasks: The tasks file; its settings hold for every task.
+        metrics: The tasks to load, with their metrics.
+
+    Raises:
+        DppaError: lm-eval is not installed.
+        TasksError: lm-eval has no such task, or the task no such metric.
+    """
+
+    def __init__(self, tasks: TasksFile, metrics: Metrics) -> None:
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise DppaError(
+                "Scoring needs lm-evaluation-harness: pip install 'dppa-mergekit[search]'."
+            ) from error
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        self._settings = tasks
+        self._metrics = dict(metrics)
+        manager = TaskManager(
+            include_path=None if tasks.include_path is None else str(tasks.include_path),
+            include_defaults=tasks.include_defaults,
+        )
+        for task in metrics:
+            if task in manager.all_groups:
+                raise TasksError(f"{task} is a group of lm-eval's; allowed are the tasks in it.")
+            if task not in manager.all_subtasks:
+                raise TasksError(_unknown(task, manager.all_subtasks, tasks.include_defaults))
+        self._tasks: dict[str, ConfigurableTask] = {}
+        for task in metrics:
+            try:
+                with _quiet():
+                    self._tasks[task] = manager.load([task])["tasks"][task]
+            # Whatever lm-eval or datasets raise for a task that is written wrongly, or whose data
+            # are not there.
+            except Exception as error:
+                raise TasksError(f"Task {task} cannot be loaded: {first_line(error)}.") from error
+        for task, metric in metrics.items():
+            self._check_metric(task, metric)
+            self._configure(self._tasks[task])
+
+    def items(self, task: str) -> int:
+        """How many items of a task are used, within the limit."""
+        number = len(self._tasks[task].eval_docs)
+        limit = self._settings.limit
+        return number if limit is None else min(limit, number)
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        items: Mapping[str, Sequence[int]],
+    ) -> Scores:
+        """Scores of a live model.
+
+        Args:
+            model: In evaluation mode, on its device.
+            tokenizer: Its tokenizer.
+            items: Task -> indices of its items, at least one for each.
+        """
+        from lm_eval import evaluate
+
+        self._draw_shots_anew(items)
+        with _quiet():
+            results = evaluate(
+                self._language_model(model, tokenizer),
+                {"tasks": {task: self._tasks[task] for task in items}, "groups": {}},
+                samples={task: sorted(chosen) for task, chosen in items.items()},
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=self._settings.apply_chat_template,
+                fewshot_as_multiturn=self._settings.fewshot_as_multiturn,
+                system_instruction=self._settings.system_instruction,
+            )
+        return {
+            task: self._score(task, results["results"][task], results["samples"][task])
+            for task in items
+        }
+
+    def prompts(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        items: Mapping[str, Sequence[int]],
+    ) -> list[list[int]]:
+        """The tokens of the prompts of some items, as they are scored by; each once.
+
+        Args:
+            model: Only its settings matter.
+            tokenizer: Its tokenizer.
+            items: Task -> indices of its items.
+        """
+        self._draw_shots_anew(items)
+        with _quiet():
+            language_model = self._language_model(model, tokenizer)
+            texts: dict[str, None] = {}
+            for task, chosen in items.items():
+                loaded = self._tasks[task]
+                templated = bool(self._settings.apply_chat_template)
+                loaded.build_all_requests(
+                    samples=sorted(chosen),
+                    system_instruction=self._settings.system_instruction,
+                    apply_chat_template=templated,
+                    fewshot_as_multiturn=self._settings.fewshot_as_multiturn,
+                    chat_template=language_model.apply_chat_template if templated else None,
+                    tokenizer_name=language_model.tokenizer_name if templated else "",
+                )
+                texts.update((str(each.args[0]), None) for each in loaded.instances)
+            return [list(language_model.tok_encode(text)) for text in texts]
+
+    def _draw_shots_anew(self, tasks: Iterable[str]) -> None:
+        """Let the same items have the same few-shot examples every time.
+
+        lm-eval draws them from one stream of random numbers, on and on from call to call.
+        """
+        for task in tasks:
+            self._tasks[task].set_fewshot_seed(FEWSHOT_SEED)
+
+    def _language_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFLM:
+        from lm_eval.models.huggingface import HFLM
+
+        if self._settings.apply_chat_template and not tokenizer.chat_template:
+            name = tokenizer.name_or_path or "the model"
+            raise TasksError(f"apply_chat_template: the tokenizer of {name} has no chat template.")
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self._settings.batch_size)
+
+    def _score(
+        self, task: str, result: Mapping[str, object], samples: Iterable[Mapping[str, object]]
+    ) -> Score:
+        """The value of the task's metric, and its items where it is their mean."""
+        key = self._metrics[task]
+        metric, _, chosen = key.partition(",")
+        value = _number(result[key])
+        items = [
+            _number(sample[metric])
+            for sample in samples
+            if sample["filter"] == chosen and isinstance(sample.get(metric), (int, float))
+        ]
+        if not items or not _is_mean(self._tasks[task].aggregation()[metric]):
+            return Score(value)
+        return Score.of(items)
+
+    def _check_metric(self, task: str, metric: str) -> None:
+        loaded = self._tasks[task]
+        filters = [str(each["name"]) for each in loaded.config.filter_list or ()] or ["none"]
+        known = [f"{name},{each}" for name in loaded.aggregation() for each in filters]
+        if metric not in known:
+            raise TasksError(
+                f"Task {task} has no metric {metric!r}; it has {', '.join(sorted(known))}."
+            )
+        # None where neither the task nor lm-eval says it.
+        if loaded.higher_is_better().get(metric.partition(",")[0]) is False:
+            raise TasksError(
+                f"Task {task}: of {metric}, less is better; allowed is a metric that grows with "
+                f"skill."
+            )
+        if getattr(loaded, "UNSAFE_CODE", False):
+            raise TasksError(
+                f"Task {task} runs code that models write (unsafe_code), which is not done here."
+            )
+
+    def _configure(self, task: ConfigurableTask) -> None:
+        shots = self._settings.num_fewshot
+        own = task.get_config("num_fewshot")
+        # As lm-eval: what a task sets to 0 stays 0.
+        if own is None or (shots is not None and own != 0):
+            task.set_config("num_fewshot", shots or 0)
+        if self._settings.gen_kwargs and task.get_config("output_type") == "generate_until":
+            task.set_config("generation_kwargs", dict(self._settings.gen_kwargs), update=True)
+
+
+def release() -> str:
+    """Of lm-eval: another may score otherwise."""
+    return version("lm_eval")
+
+
+def known_tests(metrics: Iterable[str]) -> list[str]:
+    """The tasks that are public test splits, which a search must not see."""
+    return [task for task in metrics if task in KNOWN_TESTS or task.startswith(("mmlu_", "bbh_"))]
+
+
+def _is_mean(aggregation: Callable[[list[float]], object]) -> bool:
+    """Whether a task's metric is the mean of its items, by what it makes of three of them."""
+    try:
+        return abs(_number(aggregation([0.0, 0.0, 1.0])) - 1 / 3) < 1e-6
+    # Whatever an aggregation raises that is of anything but numbers.
+    except Exception:
+        return False
+
+
+def _number(value: object) -> float:
+    """A metric's value, which may be NumPy's."""
+    return float(value)  # type: ignore[arg-type]
+
+
+def _unknown(task: str, known: Sequence[str], include_defaults: bool) -> str:
+    near = difflib.get_close_matches(task, known, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {len(known)} tasks."
+    if not include_defaults and not near:
+        hint += " lm-eval's own need include_defaults: true."
+    return f"lm-eval knows no task {task}: {hint}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's progress bars and warnings, of which there are many for each model."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield

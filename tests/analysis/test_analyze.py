@@ -1,0 +1,247 @@
+"""`mergekit-dppa analyze`, against NumPy and against what mergekit itself writes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from checkpoints import recipe, save_family, tensors_of, write_recipe
+from click.testing import CliRunner, Result
+from pydantic import TypeAdapter
+
+from dppa_mergekit.analysis import analyze as analysis
+from dppa_mergekit.analysis.results import Analysis, structure
+from dppa_mergekit.cli.main import main
+from dppa_mergekit.tensor_names import linears_in
+
+Merge = Callable[..., dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    return save_family(tmp_path)
+
+
+def analyze(tmp_path: Path, content: Mapping[str, object], *options: str) -> Result:
+    path = write_recipe(tmp_path / "recipe.yml", content)
+    return CliRunner().invoke(main, ["analyze", str(path), *options])
+
+
+def read(tmp_path: Path, content: Mapping[str, object], *options: str) -> Analysis:
+    done = analyze(tmp_path, content, f"--output={tmp_path / 'analysis'}", *options)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "analysis" / "analysis.json").read_bytes()
+    return TypeAdapter(Analysis).validate_json(text)
+
+
+def plain(family: Path, density: float, method: str = "dp") -> dict:
+    content = recipe(family)
+    for each in content["models"]:
+        each["parameters"] = {"weight": 1.0, "density": density}
+    return {**content, "merge_method": method}
+
+
+def alone(content: dict, number: int, density: float) -> dict:
+    model = {**content["models"][number], "parameters": {"weight": 1.0, "density": density}}
+    return {**content, "models": [model]}
+
+
+def test_offsets_are_numpys(family: Path, tmp_path: Path) -> None:
+    content = plain(family, 0.2)
+    found = read(tmp_path, content)
+    base = tensors_of(Path(content["base_model"]))
+    for each, model in zip(found.models, content["models"], strict=True):
+        tuned = tensors_of(Path(model["model"]))
+        names = [name for name, tensor in base.items() if linears_in(name, tensor.shape)]
+        deltas = [(tuned[name].float() - base[name].float()).flatten().numpy() for name in names]
+        delta = numpy.concatenate(deltas)
+        offsets = each.offsets
+        assert (offsets.minimum, offsets.maximum) == (delta.min(), delta.max())
+        assert offsets.zeros == pytest.approx((delta == 0).mean(), abs=1e-12)
+        exact = numpy.quantile(delta, numpy.arange(1, 10) / 10, method="inverted_cdf")
+        numpy.testing.assert_allclose(offsets.deciles, exact, rtol=2**-8, atol=1e-30)
+        assert offsets.deviation == pytest.approx(numpy.sqrt((delta**2).mean()), rel=1e-5)
+        weights = numpy.concatenate([base[name].float().flatten().numpy() for name in names])
+        relative = delta.std() / numpy.sqrt((weights**2).mean())
+        assert offsets.relative == pytest.approx(relative, rel=1e-2)
+        assert 0.99 < sum(offsets.histogram) <= 1 + 1e-12
+
+
+def test_what_is_kept_is_what_mergekit_writes(family: Path, tmp_path: Path, merge: Merge) -> None:
+    content = plain(family, 0.3)
+    found = read(tmp_path, content)
+    base = tensors_of(Path(content["base_model"]))
+
+    def moved(number: int, density: float) -> dict[str, numpy.ndarray]:
+        merged = merge(alone(content, number, density), output=f"out_{number}_{density}")
+        return {
+            name: numpy.sign((merged[name].double() - base[name].double()).numpy()) for name in base
+        }
+
+    signs = {
+        (number, density): moved(number, density)
+        for number in range(len(found.models))
+        for density in (0.1, 0.2, 0.3, 1.0)
+    }
+    for number, model in enumerate(found.models):
+        assert model.linears
+        for linear in model.linears:
+            at = {density: signs[number, density][linear.tensor] for density in (0.1, 0.2, 0.3)}
+            assert linear.kept == numpy.count_nonzero(at[0.3])
+            for rate, density in ((90, 0.1), (80, 0.2)):
+                rows = numpy.count_nonzero(at[density], axis=1)
+                columns = numpy.count_nonzero(at[density], axis=0)
+                assert linear.structure[rate] == structure(rows, columns)
+                assert linear.structure[rate].rows[0] == rows.max() / len(columns)
+        assert model.kept == sum(each.kept for each in model.linears)
+        assert {block.number for block in model.blocks} == {0, 1, 2}
+        for block in model.blocks:
+            members = [each for each in model.linears if f".{block.number}." in each.tensor]
+            assert block.kept == sum(each.kept for each in members)
+    names = [each.tensor for each in found.models[0].linears]
+    pairs = list(combinations(range(len(found.models)), 2))
+    assert len(found.pairs) == len(pairs) > 0
+    for pair, (one, other) in zip(found.pairs, pairs, strict=True):
+        assert pair.models == (found.models[one].model, found.models[other].model)
+        for key, density in (("unpruned", 1.0), ("90", 0.1), ("80", 0.2)):
+            first, second = (
+                numpy.concatenate([signs[each, density][name].ravel() for name in names])
+                for each in (one, other)
+            )
+            overlap = pair.overlaps[key]
+            assert overlap.either == ((first != 0) | (second != 0)).mean()
+            assert overlap.both == ((first != 0) & (second != 0)).mean()
+            assert overlap.opposite == (first * second < 0).mean()
+
+
+def test_half_of_what_is_kept_is_held_by() -> None:
+    even = structure(numpy.full(8, 3), numpy.full(6, 4))
+    assert (even.rows_with_half, even.columns_with_half) == (0.5, 0.5)
+    skewed = structure(numpy.array([6, 0, 0, 0]), numpy.ones(6, numpy.int64))
+    assert skewed.rows_with_half == 0.25
+    assert skewed.kept == 0.25
+    none = structure(numpy.zeros(3, numpy.int64), numpy.zeros(2, numpy.int64))
+    assert none.rows_with_half == 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "gpt2", "t5"])
+def test_architectures(tmp_path: Path, architecture: str) -> None:
+    family = save_family(tmp_path, architecture)
+    found = read(tmp_path, plain(family, 0.2))
+    for model in found.models:
+        assert model.kept == pytest.approx(0.2 * model.numel, abs=len(model.linears))
+    linears = sum(each.linears for each in found.tensors)
+    assert linears == len(found.models[0].linears)
+    for each in found.tensors:
+        assert (each.linears == 0) == (each.dense_because is not None)
+    norms = [each for each in found.tensors if "norm" in each.name or ".ln_" in each.name]
+    assert norms
+    assert all(each.dense_because for each in norms)
+
+
+def test_a_second_run_reads_no_weights(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(tmp_path / "cache"))
+    first = read(tmp_path, plain(family, 0.2))
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the weights were read again")
+
+    monkeypatch.setattr(analysis, "inspected", fail)
+    assert read(tmp_path, plain(family, 0.2)) == first
+    done = analyze(tmp_path, plain(family, 0.3))
+    assert "read again" in str(done.exception)
+
+
+def test_another_process_finds_it_too(family: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", plain(family, 0.2))
+    cache = tmp_path / "cache"
+    program = "from dppa_mergekit.cli.main import main; main()"
+    environment = {**os.environ, "DPPA_MERGEKIT_CACHE": str(cache)}
+    kept = []
+    for _ in range(3):
+        command = [sys.executable, "-c", program, "analyze", str(path)]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        kept.append(sorted(each.name for each in cache.iterdir()))
+    assert len(kept[0]) == 3
+    assert kept[1] == kept[2] == kept[0]
+
+
+def test_verdict_by_prompts(family: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "any.txt"
+    prompts.write_text("w1 w2 w3\nw4 w5 w6 w7\n", encoding="utf-8")
+    done = analyze(tmp_path, plain(family, 0.1), f"--prompts={prompts}")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("nats a token under DARE") == 2
+    close = read(tmp_path, plain(family, 0.95), f"--prompts={prompts}")
+    far = read(tmp_path, plain(family, 0.05), f"--prompts={prompts}")
+    for near, distant in zip(close.models, far.models, strict=True):
+        assert near.divergences is not None
+        assert distant.divergences is not None
+        assert near.divergences.prompts == 2
+        assert abs(near.divergences.dp) < distant.divergences.dp
+        assert near.divergences.dare < distant.divergences.dare
+
+
+def test_mergekits_own_methods_show_what_dppa_would_keep(family: Path, tmp_path: Path) -> None:
+    of_ties = read(tmp_path, plain(family, 0.2, "ties"))
+    assert of_ties.method == "dppa"
+    assert of_ties.models == read(tmp_path, plain(family, 0.2, "dppa")).models
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda content: content.update(merge_method="linear", base_model=None), "no base_model"),
+        (lambda content: content["models"][0].update(model="./nowhere"), "./nowhere"),
+        (lambda content: content.update(merge_method="dpaa"), "did you mean"),
+    ],
+)
+def test_mistakes(
+    family: Path, tmp_path: Path, change: Callable[[dict], None], sentence: str
+) -> None:
+    content = plain(family, 0.2)
+    change(content)
+    if content["base_model"] is None:
+        del content["base_model"]
+        for each in content["models"]:
+            del each["parameters"]["density"]
+    done = analyze(tmp_path, content)
+    assert done.exit_code == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_an_output_below_a_file(family: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    done = analyze(tmp_path, plain(family, 0.2), f"--output={tmp_path / 'file' / 'x'}")
+    assert done.exit_code == 1
+    assert "cannot be written: its folder must exist, and be open" in done.stderr
+
+
+def test_prompts_of_no_model(family: Path, tmp_path: Path) -> None:
+    content = plain(family, 0.2)
+    own = tmp_path / f"{Path(content['models'][0]['model']).name}.txt"
+    own.write_text("w1 w2\n", encoding="utf-8")
+    done = analyze(tmp_path, content, f"--prompts={own}")
+    assert done.exit_code == 1
+    assert "has no prompts" in done.stderr
+
+
+def test_pictures_and_record(family: Path, tmp_path: Path) -> None:
+    read(tmp_path, plain(family, 0.2))
+    folder = tmp_path / "analysis"
+    names = {path.name for path in folder.iterdir()}
+    pictures = {"density.png", "offsets.png", "structure.png", "overlap.png"}
+    kept = {".dppa_run.json.lock", "dppa_run.json"}
+    assert names == {"analysis.json", "analysis.md", *kept, *pictures}
+    record = json.loads((folder / "dppa_run.json").read_text(encoding="utf-8"))["analysis.json"]
+    assert record["command"] == "analyze"
+    assert [Path(each["model"]).name for each in record["results"]] == ["math", "law"]

@@ -1,0 +1,238 @@
+"""`mergekit-dppa adamerge`: what it writes, how it goes on, and what it refuses."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from checkpoints import recipe, save_family, tensors_of, write_recipe
+from click.testing import CliRunner, Result
+from mergekit.io.tasks import LoaderCache
+from mergekit.scripts.run_yaml import main as mergekit_yaml
+from search_models import save_search
+
+from dppa_mergekit.cli.main import main
+from dppa_mergekit.recipes import Recipe
+
+Adamerge = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_search(tmp_path_factory.mktemp("adamerge"))
+    for name in ("math", "law"):
+        lines = [{"prompt": f"w{i} w{i + 3}", "completion": f" w{i + 1}"} for i in range(9)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        (folder / f"{name}.txt").write_text("w1 w2\n\nw3 w4\nw5\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def adamerge(saved: Path, tmp_path: Path) -> Adamerge:
+    """adamerge(*options) of the saved recipe, to tmp_path/tuned.yml."""
+
+    def run(*options: str, recipe: Path = saved / "recipe.yml") -> Result:
+        LoaderCache.loaders.clear()
+        arguments = ["adamerge", str(recipe), f"--output={tmp_path / 'tuned.yml'}", *options]
+        return CliRunner().invoke(main, arguments)
+
+    return run
+
+
+def prompts(saved: Path, suffix: str = ".jsonl") -> list[str]:
+    return [f"--prompts={saved / name}{suffix}" for name in ("math", "law")]
+
+
+SHORT = ("--steps=4", "--every=2", "--batch-size=4", "--lr=0.03")
+
+
+@pytest.mark.parametrize("objective", ["distill", "entropy", "loss"])
+def test_objectives(objective: str, adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
+    done = adamerge(*prompts(saved), f"--objective={objective}", *SHORT, "--html")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "tuned.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png") == 1
+    assert "weight 0.600 -&gt; " in page
+    assert f"{saved / 'math'}: weight 0.600 -> " in done.stdout
+    assert "the recipe with these weights" in done.stdout
+    before = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
+    after = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    for old, new in zip(before["models"], after["models"], strict=True):
+        filters = [each.get("filter") for each in new["parameters"].pop("weight")]
+        assert filters == ["model.layers.0.", "model.layers.1.", "model.layers.2.", None]
+        del old["parameters"]["weight"]
+    assert after == before
+    assert (tmp_path / "tuned.png").stat().st_size > 10000
+    assert f"objective {objective}" in (tmp_path / "tuned.md").read_text(encoding="utf-8")
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    assert record["command"] == "adamerge"
+    assert record["results"][0] == {"step": 4, "steps": 4}
+    merged = CliRunner().invoke(
+        mergekit_yaml, [str(tmp_path / "tuned.yml"), str(tmp_path / "merged")]
+    )
+    assert merged.exit_code == 0, merged.output
+    assert tensors_of(tmp_path / "merged")
+
+
+def test_a_text_file_and_one_weight_each(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
+    done = adamerge(*prompts(saved, ".txt"), "--granularity=model", *SHORT)
+    assert done.exit_code == 0, done.output
+    after = Recipe.read(tmp_path / "tuned.yml").weights()
+    assert all(0 <= weight <= 1 for weight in after.values())
+    assert list(after.values()) != [0.6, 0.5]
+
+
+@pytest.mark.parametrize("with_prompts", [True, False])
+def test_dev_scores_choose(
+    with_prompts: bool, adamerge: Adamerge, saved: Path, tmp_path: Path
+) -> None:
+    options = [f"--tasks={saved / 'tasks.yml'}", *(prompts(saved) if with_prompts else ())]
+    done = adamerge(*options, *SHORT, "--objective=entropy")
+    assert done.exit_code == 0, done.output
+    lines = (tmp_path / "tuned.yml.journal.jsonl").read_text(encoding="utf-8").splitlines()
+    _, dense, *states = map(json.loads, lines)
+    assert set(dense["dense"]) == {"math_dev", "law_dev"}
+    values = [state["evaluation"]["value"] for state in states]
+    best = values.index(max(values))
+    assert f"(after {states[best]['step']} of 4 steps)" in done.stdout
+    assert values[best] >= values[0]
+    again = adamerge(*options, *SHORT, "--objective=entropy")
+    assert again.stdout == done.stdout
+
+
+def test_the_same_seed_the_same_weights(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
+    found = []
+    for seed in ("1", "1", "2"):
+        (tmp_path / "tuned.yml.journal.jsonl").unlink(missing_ok=True)
+        done = adamerge(*prompts(saved), *SHORT, f"--seed={seed}")
+        assert done.exit_code == 0, done.output
+        found.append((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_another_runs_journal(adamerge: Adamerge, saved: Path) -> None:
+    assert adamerge(*prompts(saved), *SHORT).exit_code == 0
+    more = adamerge(*prompts(saved), *SHORT, "--steps=6")
+    assert more.exit_code == 0, more.output
+    other = adamerge(*prompts(saved), *SHORT, "--anchor=3")
+    assert other.exit_code == 1
+    assert "differs in descent; delete it" in other.output
+
+
+SCRIPT = """
+import signal
+import sys
+
+# A shell's background jobs ignore it, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from dppa_mergekit.cli.main import main
+
+main(sys.argv[1:])
+"""
+
+
+def begin(saved: Path, output: Path) -> subprocess.Popen[str]:
+    arguments = [
+        "adamerge",
+        str(saved / "recipe.yml"),
+        f"--output={output}",
+        *prompts(saved),
+        *("--steps=60", "--every=2", "--batch-size=2", "--lr=0.01"),
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def grown(path: Path, lines: int) -> bool:
+    return path.exists() and path.read_bytes().count(b"\n") >= lines
+
+
+def test_killed_and_interrupted(saved: Path, tmp_path: Path) -> None:
+    _, errors = begin(saved, tmp_path / "whole.yml").communicate()
+    expected = (tmp_path / "whole.yml").read_text(encoding="utf-8")
+    output = tmp_path / "killed.yml"
+    journal = tmp_path / "killed.yml.journal.jsonl"
+    for wanted, how in ((4, signal.SIGKILL), (8, signal.SIGTERM), (12, signal.SIGINT)):
+        process = begin(saved, output)
+        while process.poll() is None and not grown(journal, wanted):
+            time.sleep(0.005)
+        process.send_signal(how)
+        _, errors = process.communicate()
+        assert output.exists() == (how != signal.SIGKILL), errors
+        if how != signal.SIGKILL:
+            assert process.returncode == 130
+            said = f"Interrupted; the best so far is in {output}; the same command goes on."
+            assert said in errors
+            assert "Traceback" not in errors
+    assert output.read_text(encoding="utf-8") != expected
+    _, errors = begin(saved, output).communicate()
+    assert output.read_text(encoding="utf-8") == expected, errors
+
+
+def refused(done: Result, sentence: str) -> None:
+    assert done.exit_code in (1, 2), done.output
+    assert sentence in done.output
+    assert "Traceback" not in done.output
+
+
+def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
+    def file(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return f"--prompts={tmp_path / name}"
+
+    tasks = f"--tasks={saved / 'tasks.yml'}"
+    refused(adamerge(), "There are no prompts")
+    refused(adamerge(f"--prompts={saved / 'none.txt'}"), "does not exist")
+    refused(adamerge(file("math.txt", " \n\n")), "holds no prompts")
+    refused(adamerge(file("math.jsonl", '{"text": "w1"}\n')), "line 1 is not")
+    refused(adamerge(file("math.jsonl", "[1]\n")), "line 1 is not")
+    refused(adamerge(file("chat.txt", "w1\n")), "Which model teaches chat is not known")
+    refused(adamerge(file("chat.txt", "w1\n"), tasks), "of no domain of the tasks file")
+    refused(adamerge(*prompts(saved, ".txt"), "--objective=loss"), "have no completion")
+    refused(adamerge(tasks, "--objective=loss"), "needs prompts with completions")
+    refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have one name")
+    refused(adamerge(*prompts(saved), "--lr=0"), "lr")
+    refused(adamerge(*prompts(saved), "--lr=nan"), "nan is no finite number")
+    refused(adamerge(*prompts(saved), "--anchor=inf"), "inf is no finite number")
+    refused(adamerge(*prompts(saved), "--device=nowhere"), "GB on nowhere and cannot be put there")
+    for method in ("dppa_ties", "task_arithmetic"):
+        models = {"math": {"weight": 1.0}}
+        other = write_recipe(tmp_path / "other.yml", recipe(saved, method, models))
+        refused(adamerge(*prompts(saved), recipe=other), f"weights of {method} cannot be learned")
+    assert not (tmp_path / "tuned.yml").exists()
+
+
+def test_a_model_that_is_not_a_number(tmp_path: Path) -> None:
+    family = save_family(tmp_path)
+    # Finite weights, logits that are not: the norm's scale overflows what it multiplies.
+    tensors = tensors_of(family / "math")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+    import safetensors.torch
+
+    safetensors.torch.save_file(tensors, family / "math" / "model.safetensors", {"format": "pt"})
+    models = {"math": {"weight": 1.0}}
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family, "dp", models))
+    (tmp_path / "math.txt").write_text("w1 w2\n", encoding="utf-8")
+    done = CliRunner().invoke(
+        main,
+        [
+            "adamerge",
+            str(path),
+            f"--prompts={tmp_path / 'math.txt'}",
+            f"--output={tmp_path / 'tuned.yml'}",
+            "--objective=entropy",
+        ],
+    )
+    refused(done, "The loss of domain math is nan at step 0.")

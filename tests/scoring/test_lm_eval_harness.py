@@ -1,0 +1,86 @@
+"""Scoring by lm-evaluation-harness: what is drawn, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from search_models import save_search
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dppa_mergekit.scoring.lm_eval_harness import Harness
+from dppa_mergekit.scoring.tasks import TasksError, TasksFile
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_search(tmp_path_factory.mktemp("harness"))
+
+
+def harness(
+    saved: Path, folder: Path, metric: str = "acc,none", more: str = "", **changes: object
+) -> Harness:
+    """Of math's dev task, with more lines in its YAML file, and changes to it."""
+    shutil.copytree(saved / "tasks", folder / "tasks")
+    lines = (folder / "tasks" / "math_dev.yaml").read_text(encoding="utf-8")
+    loader = "custom_dataset: !function loader.load\n"
+    content = {**yaml.safe_load(lines.replace(loader, "")), **changes}
+    text = loader + more + yaml.safe_dump(content)
+    (folder / "tasks" / "math_dev.yaml").write_text(text, encoding="utf-8")
+    domains = {"math": {"model": "./math", "dev": {"math_dev": metric}}}
+    return Harness(
+        TasksFile.model_validate({"include_path": folder / "tasks", "domains": domains}),
+        {"math_dev": metric},
+    )
+
+
+def test_items_have_the_same_shots_every_time(saved: Path, tmp_path: Path) -> None:
+    found = harness(saved, tmp_path, num_fewshot=2, fewshot_split="test")
+    model = AutoModelForCausalLM.from_pretrained(saved / "math")
+    tokenizer = AutoTokenizer.from_pretrained(saved / "math")
+    items = {"math_dev": range(20)}
+    prompts = found.prompts(model, tokenizer, items)
+    assert len({len(prompt) for prompt in prompts} - {6}) > 0
+    first = found.score(model, tokenizer, items)
+    assert found.prompts(model, tokenizer, items) == prompts
+    assert found.score(model, tokenizer, items) == first
+
+
+def test_a_metric_of_which_less_is_better(saved: Path, tmp_path: Path) -> None:
+    metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": False}]
+    with pytest.raises(TasksError, match=r"^Task math_dev: of acc,none, less is better"):
+        harness(saved, tmp_path, metric_list=metrics)
+
+
+def test_a_metric_of_ones_own(saved: Path, tmp_path: Path) -> None:
+    # lm-eval does not know whether more of it is better.
+    (saved / "tasks" / "hits.py").write_text(
+        "def hits(doc, results):\n    return {'hit': 1.0}\n", encoding="utf-8"
+    )
+    found = harness(
+        saved,
+        tmp_path,
+        "hit,none",
+        "process_results: !function hits.hits\n",
+        metric_list=[{"metric": "hit", "aggregation": "mean"}],
+    )
+    assert found.items("math_dev") == 48
+
+
+def test_a_task_that_runs_code(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(TasksError, match=r"^Task math_dev runs code that models write"):
+        harness(saved, tmp_path, unsafe_code=True)
+
+
+@pytest.mark.parametrize(("aggregation", "number"), [("mean", 48), ("median", 0)])
+def test_items_are_those_of_a_mean(
+    aggregation: str, number: int, saved: Path, tmp_path: Path
+) -> None:
+    # Of a model that is always right, the median of the items is their mean by chance.
+    metrics = [{"metric": "acc", "aggregation": aggregation, "higher_is_better": True}]
+    found = harness(saved, tmp_path, metric_list=metrics)
+    model = AutoModelForCausalLM.from_pretrained(saved / "math")
+    tokenizer = AutoTokenizer.from_pretrained(saved / "math")
+    score = found.score(model, tokenizer, {"math_dev": range(48)})["math_dev"]
+    assert score.value == 1
+    assert len(score.items) == number

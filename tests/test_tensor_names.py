@@ -1,0 +1,63 @@
+import pytest
+
+from dppa_mergekit.tensor_names import Block, block_of, linears_in, natural_order
+
+NAMES = [
+    ("model.layers.3.mlp.up_proj.weight", (8, 4), Block("model.layers", 3), 1),
+    ("model.layers.3.mlp.up_proj.bias", (8,), Block("model.layers", 3), 0),
+    ("model.embed_tokens.weight", (9, 4), None, 0),
+    ("lm_head.weight", (9, 4), None, 0),
+    ("model.layers.0.self_attn.q_norm.weight", (2, 4), Block("model.layers", 0), 0),
+    ("model.layers.0.input_layernorm.weight", (4,), Block("model.layers", 0), 0),
+    ("transformer.h.11.attn.c_attn.weight", (4, 12), Block("transformer.h", 11), 1),
+    ("transformer.wpe.weight", (9, 4), None, 0),
+    ("encoder.block.0.layer.0.SelfAttention.q.weight", (4, 4), Block("encoder.block", 0), 1),
+    (
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        (32, 4),
+        Block("encoder.block", 0),
+        0,
+    ),
+    (
+        "encoder.layer.1.attention.self.distance_embedding.weight",
+        (9, 4),
+        Block("encoder.layer", 1),
+        0,
+    ),
+    ("model.layers.0.block_sparse_moe.gate.weight", (4, 8), Block("model.layers", 0), 0),
+    ("model.layers.0.mlp.gate.weight", (4, 8), Block("model.layers", 0), 0),
+    ("model.layers.0.mlp.gate_proj.weight", (4, 8), Block("model.layers", 0), 1),
+    ("model.layers.0.mlp.shared_expert_gate.weight", (1, 8), Block("model.layers", 0), 0),
+    ("model.layers.0.mlp.router.layer.weight", (4, 8), Block("model.layers", 0), 0),
+    ("model.layers.0.mlp.experts.gate_up_proj", (4, 16, 8), Block("model.layers", 0), 4),
+    ("model.layers.0.mlp.experts.gate_up_proj_bias", (4, 16), Block("model.layers", 0), 0),
+    ("model.layers.0.mlp.experts.7.up_proj.weight", (16, 8), Block("model.layers", 0), 1),
+    (
+        "model.layers.0.block_sparse_moe.input_linear.weight",
+        (4, 16, 8),
+        Block("model.layers", 0),
+        4,
+    ),
+    ("backbone.layers.0.mixer.conv1d.weight", (8, 1, 4), Block("backbone.layers", 0), 0),
+    ("model.layers.0.conv.conv.weight", (8, 1, 4), Block("model.layers", 0), 0),
+    ("model.layers.0.conv.in_proj.weight", (8, 4), Block("model.layers", 0), 1),
+    ("backbone.layers.0.mixer.A_log", (8, 4), Block("backbone.layers", 0), 0),
+    ("backbone.layers.0.mixer.D", (8,), Block("backbone.layers", 0), 0),
+    ("model.layers.61.shared_head.head.weight", (9, 4), Block("model.layers", 61), 0),
+    ("model.layers.0.mlp.up_proj.weight", (0, 4), Block("model.layers", 0), 0),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "block", "linears"), NAMES)
+def test_classes(name: str, shape: tuple[int, ...], block: Block | None, linears: int) -> None:
+    assert block_of(name) == block
+    assert linears_in(name, shape) == linears
+
+
+def test_vocabularies_are_dense() -> None:
+    assert linears_in("model.layers.0.mlp.up_proj.weight", (8, 4), vocabulary=True) == 0
+
+
+def test_natural_order() -> None:
+    names = ["layers.10.q", "layers.2.q", "embed", "layers.2.k"]
+    assert sorted(names, key=natural_order) == ["embed", "layers.2.k", "layers.2.q", "layers.10.q"]
