@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy, Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
+from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
 from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss, shortened
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import Placement, Unmerged
@@ -89,7 +90,7 @@ def merge_and_losses(
     for name, domain in domains.items():
         if name in taught:
             teacher, lessons = taught[name]
-            teacher.check_words(lessons, merge.model, merge.tokenizer)
+            check_words(teacher, lessons, merge.model, merge.tokenizer)
             losses[name] = Teaching(lessons)
         elif objective == "loss":
             losses[name] = completion_loss(name, domain.prompts, merge.model, merge.tokenizer)
@@ -107,7 +108,7 @@ def _taught(
         assert domain.teacher is not None
         teacher = Unmerged(recipe.named(domain.teacher), placement)
         prompts_of = partial(_fitting, name, domain, ANSWER_TOKENS)
-        found[name] = (teacher, teacher.lessons(prompts_of, batch_size, domain.kept))
+        found[name] = (teacher, lessons_of(teacher, prompts_of, batch_size, domain.kept))
     return found
 
 

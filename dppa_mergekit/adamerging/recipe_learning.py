@@ -20,20 +20,20 @@ from dppa_mergekit.adamerging.objectives import (
     merge_and_losses,
     of_prompts,
 )
+from dppa_mergekit.adamerging.plots import draw_learning
 from dppa_mergekit.adamerging.states import Evaluation, Learned, State, warnings_of, within
+from dppa_mergekit.adamerging.summary import learning_summary
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.source_model import AS_STORED, Placement, fingerprints
+from dppa_mergekit.live.source_model import AS_STORED, Placement, Unmerged, fingerprints
 from dppa_mergekit.live.weighted_merge import ResidentMerge
 from dppa_mergekit.method_table import summing
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.report.plots import draw_learning, is_installed
+from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, release
-from dppa_mergekit.scoring.ratios import Estimate
+from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
+from dppa_mergekit.scoring.ratios import Estimate, Items, Scores
 from dppa_mergekit.scoring.tasks import TasksFile, check_dense, folder_hash
-from dppa_mergekit.search.recipe_search import WholeMerge
-from dppa_mergekit.search.summary import learning_summary
-from dppa_mergekit.search.weight_trials import MergeBench, experts_of, objective_of
 from dppa_mergekit.storage.journal import Entry, Journal, opened
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
 from dppa_mergekit.storage.run_record import write_record
@@ -309,14 +309,11 @@ class _DevScore:
             if isinstance(held := entry.get("dense"), dict):
                 self.dense = held
                 return
-        bench = MergeBench(
-            self.recipe,
-            experts_of(self.tasks, self.recipe),
-            self.harness,
-            Path(),
-            self.placement,
-        )
-        scores = bench.dense(self._items())
+
+        def score(model: str, items: Items) -> Scores:
+            return self.harness.score(*Unmerged(model, self.placement).load(), items)
+
+        scores = score_experts(experts_of(self.tasks, self.recipe), self._items(), score)
         self.dense = {task: score.value for task, score in scores.items()}
         check_dense(self.dense)
         journal.add({"dense": dict(self.dense)})
@@ -324,8 +321,7 @@ class _DevScore:
     def of(self, merge: ResidentMerge) -> Callable[[], Evaluation]:
         """Evaluates the live merge."""
         assert self.dense is not None
-        how = WholeMerge()
-        objective = objective_of(self.tasks, self.dense, how.worst, how.guard_loss)
+        objective = objective_of(self.tasks, self.dense)
 
         def evaluate() -> Evaluation:
             scores = self.harness.score(merge.model, merge.tokenizer, self._items())

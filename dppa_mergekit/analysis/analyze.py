@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.losses import Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
+from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
 from dppa_mergekit.adamerging.tokenization import shortened
 from dppa_mergekit.analysis.delta_pass import inspected
 from dppa_mergekit.analysis.plots import draw_analysis
@@ -37,7 +38,7 @@ from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.report.plots import is_installed
+from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.storage.cache import Place, folder, place_of
 from dppa_mergekit.storage.run_record import write_record
 
@@ -114,7 +115,7 @@ class Analysing:
             return shortened(model, encoded, live, ANSWER_TOKENS)
 
         teacher = Unmerged(model, self.placement)
-        lessons = teacher.lessons(tokens, BATCH, None)
+        lessons = lessons_of(teacher, tokens, BATCH, None)
         dare, dp = (
             self._divergence(pruned(self.recipe, model, by), teacher, lessons) for by in (DARE, DP)
         )
@@ -124,7 +125,7 @@ class Analysing:
         where = self.placement
         with merged(recipe, self.workspace, None, where.trust_remote_code) as folder:
             live, tokenizer = load_model(folder, where.device, where.dtype, where.trust_remote_code)
-        teacher.check_words(lessons, live, tokenizer)
+        check_words(teacher, lessons, live, tokenizer)
         teaching = Teaching(lessons)
         total = 0.0
         with torch.no_grad():

@@ -14,7 +14,7 @@ from dppa_mergekit.analysis.results import (
     kinds,
     short_names,
 )
-from dppa_mergekit.report.plots import color_of
+from dppa_mergekit.report.plot_style import color_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -218,7 +218,7 @@ class Publishing:
         return "\n".join(lines[1:] if lines[:1] and lines[0].startswith("# ") else lines)
 
     def _picture(self, recipe: Recipe) -> str | None:
-        from dppa_mergekit.report.plots import is_installed
+        from dppa_mergekit.report.plot_style import is_installed
 
         if not is_installed():
             return None

@@ -18,8 +18,9 @@ from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.amplified_model import load_model, merged
 from dppa_mergekit.live.source_model import Placement, Unmerged, fingerprint
 from dppa_mergekit.recipes import Recipe, identity
-from dppa_mergekit.report.plots import draw_evaluation, is_installed
+from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness
+from dppa_mergekit.scoring.plots import draw_evaluation
 from dppa_mergekit.scoring.ratios import Score, Scores
 from dppa_mergekit.scoring.tables import FILE, Evaluation, as_markdown, as_plain
 from dppa_mergekit.scoring.tasks import Part, TasksError, TasksFile, check_dense

@@ -46,6 +46,9 @@ class Score:
         return float(numpy.std(self.items, ddof=1) / math.sqrt(number))
 
 
+Items: TypeAlias = Mapping[str, Sequence[int]]
+"""Task -> the indices of some of its items; none where it is scored as a whole."""
+
 Scores: TypeAlias = Mapping[str, Score]
 """Task -> score."""
 

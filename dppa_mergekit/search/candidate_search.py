@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.recipes import Setting
-from dppa_mergekit.scoring.ratios import DomainObjective, Estimate, Objective, Score, Scores
+from dppa_mergekit.scoring.ratios import DomainObjective, Estimate, Items, Objective, Score, Scores
 from dppa_mergekit.scoring.tasks import check_dense
-from dppa_mergekit.search.factor_trials import Bench, Items, Proposal
+from dppa_mergekit.search.factor_trials import Bench, Proposal
 from dppa_mergekit.search.racing import ONE, BudgetError, Candidate, Contest, choosing_folds, dealt
 from dppa_mergekit.search.strategies import STRATEGIES, Space
 from dppa_mergekit.storage.journal import Entry, Journal

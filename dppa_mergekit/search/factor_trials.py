@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
+from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
 from dppa_mergekit.adamerging.tokenization import shortened
 from dppa_mergekit.combination.combination import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.amplified_model import ResidentModel, merged
 from dppa_mergekit.live.source_model import AS_STORED, Placement, Unmerged
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
-from dppa_mergekit.scoring.ratios import Score, Scores
+from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.search.distillation import Descent, distilled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Items = Mapping[str, Sequence[int]]
-"""Task -> the indices of some of its items; none where it is scored as a whole."""
 
 DENSE = "amplify_dense"
 
@@ -146,13 +144,14 @@ class LiveBench(OneByOne):
 
     def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one."""
-        lessons = self._unmerged.lessons(
+        lessons = lessons_of(
+            self._unmerged,
             lambda model, tokenizer: self._prompts(model, tokenizer, items),
             self.batch_size,
             self.lessons,
         )
         resident = self._loaded()
-        self._unmerged.check_words(lessons, resident.model, resident.tokenizer)
+        check_words(self._unmerged, lessons, resident.model, resident.tokenizer)
         if self.per_block and not resident.layers:
             raise DppaError(
                 "Factors for each block need all blocks in one stack; an encoder beside a decoder "

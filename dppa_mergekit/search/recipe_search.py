@@ -19,8 +19,9 @@ from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.source_model import Placement, fingerprints
 from dppa_mergekit.recipes import Recipe, Setting
-from dppa_mergekit.report.plots import draw, is_installed
+from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, release
+from dppa_mergekit.scoring.merge_objective import experts_of, objective_of
 from dppa_mergekit.scoring.ratios import MergeObjective
 from dppa_mergekit.scoring.tasks import TasksFile, folder_hash
 from dppa_mergekit.search.candidate_search import (
@@ -37,13 +38,12 @@ from dppa_mergekit.search.factor_trials import (
     LiveBench,
     ScoreCommand,
 )
+from dppa_mergekit.search.plots import draw
 from dppa_mergekit.search.strategies import WEIGHTS
 from dppa_mergekit.search.summary import summary
 from dppa_mergekit.search.weight_trials import (
     FolderMergeBench,
     MergeBench,
-    experts_of,
-    objective_of,
     weights_of,
 )
 from dppa_mergekit.search.workers import Cluster, bench_of, connected

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.amplified_model import merged
 from dppa_mergekit.live.source_model import Placement, Unmerged
 from dppa_mergekit.live.weighted_merge import ResidentMerge
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
-from dppa_mergekit.scoring.ratios import DomainObjective, MergeObjective, Scores
-from dppa_mergekit.scoring.tasks import TasksFile
-from dppa_mergekit.search.factor_trials import Items, OneByOne, Proposal, ScoreCommand, Scorer
-
-Experts: TypeAlias = Mapping[str, Sequence[str]]
-"""Model -> the tasks that it is the measure of: a domain's own, or, of the base, the guards."""
+from dppa_mergekit.scoring.merge_objective import Experts, score_experts
+from dppa_mergekit.scoring.ratios import Items, Scores
+from dppa_mergekit.search.factor_trials import OneByOne, Proposal, ScoreCommand, Scorer
 
 SHARED = "weight"
 """The one weight of all models."""
@@ -65,7 +61,7 @@ class MergeBench(_OfMerge):
         def score(model: str, own: Items) -> Scores:
             return self.scorer.score(*Unmerged(model, self.placement).load(), own)
 
-        return _each(self.experts, items, score)
+        return score_experts(self.experts, items, score)
 
     def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the merge with weights."""
@@ -101,7 +97,7 @@ class FolderMergeBench(_OfMerge):
     def dense(self, items: Items) -> Scores:
         """The scores of the unmerged models, each on its own tasks."""
         where = Placement(trust_remote_code=self.trust_remote_code)
-        return _each(
+        return score_experts(
             self.experts,
             items,
             lambda model, own: self.command.run(Unmerged(model, where).folder(), own),
@@ -114,43 +110,7 @@ class FolderMergeBench(_OfMerge):
             return self.command.run(folder, items)
 
 
-def experts_of(tasks: TasksFile, recipe: Recipe) -> Experts:
-    """What the fine-tuned models of a recipe, and its base, are scored on: dev tasks."""
-    experts: dict[str, list[str]] = {}
-    for domain in tasks.domains.values():
-        experts.setdefault(recipe.named(domain.model), []).extend(domain.dev)
-    if tasks.guard.dev:
-        experts[str(recipe.content["base_model"])] = list(tasks.guard.dev)
-    return experts
-
-
-def objective_of(
-    tasks: TasksFile, dense: Mapping[str, float], worst: bool, guard_loss: float
-) -> MergeObjective:
-    """By what merges are compared on the dev tasks of all domains.
-
-    Args:
-        tasks: The tasks file.
-        dense: Task -> score of the unmerged models.
-        worst: By the least Domain-Ratio, in place of the mean.
-        guard_loss: The share of the base model's scores that may be lost on guard tasks.
-    """
-    domains = {
-        name: DomainObjective({task: dense[task] for task in domain.dev})
-        for name, domain in tasks.domains.items()
-    }
-    guard = {task: dense[task] for task in tasks.guard.dev}
-    return MergeObjective(domains, worst, guard, guard_loss)
-
-
 def weights_of(recipe: Recipe, found: Mapping[str, Setting]) -> dict[str, float]:
     """Fine-tuned model -> weight, where all may share one."""
     weights = {name: at_layer(weight, 0, 1) for name, weight in found.items()}
     return dict.fromkeys(recipe.tuned(), weights[SHARED]) if SHARED in weights else weights
-
-
-def _each(experts: Experts, items: Items, score: Callable[[str, Items], Scores]) -> Scores:
-    scores = [
-        score(model, {task: items[task] for task in tasks}) for model, tasks in experts.items()
-    ]
-    return {task: each[task] for each in scores for task in each}

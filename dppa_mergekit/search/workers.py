@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes import Setting
-from dppa_mergekit.scoring.ratios import Scores
-from dppa_mergekit.search.factor_trials import Bench, Items, Proposal, Trial
+from dppa_mergekit.scoring.ratios import Items, Scores
+from dppa_mergekit.search.factor_trials import Bench, Proposal, Trial
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -17,7 +17,7 @@ from typing import Any
 from reported import MERGED, OFFSETS, PRUNED, appendix_a
 
 from dppa_mergekit.report.markdown_tables import table
-from dppa_mergekit.report.plots import PANEL, color_of
+from dppa_mergekit.report.plot_style import PANEL, color_of
 
 LABELS = {
     "magnitude": "Magnitude",

@@ -8,10 +8,10 @@ import pytest
 from landscape import Landscape, hill
 
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.scoring.ratios import DomainObjective, MergeObjective, Score, Scores
+from dppa_mergekit.scoring.ratios import DomainObjective, Items, MergeObjective, Score, Scores
 from dppa_mergekit.scoring.tasks import TasksError
 from dppa_mergekit.search.candidate_search import CandidateSearch, Options, Tuned
-from dppa_mergekit.search.factor_trials import Items, Proposal
+from dppa_mergekit.search.factor_trials import Proposal
 from dppa_mergekit.search.racing import Contest, dealt
 from dppa_mergekit.search.strategies import Space, _tuned
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 
-from dppa_mergekit.scoring.ratios import Score, Scores
+from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.search.candidate_search import CandidateSearch, Options
-from dppa_mergekit.search.factor_trials import Items, OneByOne, Proposal
+from dppa_mergekit.search.factor_trials import OneByOne, Proposal
 from dppa_mergekit.storage.journal import opened
 
 Quality = Callable[..., float]
