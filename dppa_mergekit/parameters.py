@@ -95,7 +95,7 @@ class Number(Parameter):
         return int(number) if self.whole else number
 
 
-def checked(parameter: Number, value: object) -> float:
+def check_number(parameter: Number, value: object) -> float:
     """A number of a parameter that has no None. Raises ParameterError where it is not allowed."""
     number = parameter.check(value)
     if number is None:

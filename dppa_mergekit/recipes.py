@@ -75,7 +75,7 @@ class Recipe:
         """The merge method's name."""
         return str(self.content["merge_method"])
 
-    def tuned(self) -> list[str]:
+    def fine_tuned(self) -> list[str]:
         """The fine-tuned models, as the recipe spells them, in its order."""
         base = identity(self.content.get("base_model"))
         named = {identity(each["model"]): str(each["model"]) for each in _inputs(self.content)}
@@ -117,11 +117,11 @@ class Recipe:
         Raises:
             RecipeError: It has no such model.
         """
-        for name in self.tuned():
+        for name in self.fine_tuned():
             if identity(name) == identity(model):
                 return name
         raise RecipeError(
-            f"{self.origin} has no fine-tuned model {model}; it has {', '.join(self.tuned())}."
+            f"{self.origin} has no fine-tuned model {model}; it has {', '.join(self.fine_tuned())}."
         )
 
     def parameters(self, model: str) -> Node:

@@ -19,7 +19,7 @@ from quickstart import BASE_TRAINING, TUNING, train_models
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from dppa_mergekit.live.source_model import Unmerged
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.ratios import Scores, domain_ratio
@@ -100,7 +100,7 @@ class Test:
             for domain in domains
             for task in self._tasks.domains[domain].test
         }
-        return self._harness.score(*Unmerged(str(model)).load(), items)
+        return self._harness.score(*SourceModel(str(model)).load(), items)
 
 
 def measure(

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.markdown_tables import table
-from dppa_mergekit.search.candidate_search import Tuned
+from dppa_mergekit.search.candidate_search import SearchResult
 from dppa_mergekit.search.recipe_search import Search, default_options
 
 DENSITIES = (0.2, 0.1)
@@ -78,7 +78,7 @@ class Spent:
 def measured(folder: Path, test: Test, variant: Variant, density: float) -> Result:
     """The test Domain-Ratios of one variant, and what its search took."""
     recipe = recipe_of(folder, variant.method, {"weight": 1.0, "density": density})
-    found: list[Tuned] = []
+    found: list[SearchResult] = []
     if variant.strategy is not None:
         name = f"{variant.method}_{variant.strategy}{'_blocks' * variant.per_block}_{density:g}.yml"
         options = replace(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from dppa_mergekit.adamerging.losses import DomainLoss
-    from dppa_mergekit.live.weighted_merge import ResidentMerge
+    from dppa_mergekit.live.weighted_merge import WeightedMerge
     from dppa_mergekit.recipes import Weight
     from dppa_mergekit.tensor_names import Block
 
@@ -75,8 +75,8 @@ class Descent:
     seed: int = 0
 
 
-def learned(
-    merge: ResidentMerge,
+def learn(
+    merge: WeightedMerge,
     domains: Mapping[str, DomainLoss],
     descent: Descent,
     kept: Keep,
@@ -111,17 +111,17 @@ def learned(
     return found
 
 
-def result(merge: ResidentMerge, states: Sequence[State]) -> Learned:
+def result(merge: WeightedMerge, states: Sequence[State]) -> Learned:
     """What was learned by some states: the weights of the best of them."""
     found = best(states)
     return Learned(_weights(merge, found.settled), found, states)
 
 
-def _weights(merge: ResidentMerge, table: Table) -> dict[str, Weight]:
+def _weights(merge: WeightedMerge, table: Table) -> dict[str, Weight]:
     blocks: list[Block | None] = merge.blocks
     return {
         model: dict(zip(blocks, row, strict=True)) if len(row) == len(blocks) > 1 else row[0]
-        for model, row in zip(merge.recipe.tuned(), table, strict=True)
+        for model, row in zip(merge.recipe.fine_tuned(), table, strict=True)
     }
 
 
@@ -130,7 +130,7 @@ class _Run:
 
     def __init__(
         self,
-        merge: ResidentMerge,
+        merge: WeightedMerge,
         domains: Mapping[str, DomainLoss],
         descent: Descent,
         evaluate: Callable[[], Evaluation] | None,
@@ -138,10 +138,10 @@ class _Run:
         self._merge, self._domains = merge, domains
         self._descent, self._evaluate = descent, evaluate
         by_block = merge.weights()
-        self._table = [list(by_block[model].values()) for model in merge.recipe.tuned()]
+        self._table = [list(by_block[model].values()) for model in merge.recipe.fine_tuned()]
         if not descent.per_block:
             self._table = [[sum(row) / len(row)] for row in self._table]
-        for model, row in zip(merge.recipe.tuned(), self._table, strict=True):
+        for model, row in zip(merge.recipe.fine_tuned(), self._table, strict=True):
             for weight in row:
                 if not 0 <= weight <= 1:
                     raise DppaError(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy, Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
-from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss, shortened
+from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss, shorten
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Placement, Unmerged
-from dppa_mergekit.live.weighted_merge import ResidentMerge
+from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def merge_and_losses(
     batch_size: int,
     placement: Placement,
     workspace: Path,
-) -> tuple[ResidentMerge, dict[str, DomainLoss]]:
+) -> tuple[WeightedMerge, dict[str, DomainLoss]]:
     """The live merge of a recipe, and the losses by which its weights are learned.
 
     Args:
@@ -101,12 +101,12 @@ def merge_and_losses(
 
 def _taught(
     recipe: Recipe, domains: Mapping[str, Domain], batch_size: int, placement: Placement
-) -> dict[str, tuple[Unmerged, Lessons]]:
+) -> dict[str, tuple[SourceModel, Lessons]]:
     """Domain -> its teacher, and what it answers."""
     found = {}
     for name, domain in domains.items():
         assert domain.teacher is not None
-        teacher = Unmerged(recipe.named(domain.teacher), placement)
+        teacher = SourceModel(recipe.named(domain.teacher), placement)
         prompts_of = partial(_fitting, name, domain, ANSWER_TOKENS)
         found[name] = (teacher, lessons_of(teacher, prompts_of, batch_size, domain.kept))
     return found
@@ -120,12 +120,12 @@ def _fitting(
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[list[int]]:
     """The tokens of a domain's prompts, cut to the model's context with room for an answer."""
-    return shortened(name, domain.tokens(model, tokenizer), model, room)
+    return shorten(name, domain.tokens(model, tokenizer), model, room)
 
 
-def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> ResidentMerge:
+def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> WeightedMerge:
     """The live merge of a recipe; a weight that is missing is the start."""
-    merge = ResidentMerge.load(
+    merge = WeightedMerge.load(
         recipe.with_start(START),
         workspace,
         placement.device,

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dppa_mergekit.adamerging.descent import Descent, LossError, learned, result
+from dppa_mergekit.adamerging.descent import Descent, LossError, learn, result
 from dppa_mergekit.adamerging.objectives import (
     Domain,
     check_objective,
@@ -24,8 +24,8 @@ from dppa_mergekit.adamerging.plots import draw_learning
 from dppa_mergekit.adamerging.states import Evaluation, Learned, State, warnings_of, within
 from dppa_mergekit.adamerging.summary import learning_summary
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.source_model import AS_STORED, Placement, Unmerged, fingerprints
-from dppa_mergekit.live.weighted_merge import ResidentMerge
+from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel, fingerprints
+from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.method_table import summing
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
@@ -34,7 +34,7 @@ from dppa_mergekit.scoring.lm_eval_harness import Harness, release
 from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
 from dppa_mergekit.scoring.ratios import Estimate, Items, Scores
 from dppa_mergekit.scoring.tasks import TasksFile, check_dense, folder_hash
-from dppa_mergekit.storage.journal import Entry, Journal, opened
+from dppa_mergekit.storage.journal import Entry, Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
 from dppa_mergekit.storage.run_record import write_record
 from dppa_mergekit.version import __version__
@@ -77,7 +77,7 @@ class AdaMerge:
         """
         self._check()
         harness = None if self.tasks is None else Harness(self.tasks, self.tasks.metrics("dev"))
-        with opened(self.journal, self._subject()) as journal:
+        with open_journal(self.journal, self._subject()) as journal:
             kept = _States(journal)
             evaluation = None
             if self.tasks is not None and harness is not None:
@@ -93,7 +93,7 @@ class AdaMerge:
             )
             evaluate = None if evaluation is None else evaluation.of(merge)
             try:
-                found = learned(merge, losses, self.descent, kept, evaluate)
+                found = learn(merge, losses, self.descent, kept, evaluate)
             except (KeyboardInterrupt, LossError):
                 states = within(kept.states(), self.descent.steps)
                 if states:
@@ -153,11 +153,12 @@ class AdaMerge:
         """The fine-tuned model of a domain: by the tasks file, or the one of its name."""
         if self.tasks is not None:
             return self.recipe.named(self.tasks.domains[domain].model)
-        models = [model for model in self.recipe.tuned() if Path(model).name == domain]
+        models = [model for model in self.recipe.fine_tuned() if Path(model).name == domain]
         if len(models) != 1:
+            names = ", ".join(Path(model).name for model in self.recipe.fine_tuned())
             raise DppaError(
                 f"Which model teaches {domain} is not known: name the prompts file after one of "
-                f"{', '.join(Path(model).name for model in self.recipe.tuned())}, or give --tasks."
+                f"{names}, or give --tasks."
             )
         return models[0]
 
@@ -246,7 +247,7 @@ def learn_weights(
         value = float(score(merge.model, merge.tokenizer))
         return Evaluation(value, Estimate(value), {})
 
-    return learned(merge, losses, chosen, _Forgotten(), None if score is None else evaluate)
+    return learn(merge, losses, chosen, _Forgotten(), None if score is None else evaluate)
 
 
 def check_method(recipe: Recipe) -> None:
@@ -311,14 +312,14 @@ class _DevScore:
                 return
 
         def score(model: str, items: Items) -> Scores:
-            return self.harness.score(*Unmerged(model, self.placement).load(), items)
+            return self.harness.score(*SourceModel(model, self.placement).load(), items)
 
         scores = score_experts(experts_of(self.tasks, self.recipe), self._items(), score)
         self.dense = {task: score.value for task, score in scores.items()}
         check_dense(self.dense)
         journal.add({"dense": dict(self.dense)})
 
-    def of(self, merge: ResidentMerge) -> Callable[[], Evaluation]:
+    def of(self, merge: WeightedMerge) -> Callable[[], Evaluation]:
         """Evaluates the live merge."""
         assert self.dense is not None
         objective = objective_of(self.tasks, self.dense)

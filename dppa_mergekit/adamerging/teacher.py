@@ -106,7 +106,7 @@ def key_of(teacher: str, prompts: Sequence[Sequence[int]]) -> str:
 
 
 @torch.no_grad()
-def taught(
+def teach(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dppa_mergekit.adamerging.teacher import Lessons, key_of, taught
+from dppa_mergekit.adamerging.teacher import Lessons, key_of, teach
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Unmerged
+from dppa_mergekit.live.source_model import SourceModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def check_words(
-    teacher: Unmerged,
+    teacher: SourceModel,
     lessons: Lessons,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -62,7 +62,7 @@ def check_words(
 
 
 def lessons_of(
-    teacher: Unmerged,
+    teacher: SourceModel,
     prompts_of: Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]],
     batch_size: int,
     kept: Path | None,
@@ -80,7 +80,7 @@ def lessons_of(
     key = key_of(f"{teacher.fingerprint()} {teacher.placement.dtype}", prompts)
     known = None if kept is None else Lessons.read(kept, key)
     if known is None:
-        known = taught(model, tokenizer, prompts, batch_size)
+        known = teach(model, tokenizer, prompts, batch_size)
         if kept is not None:
             known.save(kept, key)
     return known

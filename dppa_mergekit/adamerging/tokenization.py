@@ -47,7 +47,7 @@ def completion_loss(
             )
         tokens.append(whole)
         begins.append(len(prompt))
-    short = shortened(domain, tokens, model, 0)
+    short = shorten(domain, tokens, model, 0)
     moved = [
         max(1, begin - (len(whole) - len(cut)))
         for begin, whole, cut in zip(begins, tokens, short, strict=True)
@@ -55,7 +55,7 @@ def completion_loss(
     return Completion(short, moved)
 
 
-def shortened(
+def shorten(
     domain: str, tokens: Sequence[list[int]], model: PreTrainedModel, room: int
 ) -> list[list[int]]:
     """Prompts that fit the model's context, with room for an answer; cut on the left."""

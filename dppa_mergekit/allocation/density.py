@@ -25,7 +25,7 @@ from dppa_mergekit.parameters import (
     DENSITY,
     MAX_FLUCTUATION,
     SIGNIFICANCE_MULTIPLE,
-    checked,
+    check_number,
     significance,
 )
 from dppa_mergekit.tensor_names import Block, Linear
@@ -55,9 +55,9 @@ class DynamicPruning:
 
     def __post_init__(self) -> None:
         """Raise ParameterError for what is not allowed."""
-        checked(MAX_FLUCTUATION, self.max_fluctuation)
+        check_number(MAX_FLUCTUATION, self.max_fluctuation)
         significance("magnitude").check(self.significance)
-        checked(SIGNIFICANCE_MULTIPLE, self.significance_multiple)
+        check_number(SIGNIFICANCE_MULTIPLE, self.significance_multiple)
         BLOCK_SIGNIFICANCE_MULTIPLE.check(self.block_significance_multiple)
         unknown = set(self.levels) - {"block", "linear"}
         if unknown:
@@ -80,7 +80,7 @@ class DynamicPruning:
         Raises:
             ParameterError: The density is out of range, or the statistics are for other multiples.
         """
-        density = checked(DENSITY, density)
+        density = check_number(DENSITY, density)
         numel = numpy.array([each.numel for each in statistics.linears], dtype=numpy.float64)
         if density in (0, 1) or self.multiples is None:
             kept = numpy.full_like(numel, density)

@@ -136,21 +136,21 @@ def measure(
 
 def delta_statistics(
     base: Mapping[str, torch.Tensor],
-    tuned: Mapping[str, torch.Tensor],
+    fine_tuned: Mapping[str, torch.Tensor],
     multiples: Multiples | None = None,
 ) -> ModelStatistics:
     """The statistics of one fine-tuned model in memory.
 
     Args:
         base: Name -> tensor of the base model.
-        tuned: Name -> tensor of the fine-tuned model, of the same names and shapes.
+        fine_tuned: Name -> tensor of the fine-tuned model, of the same names and shapes.
         multiples: N of linears and blocks; 5 and 5 where None.
 
     Raises:
         CheckpointError: A tensor holds NaN or infinity, its shape is not the base's, or it is
             missing in the fine-tuned model.
     """
-    missing = [name for name in base if name not in tuned]
+    missing = [name for name in base if name not in fine_tuned]
     if missing:
         raise CheckpointError(f"The fine-tuned model has no tensor {missing[0]}.")
     chosen = multiples or Multiples()
@@ -159,12 +159,12 @@ def delta_statistics(
         return TensorSource(
             name,
             "base",
-            lambda: {"base": base[name], "tuned": tuned[name]},
+            lambda: {"base": base[name], "fine_tuned": fine_tuned[name]},
             lambda shape: linears_in(name, shape),
         )
 
     sources = [source(name) for name in base if base[name].is_floating_point()]
-    return measure(sources, ["tuned"], [chosen])["tuned"][chosen]
+    return measure(sources, ["fine_tuned"], [chosen])["fine_tuned"][chosen]
 
 
 @dataclass(frozen=True)
@@ -263,14 +263,14 @@ def _pairs(
     base = tensors.get(source.base)
     if base is None or not base.is_floating_point():
         return None, {}
-    tuned = {model: tensors[model].cpu() for model in models if model in tensors}
-    for model, tensor in tuned.items():
+    fine_tuned = {model: tensors[model].cpu() for model in models if model in tensors}
+    for model, tensor in fine_tuned.items():
         if tensor.shape != base.shape and not source.aligned:
             raise CheckpointError(
                 f"{model}: tensor {source.name} has shape {list(tensor.shape)}; "
                 f"the base model's has {list(base.shape)}."
             )
-    return base.cpu(), tuned
+    return base.cpu(), fine_tuned
 
 
 def _visit(
@@ -279,17 +279,17 @@ def _visit(
     tally: _Tally,
 ) -> None:
     """Sum the magnitudes, count the non-zero deltas, and gather the largest of a linear."""
-    base, tuned = _pairs(source, visited)
+    base, fine_tuned = _pairs(source, visited)
     if base is None:
         return
-    for model, tensor in list(tuned.items()):
+    for model, tensor in list(fine_tuned.items()):
         if tensor.shape != base.shape:
             # The recipe's tokenizer aligns the two later.
             _refuse_non_finite(source.name, {source.base: base, model: tensor}, always=False)
             tally.moved.add(model)
-            del tuned[model]
+            del fine_tuned[model]
     held = source.linears(base.shape)
-    experts = {model: linear_deltas(base, tensor, held) for model, tensor in tuned.items()}
+    experts = {model: linear_deltas(base, tensor, held) for model, tensor in fine_tuned.items()}
     for expert in range(max(1, held)):
         deltas = {model: each[expert] for model, each in experts.items()}
         linear = Linear(source.name, expert)
@@ -302,7 +302,7 @@ def _visit(
         ):
             if not math.isfinite(found.magnitude):
                 _refuse_non_finite(
-                    source.name, {source.base: base, model: tuned[model]}, always=True
+                    source.name, {source.base: base, model: fine_tuned[model]}, always=True
                 )
             if found.nonzero:
                 tally.moved.add(model)
@@ -332,10 +332,10 @@ def _visit_again(
     found: Mapping[Hashable, dict[Linear, dict[float, Tail]]],
 ) -> None:
     """Measure the tails of a tensor that could not be read off what was gathered."""
-    base, tuned = _pairs(source, missing)
+    base, fine_tuned = _pairs(source, missing)
     assert base is not None
     for model, linears in missing.items():
-        deltas = linear_deltas(base, tuned[model], source.linears(base.shape))
+        deltas = linear_deltas(base, fine_tuned[model], source.linears(base.shape))
         for linear, bounds in linears.items():
             measured = tails(deltas[linear.expert], bounds)
             found[model][linear] = dict(zip(bounds, measured, strict=True))

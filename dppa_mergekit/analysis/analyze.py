@@ -21,8 +21,8 @@ from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.losses import Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
-from dppa_mergekit.adamerging.tokenization import shortened
-from dppa_mergekit.analysis.delta_pass import inspected
+from dppa_mergekit.adamerging.tokenization import shorten
+from dppa_mergekit.analysis.delta_pass import inspect_deltas
 from dppa_mergekit.analysis.plots import draw_analysis
 from dppa_mergekit.analysis.results import (
     Analysis,
@@ -32,14 +32,14 @@ from dppa_mergekit.analysis.results import (
 )
 from dppa_mergekit.analysis.tables import every_linear, overview
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.amplified_model import load_model, merged
-from dppa_mergekit.live.source_model import Placement, Unmerged
+from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
+from dppa_mergekit.live.source_model import Placement, SourceModel
 from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.storage.cache import Place, folder, place_of
+from dppa_mergekit.storage.cache import CacheEntry, cache_entry, cache_folder
 from dppa_mergekit.storage.run_record import write_record
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Analysing:
             known = None if kept is None else kept.read()
             if known is None:
                 (variant,) = [v for v in method_table.VARIANTS if v.name == recipe.method]
-                known = inspected(plan, DeltaPruningMerge(variant).allocated_by)
+                known = inspect_deltas(plan, DeltaPruningMerge(variant).allocated_by)
                 if kept is not None:
                     kept.write(known)
         return known
@@ -112,18 +112,18 @@ class Analysing:
 
         def tokens(live: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
             encoded = [tokenizer(each.text)["input_ids"] for each in prompts]
-            return shortened(model, encoded, live, ANSWER_TOKENS)
+            return shorten(model, encoded, live, ANSWER_TOKENS)
 
-        teacher = Unmerged(model, self.placement)
+        teacher = SourceModel(model, self.placement)
         lessons = lessons_of(teacher, tokens, BATCH, None)
         dare, dp = (
             self._divergence(pruned(self.recipe, model, by), teacher, lessons) for by in (DARE, DP)
         )
         return Divergences(dare, dp, len(prompts))
 
-    def _divergence(self, recipe: Recipe, teacher: Unmerged, lessons: Lessons) -> float:
+    def _divergence(self, recipe: Recipe, teacher: SourceModel, lessons: Lessons) -> float:
         where = self.placement
-        with merged(recipe, self.workspace, None, where.trust_remote_code) as folder:
+        with merge_into_folder(recipe, self.workspace, None, where.trust_remote_code) as folder:
             live, tokenizer = load_model(folder, where.device, where.dtype, where.trust_remote_code)
         check_words(teacher, lessons, live, tokenizer)
         teaching = Teaching(lessons)
@@ -143,7 +143,7 @@ def prompts_of(recipe: Recipe, files: Sequence[Path]) -> dict[str, list[Prompt]]
     if not files:
         return {}
     read = {path: read_prompts(path) for path in files}
-    names = {model: Path(model).name for model in recipe.tuned()}
+    names = {model: Path(model).name for model in recipe.fine_tuned()}
     own = {path for path in read if path.stem in names.values()}
     shared = [prompt for path, prompts in read.items() if path not in own for prompt in prompts]
     found: dict[str, list[Prompt]] = {}
@@ -191,7 +191,7 @@ def allocating(recipe: Recipe) -> Recipe:
     """
     if recipe.content.get("base_model") is None:
         raise RecipeError(f"{recipe.origin} has no base_model, and without one no deltas.")
-    if not recipe.tuned():
+    if not recipe.fine_tuned():
         raise RecipeError(f"{recipe.origin} has no fine-tuned models, and so no deltas.")
     by_level = {each.name for each in method_table.VARIANTS if each.levels}
     content = deepcopy(recipe.content)
@@ -207,8 +207,8 @@ def pruned(recipe: Recipe, model: str, method: str) -> Recipe:
     return Recipe({**alone.content, "merge_method": method}, recipe.origin)
 
 
-def _place(plan: Plan, recipe: Recipe) -> Place[Analysis] | None:
-    where = folder()
+def _place(plan: Plan, recipe: Recipe) -> CacheEntry[Analysis] | None:
+    where = cache_folder()
     if where is None:
         return None
-    return place_of(where, recipe.origin, "analyses", _ANALYSIS, plan.fingerprint())
+    return cache_entry(where, recipe.origin, "analyses", _ANALYSIS, plan.fingerprint())

@@ -108,7 +108,7 @@ class _Compared:
     counts: Counts
 
 
-def inspected(plan: Plan, allocated_by: AllocatedBy) -> Analysis:
+def inspect_deltas(plan: Plan, allocated_by: AllocatedBy) -> Analysis:
     """One pass over all linears of a merge."""
     allocation = plan.allocation(allocated_by)
     allocation.prepare()

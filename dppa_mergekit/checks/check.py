@@ -113,11 +113,11 @@ def _together(
     yield from output_folder.needs(content, base or first, out)
 
 
-def _in_place(content: Mapping[str, object], tuned: Checkpoint, base: Checkpoint) -> bool:
+def _in_place(content: Mapping[str, object], fine_tuned: Checkpoint, base: Checkpoint) -> bool:
     """Whether the layers of a model come beside those of the base."""
     if not any(holder.get("slices") for holder in holders(dict(content))):
         return True
-    here, there = (each.config.get("num_hidden_layers") for each in (tuned, base))
+    here, there = (each.config.get("num_hidden_layers") for each in (fine_tuned, base))
     return content.get("merge_method") in method_table.names() and here == there
 
 

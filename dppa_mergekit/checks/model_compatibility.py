@@ -66,40 +66,41 @@ def names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
             yield error(same, f"it is the base model, spelt as {base}: its delta is zero.")
 
 
-def beside_base(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
+def beside_base(fine_tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
     """What does not fit between a fine-tuned model and its base.
 
     Args:
-        tuned: The fine-tuned model.
+        fine_tuned: The fine-tuned model.
         base: The base.
         has_tokenizer: Whether the recipe says which tokenizer the merge gets.
     """
-    yield from _configurations(tuned, base)
-    yield from _tokenizers(tuned, base, has_tokenizer)
-    if tuned.tensors and base.tensors:
-        yield from _shapes(tuned, base, has_tokenizer)
+    yield from _configurations(fine_tuned, base)
+    yield from _tokenizers(fine_tuned, base, has_tokenizer)
+    if fine_tuned.tensors and base.tensors:
+        yield from _shapes(fine_tuned, base, has_tokenizer)
 
 
-def _configurations(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
-    if not tuned.config or not base.config:
+def _configurations(fine_tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
+    if not fine_tuned.config or not base.config:
         return
     for keys, severity in ((MUST_AGREE, error), (SHOULD_AGREE, warning)):
         for key in keys:
-            here, there = tuned.config.get(key), base.config.get(key)
-            if here != there and (key in tuned.config) == (key in base.config):
+            here, there = fine_tuned.config.get(key), base.config.get(key)
+            if here != there and (key in fine_tuned.config) == (key in base.config):
                 yield severity(
-                    tuned.model, f"config.json has {key} {here}, and {there} in the base model."
+                    fine_tuned.model,
+                    f"config.json has {key} {here}, and {there} in the base model.",
                 )
 
 
-def _tokenizers(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
-    here, there = tuned.vocabulary, base.vocabulary
+def _tokenizers(fine_tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
+    here, there = fine_tuned.vocabulary, base.vocabulary
     if here and there:
         moved = [token for token in here.keys() & there.keys() if here[token] != there[token]]
         if moved and not has_tokenizer:
             token = min(moved, key=lambda each: there[each])
             yield error(
-                tuned.model,
+                fine_tuned.model,
                 f"{len(moved)} tokens have other numbers than in the base model ({token!r} is "
                 f"{here[token]}, not {there[token]}): set tokenizer: {{source: union}}, which "
                 f"moves their embeddings.",
@@ -107,39 +108,39 @@ def _tokenizers(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Ite
         more = here.keys() - there.keys()
         if more and not has_tokenizer:
             yield warning(
-                tuned.model,
+                fine_tuned.model,
                 f"it has {len(more)} tokens that the base model has not, such as {min(more)!r}: "
                 f"set tokenizer: {{source: union}} to keep them.",
             )
-    if tuned.template is not None and tuned.template != base.template:
+    if fine_tuned.template is not None and fine_tuned.template != base.template:
         other = "another than the base model" if base.template else "one, and the base model none"
         yield warning(
-            tuned.model,
+            fine_tuned.model,
             f"its chat template is {other}: the merge gets the base model's, unless "
             f"chat_template or tokenizer says otherwise."
             if base.template
             else f"it has a chat template, {other[5:]}: set chat_template to keep it.",
         )
-    if tuned.ends and base.ends and tuned.ends != base.ends:
+    if fine_tuned.ends and base.ends and fine_tuned.ends != base.ends:
         yield warning(
-            tuned.model,
-            f"answers end with token {_numbers(tuned.ends)}, those of the base model with "
+            fine_tuned.model,
+            f"answers end with token {_numbers(fine_tuned.ends)}, those of the base model with "
             f"{_numbers(base.ends)}: the merge stops where the base model does.",
         )
 
 
-def _shapes(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
+def _shapes(fine_tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
     shapes = [
         name
-        for name, each in tuned.tensors.items()
+        for name, each in fine_tuned.tensors.items()
         if name in base.tensors and each.shape != base.tensors[name].shape
     ]
     of_tokens = [name for name in shapes if any(part in name for part in VOCABULARY)]
     for name in of_tokens:
         if not has_tokenizer:
             yield error(
-                tuned.model,
-                f"{name} has shape {_shape(tuned.tensors[name])}, and "
+                fine_tuned.model,
+                f"{name} has shape {_shape(fine_tuned.tensors[name])}, and "
                 f"{_shape(base.tensors[name])} in the base model: the vocabularies differ; set "
                 f"tokenizer: {{source: base}} or {{source: union}}.",
             )
@@ -147,16 +148,16 @@ def _shapes(tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterato
     if others:
         name = min(others, key=natural_order)
         yield error(
-            tuned.model,
+            fine_tuned.model,
             f"{len(others)} tensors have another shape than in the base model, such as {name}: "
-            f"{_shape(tuned.tensors[name])} and {_shape(base.tensors[name])}.",
+            f"{_shape(fine_tuned.tensors[name])} and {_shape(base.tensors[name])}.",
         )
-    here, there = (_dtype(each) for each in (tuned, base))
+    here, there = (_dtype(each) for each in (fine_tuned, base))
     if here != there:
-        yield note(tuned.model, f"its weights are {here}, those of the base model {there}.")
+        yield note(fine_tuned.model, f"its weights are {here}, those of the base model {there}.")
 
 
-def sampled(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
+def sampled(fine_tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
     """Whether a model is a fine-tune of the base at all, by slices of a few linears."""
     linears = [
         name
@@ -164,40 +165,44 @@ def sampled(tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
         if block_of(name) is not None
         and len(there.shape) == 2
         and 0 not in there.shape
-        and (here := tuned.tensors.get(name)) is not None
+        and (here := fine_tuned.tensors.get(name)) is not None
         and here.shape == there.shape
         and {here.dtype, there.dtype} <= WIDTHS.keys()
     ]
-    if tuned.folder is None or base.folder is None or not linears:
-        yield note(tuned.model, "no slice of it can be read here.")
+    if fine_tuned.folder is None or base.folder is None or not linears:
+        yield note(fine_tuned.model, "no slice of it can be read here.")
         return
     square = [name for name in linears if len(set(base.tensors[name].shape)) == 1]
-    relative = {name: _distance(_slice(tuned, name), _slice(base, name)) for name in _some(linears)}
+    relative = {
+        name: _distance(_slice(fine_tuned, name), _slice(base, name)) for name in _some(linears)
+    }
     broken = [name for name, each in relative.items() if not math.isfinite(each)]
     turned = [
         name
         for name in _some(square)
-        if _distance(_slice(tuned, name), _slice(base, name)) >= UNRELATED
-        and _distance(_slice(tuned, name, square=True).T, _slice(base, name, square=True))
+        if _distance(_slice(fine_tuned, name), _slice(base, name)) >= UNRELATED
+        and _distance(_slice(fine_tuned, name, square=True).T, _slice(base, name, square=True))
         < UNRELATED
     ]
     middle = float(numpy.median(list(relative.values())))
     if broken:
         yield error(
-            tuned.model,
+            fine_tuned.model,
             f"{len(broken)} of {len(relative)} slices hold NaN or infinity, here or in the base "
             f"model, such as {broken[0]}.",
         )
     elif turned:
-        yield error(tuned.model, f"{turned[0]} is the base model's, transposed.")
+        yield error(fine_tuned.model, f"{turned[0]} is the base model's, transposed.")
     elif middle >= UNRELATED:
         yield error(
-            tuned.model,
+            fine_tuned.model,
             f"its weights differ from the base model's by {middle:.2f} of their norm (median of "
             f"{len(relative)} slices; unrelated ones give 1.4): it is no fine-tune of this base.",
         )
     else:
-        yield note(tuned.model, f"its weights differ by {middle:.3f} of the base model's norm.")
+        yield note(
+            fine_tuned.model, f"its weights differ by {middle:.3f} of the base model's norm."
+        )
 
 
 def _some(linears: Sequence[str]) -> list[str]:

@@ -122,15 +122,15 @@ def lacking(content: Node, weighted: bool) -> Iterator[Finding]:
     named = [holder.get("base_model") for holder in holders(dict(content))]
     bases = {identity(each) for each in named if isinstance(each, str)}
     inputs = [(each, given) for each, given in inputs_of(content) if isinstance(each["model"], str)]
-    tuned = [(each, given) for each, given in inputs if identity(each["model"]) not in bases]
+    fine_tuned = [(each, given) for each, given in inputs if identity(each["model"]) not in bases]
     for variant in variants if bases else ():
-        if inputs and not tuned:
+        if inputs and not fine_tuned:
             yield error(
                 variant.name,
                 "it needs at least one fine-tuned model beside the base; there is none.",
             )
         for needed in variant.parameters:
-            for each, given in tuned if weighted and needed.default is REQUIRED else ():
+            for each, given in fine_tuned if weighted and needed.default is REQUIRED else ():
                 if needed.name not in given:
                     yield error(
                         str(each["model"]),

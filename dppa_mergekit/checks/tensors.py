@@ -84,29 +84,29 @@ class Difference:
     extra: Sequence[str]
 
     @classmethod
-    def of(cls, tuned: Checkpoint, base: Checkpoint) -> Difference:
+    def of(cls, fine_tuned: Checkpoint, base: Checkpoint) -> Difference:
         """Of a fine-tuned model and its base; none where tensors could not be looked at."""
-        if not tuned.tensors or not base.tensors:
-            return cls(tuned.model, (), ())
-        tied = any(bool(each.config.get("tie_word_embeddings")) for each in (tuned, base))
+        if not fine_tuned.tensors or not base.tensors:
+            return cls(fine_tuned.model, (), ())
+        tied = any(bool(each.config.get("tie_word_embeddings")) for each in (fine_tuned, base))
         return cls(
-            tuned.model,
-            without(base.tensors, tuned.tensors, tied),
-            without(tuned.tensors, base.tensors, tied=True),
+            fine_tuned.model,
+            without(base.tensors, fine_tuned.tensors, tied),
+            without(fine_tuned.tensors, base.tensors, tied=True),
         )
 
 
 def checked(
-    content: Mapping[str, object], tuned: Sequence[Checkpoint], base: Checkpoint
+    content: Mapping[str, object], fine_tuned: Sequence[Checkpoint], base: Checkpoint
 ) -> Iterator[Finding]:
     """Tensors that are missing or would be lost, and filters that fit nothing.
 
     Args:
         content: Of the recipe.
-        tuned: The fine-tuned models that are to be like the base.
+        fine_tuned: The fine-tuned models that are to be like the base.
         base: The base.
     """
-    every = [Difference.of(each, base) for each in tuned]
+    every = [Difference.of(each, base) for each in fine_tuned]
     differences = [each for each in every if each.missing or each.extra]
     lasting = [name for name in base.tensors if not EXPERT.search(name)]
     filters = _fitting_none(_filters(content), lasting) if base.tensors else []

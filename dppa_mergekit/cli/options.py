@@ -92,7 +92,7 @@ def write_page(
         pictures: File name, beside the output -> what it shows.
         files: What the command was given.
     """
-    from dppa_mergekit.report.html_page import Page, Picture, rendered
+    from dppa_mergekit.report.html_page import Page, Picture, render
 
     page = Page(
         title,
@@ -103,7 +103,7 @@ def write_page(
         {str(path): path.read_text(encoding="utf-8") for path in files},
     )
     path = output.with_suffix(".html")
-    path.write_text(rendered(page), encoding="utf-8")
+    path.write_text(render(page), encoding="utf-8")
     click.echo(f"{path}: the page", err=True)
 
 

@@ -1,4 +1,4 @@
-"""The delta of a tensor, tuned - base, made chunk by chunk in reused buffers.
+"""The delta of a tensor, fine_tuned - base, made chunk by chunk in reused buffers.
 
 Most of the time of a naive delta goes into page-faulting fresh buffers: on 11.5 M bf16 elements a
 whole-tensor delta with its mean and tail took 68 ms, with one reused buffer 17 ms. So nothing
@@ -27,37 +27,37 @@ CHUNK = 1 << 19
 
 @dataclass(frozen=True)
 class Delta:
-    """tuned - base, flat: in float32, or in float64 where either is float64.
+    """fine_tuned - base, flat: in float32, or in float64 where either is float64.
 
     Attributes:
-        tuned: (numel,) any floating dtype, borrowed.
-        base: (numel,) likewise, or None where `tuned` already is a delta.
+        fine_tuned: (numel,) any floating dtype, borrowed.
+        base: (numel,) likewise, or None where `fine_tuned` already is a delta.
     """
 
-    tuned: torch.Tensor
+    fine_tuned: torch.Tensor
     base: torch.Tensor | None = None
 
     @classmethod
-    def between(cls, base: torch.Tensor, tuned: torch.Tensor) -> "Delta":
+    def between(cls, base: torch.Tensor, fine_tuned: torch.Tensor) -> "Delta":
         """The delta of two tensors of one shape; borrowed, and copied only if not contiguous."""
-        return cls(tuned.detach().reshape(-1), base.detach().reshape(-1))
+        return cls(fine_tuned.detach().reshape(-1), base.detach().reshape(-1))
 
     @property
     def numel(self) -> int:
         """The number of elements."""
-        return self.tuned.numel()
+        return self.fine_tuned.numel()
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the values."""
-        tensors = (self.tuned,) if self.base is None else (self.tuned, self.base)
+        tensors = (self.fine_tuned,) if self.base is None else (self.fine_tuned, self.base)
         wide = any(tensor.dtype == torch.float64 for tensor in tensors)
         return torch.float64 if wide else torch.float32
 
     @property
     def device(self) -> torch.device:
         """Where the values live."""
-        return self.tuned.device
+        return self.fine_tuned.device
 
     def chunks(self) -> list[tuple[int, int]]:
         """(start, stop) of every chunk."""
@@ -69,21 +69,21 @@ class Delta:
         A run is what one cache line of 16-bit values holds at least: reading it costs as much as
         reading one value.
         """
-        values = _runs(self.tuned, stride).to(self.dtype, copy=True)
+        values = _runs(self.fine_tuned, stride).to(self.dtype, copy=True)
         return values if self.base is None else values.sub_(_runs(self.base, stride).to(self.dtype))
 
 
-def linear_deltas(base: torch.Tensor, tuned: torch.Tensor, held: int) -> list[Delta]:
+def linear_deltas(base: torch.Tensor, fine_tuned: torch.Tensor, held: int) -> list[Delta]:
     """The delta of every linear in a tensor; that of the whole tensor if it holds at most one.
 
     Args:
         base: Any shape, or (experts, rows, columns).
-        tuned: Of the same shape.
+        fine_tuned: Of the same shape.
         held: Number of linears, from `linears_in`.
     """
     if held <= 1:
-        return [Delta.between(base, tuned)]
-    return [Delta.between(base[expert], tuned[expert]) for expert in range(held)]
+        return [Delta.between(base, fine_tuned)]
+    return [Delta.between(base[expert], fine_tuned[expert]) for expert in range(held)]
 
 
 RUN = 8
@@ -139,11 +139,11 @@ class DeltaChunks:
 
     def __init__(self, delta: Delta, buffer: Buffer, base: TensorChunks | None) -> None:
         """Read a delta into a buffer, given what reads its base; see `delta_chunks`."""
-        self._tuned, self._buffer, self._base = delta.tuned, buffer, base
+        self._fine_tuned, self._buffer, self._base = delta.fine_tuned, buffer, base
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """The values in [start, stop), to be changed at will, until another chunk is read."""
-        values = self._buffer.of(stop - start).copy_(self._tuned[start:stop])
+        values = self._buffer.of(stop - start).copy_(self._fine_tuned[start:stop])
         return values if self._base is None else values.sub_(self._base.read(start, stop))
 
 

@@ -21,7 +21,7 @@ import torch
 from dppa_mergekit.combination.combination import Combination, Combined, Contribution, Listener
 from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.errors import CheckpointError, DppaError
-from dppa_mergekit.live.gradients import reduced
+from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.kept_elements import Partition, partitions, place
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.sparsification.amplification import Pruned, Pruning
@@ -59,15 +59,15 @@ class _Dense:
         """Write base plus the weighted, amplified delta."""
         base = self.delta.base
         assert base is not None
-        merged = torch.empty(base.numel(), dtype=self.dtypes[0], device=base.device)
+        merge_into_folder = torch.empty(base.numel(), dtype=self.dtypes[0], device=base.device)
         contribution = Contribution(Pruned(Pruning.none(self.delta, factor), ()), self.weight)
-        Combination().merge(base, [contribution], merged, torch.inf)
+        Combination().merge(base, [contribution], merge_into_folder, torch.inf)
         for dtype in self.dtypes:
-            merged = merged.to(dtype)
-        self.out.copy_(merged)
+            merge_into_folder = merge_into_folder.to(dtype)
+        self.out.copy_(merge_into_folder)
 
 
-class ResidentModel:
+class AmplifiedModel:
     """A live model whose factors can be set.
 
     Attributes:
@@ -105,7 +105,7 @@ class ResidentModel:
         dtype: torch.dtype | None = None,
         tune_dense: bool = False,
         trust_remote_code: bool = False,
-    ) -> ResidentModel:
+    ) -> AmplifiedModel:
         """Merge a recipe of one fine-tuned model and hold the result in memory.
 
         Args:
@@ -130,7 +130,7 @@ class ResidentModel:
             elif tune_dense:
                 dense.append(combined)
 
-        with merged(recipe, workspace, listen, trust_remote_code) as folder:
+        with merge_into_folder(recipe, workspace, listen, trust_remote_code) as folder:
             model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
         weights = model.state_dict()
         return cls(
@@ -141,7 +141,7 @@ class ResidentModel:
                     each.name,
                     _layer(each.name),
                     each.part,
-                    part_in(weights, each),
+                    live_part(weights, each),
                     _weight(each),
                     each.dtypes,
                     [partition.to(model.device) for partition in of_linear],
@@ -149,7 +149,7 @@ class ResidentModel:
                 for each, of_linear in found
             ],
             [
-                _Dense(part_in(weights, each), _weight(each), each.dtypes, _copied(each))
+                _Dense(live_part(weights, each), _weight(each), each.dtypes, _copied(each))
                 for each in dense
             ],
         )
@@ -202,7 +202,7 @@ class ResidentModel:
                     of_factor = linear.weight * held.gradient(flat)
                     found[rows[held.rate], linear.layer] += of_factor
 
-        with reduced(
+        with reduce_gradients(
             self.model, {name: partial(reduce, held) for name, held in of_parameter.items()}
         ):
             yield found
@@ -213,7 +213,7 @@ RANDOM_SEED = 0
 
 
 @contextmanager
-def merged(
+def merge_into_folder(
     recipe: Recipe,
     workspace: Path,
     listener: Listener | None = None,
@@ -289,7 +289,7 @@ def _hand_whole_states_to_head(model: PreTrainedModel) -> None:
         head.register_forward_pre_hook(lambda _, given: tuple(map(torch.Tensor.contiguous, given)))
 
 
-def part_in(weights: Mapping[str, torch.Tensor], combined: Combined) -> torch.Tensor:
+def live_part(weights: Mapping[str, torch.Tensor], combined: Combined) -> torch.Tensor:
     """Where in live weights a linear, or a dense tensor, is; flat.
 
     Raises:
@@ -325,4 +325,4 @@ def _copied(combined: Combined) -> Delta:
     (contribution,) = combined.contributions.values()
     delta = contribution.pruned.pruning.delta
     assert delta.base is not None
-    return Delta(delta.tuned.clone(), delta.base.clone())
+    return Delta(delta.fine_tuned.clone(), delta.base.clone())

@@ -16,7 +16,7 @@ Reduce = Callable[[torch.Tensor], None]
 
 
 @contextmanager
-def reduced(model: PreTrainedModel, reductions: Mapping[str, Reduce]) -> Iterator[None]:
+def reduce_gradients(model: PreTrainedModel, reductions: Mapping[str, Reduce]) -> Iterator[None]:
     """While open, backward passes hand over each gradient as soon as it is complete.
 
     No two of them are held at a time.

@@ -40,13 +40,13 @@ class Partition:
     @property
     def bytes(self) -> int:
         """The memory that it takes."""
-        held = (self.bits, self.delta.tuned, self.delta.base)
+        held = (self.bits, self.delta.fine_tuned, self.delta.base)
         return sum(each.nbytes for each in held if each is not None)
 
     def to(self, device: torch.device) -> "Partition":
         """The same on another device."""
         base = self.delta.base
-        delta = Delta(self.delta.tuned.to(device), None if base is None else base.to(device))
+        delta = Delta(self.delta.fine_tuned.to(device), None if base is None else base.to(device))
         return replace(self, bits=self.bits.to(device), delta=delta)
 
     def _write(
@@ -71,7 +71,7 @@ class Partition:
         first, last = self.ends[number - 1] if number else 0, self.ends[number]
         bits = self.bits[start // 8 : (start + part.numel() + 7) // 8]
         passes = passes_over(self.delta)
-        if passes is not None and all(each == self.delta.tuned.dtype for each in dtypes):
+        if passes is not None and all(each == self.delta.fine_tuned.dtype for each in dtypes):
             passes.place(first, last, bits.numpy(), self.divisor, factor, weight, part)
             return
         values = self._sums(first, last, factor, weight)
@@ -89,7 +89,7 @@ class Partition:
         base = self.delta.base
         assert base is not None
         origin = base[first:last].to(self.delta.dtype)
-        values = self.delta.tuned[first:last].to(self.delta.dtype) - origin
+        values = self.delta.fine_tuned[first:last].to(self.delta.dtype) - origin
         return (values if self.divisor == 1.0 else values.div_(self.divisor)), origin
 
     def gradient(self, of_weights: torch.Tensor) -> float:
@@ -159,10 +159,10 @@ def partitions(pruned: Pruned) -> list[Partition]:
             held = []
             for mask in _masks(pruned, start, reader.read(start, stop), buffer):
                 here = places(mask)
-                tuned, origin = (
-                    each[start:stop].index_select(0, here) for each in (delta.tuned, base)
+                fine_tuned, origin = (
+                    each[start:stop].index_select(0, here) for each in (delta.fine_tuned, base)
                 )
-                held.append((packed(mask), tuned, origin))
+                held.append((packed(mask), fine_tuned, origin))
             found.append((start, held))
         return found
 
@@ -172,13 +172,18 @@ def partitions(pruned: Pruned) -> list[Partition]:
     for position in range(number):
         of_chunks = [each[position] for each in found]
         ends, end = [], 0
-        for _, tuned, _ in of_chunks:
-            end += tuned.numel()
+        for _, fine_tuned, _ in of_chunks:
+            end += fine_tuned.numel()
             ends.append(end)
-        bits, tuned, origin = (torch.cat(parts) for parts in zip(*of_chunks, strict=True))
+        bits, fine_tuned, origin = (torch.cat(parts) for parts in zip(*of_chunks, strict=True))
         made.append(
             Partition(
-                pruning.rates[position], bits, spans, ends, Delta(tuned, origin), pruning.divisor
+                pruning.rates[position],
+                bits,
+                spans,
+                ends,
+                Delta(fine_tuned, origin),
+                pruning.divisor,
             )
         )
     return made

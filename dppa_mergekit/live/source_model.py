@@ -50,7 +50,7 @@ AS_STORED = Placement()
 
 
 @dataclass(frozen=True)
-class Unmerged:
+class SourceModel:
     """A base or fine-tuned model.
 
     Attributes:
@@ -123,5 +123,5 @@ def fingerprint(folder: Path, dated: bool) -> str:
 
 def fingerprints(recipe: Recipe, placement: Placement) -> dict[str, str]:
     """Of the checkpoints of a recipe's models."""
-    models = [str(recipe.content["base_model"]), *recipe.tuned()]
-    return {model: Unmerged(model, placement).fingerprint() for model in models}
+    models = [str(recipe.content["base_model"]), *recipe.fine_tuned()]
+    return {model: SourceModel(model, placement).fingerprint() for model in models}

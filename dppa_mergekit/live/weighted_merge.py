@@ -20,8 +20,8 @@ import torch
 from safetensors import safe_open
 
 from dppa_mergekit.combination.combination import Combined, Contribution
-from dppa_mergekit.live.amplified_model import load_model, merged, not_live, part_in
-from dppa_mergekit.live.gradients import reduced
+from dppa_mergekit.live.amplified_model import live_part, load_model, merge_into_folder, not_live
+from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.recipes import Recipe, Weight, identity
 from dppa_mergekit.tensor_names import Block, block_of
 
@@ -45,7 +45,7 @@ class _Tensor:
     def of(cls, combined: Combined, live: Mapping[str, torch.Tensor]) -> _Tensor:
         """What is combined, by the identity of its models, and its place in live weights."""
         models = [identity(model) for model in combined.contributions]
-        return cls(combined, models, part_in(live, combined))
+        return cls(combined, models, live_part(live, combined))
 
     @property
     def block(self) -> Block | None:
@@ -72,7 +72,7 @@ class _Tensor:
 
 
 @dataclass
-class ResidentMerge:
+class WeightedMerge:
     """A live merge whose weights can be set.
 
     Attributes:
@@ -99,7 +99,7 @@ class ResidentMerge:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         trust_remote_code: bool = False,
-    ) -> ResidentMerge:
+    ) -> WeightedMerge:
         """Merge a recipe and hold the result in memory.
 
         Args:
@@ -114,7 +114,7 @@ class ResidentMerge:
             DppaError: The recipe cannot be merged, or the model does not fit the device.
         """
         found: list[Combined] = []
-        with merged(recipe, workspace, found.append, trust_remote_code) as folder:
+        with merge_into_folder(recipe, workspace, found.append, trust_remote_code) as folder:
             model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
         live = model.requires_grad_(False).state_dict()
         tensors = [_Tensor.of(each, live) for each in found]
@@ -140,7 +140,7 @@ class ResidentMerge:
                 of_block.append((each.weight, tensor.out.numel()))
         return {
             model: {block: _mean(every[identity(model)][block]) for block in self.blocks}
-            for model in self.recipe.tuned()
+            for model in self.recipe.fine_tuned()
         }
 
     def set_weights(self, weights: Mapping[str, Weight]) -> None:
@@ -159,7 +159,7 @@ class ResidentMerge:
             return
         self._written = None
         live = self.model.state_dict()
-        with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
+        with merge_into_folder(recipe, self.workspace, None, self.trust_remote_code) as folder:
             for path in folder.glob("*.safetensors"):
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118
@@ -176,7 +176,7 @@ class ResidentMerge:
             weights: As they were set.
         """
         blocks = {block: column for column, block in enumerate(self.blocks)}
-        rows = {identity(model): row for row, model in enumerate(self.recipe.tuned())}
+        rows = {identity(model): row for row, model in enumerate(self.recipe.fine_tuned())}
         found = torch.zeros(len(rows), len(blocks), dtype=torch.float64)
         by_identity = {identity(model): weight for model, weight in weights.items()}
 
@@ -192,7 +192,7 @@ class ResidentMerge:
         of_parameters = {
             name: partial(reduce, tensors) for name, tensors in self._by_parameter().items()
         }
-        with reduced(self.model, of_parameters):
+        with reduce_gradients(self.model, of_parameters):
             yield found
 
     def _by_parameter(self) -> dict[str, list[_Tensor]]:

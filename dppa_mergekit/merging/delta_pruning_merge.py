@@ -25,7 +25,7 @@ from dppa_mergekit.allocation.measurement import TensorSource
 from dppa_mergekit.combination.combination import Combination, Combined, Contribution, Listener
 from dppa_mergekit.deltas.delta import Delta, linear_deltas
 from dppa_mergekit.errors import CheckpointError, ParameterError, RecipeError
-from dppa_mergekit.merging.input_models import check_models, check_tuned
+from dppa_mergekit.merging.input_models import check_fine_tuned, check_models
 from dppa_mergekit.merging.mergekit_hooks import is_execution, is_planning, observe, plan_of
 from dppa_mergekit.merging.model_allocation import Allocation
 from dppa_mergekit.merging.thresholds import Thresholds
@@ -95,7 +95,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             check_models(self.variant.name, input_ids, base_id, group_name)
         if not is_planning(caller):
             # Of a recipe's slices, and so of its tensors, some may be the base's alone.
-            check_tuned(self.variant.name, input_ids, base_id)
+            check_fine_tuned(self.variant.name, input_ids, base_id)
         observe(caller, self.variant.name)
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 

@@ -51,7 +51,7 @@ def check_models(
         )
 
 
-def check_tuned(method: str, models: Sequence[Hashable], base: Hashable | None) -> None:
+def check_fine_tuned(method: str, models: Sequence[Hashable], base: Hashable | None) -> None:
     """Refuse a merge of nothing but the base model. Raises RecipeError."""
     if all(model == base for model in models):
         raise RecipeError(

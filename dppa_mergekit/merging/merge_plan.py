@@ -36,7 +36,7 @@ from dppa_mergekit.merging.model_allocation import Allocation
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
 from dppa_mergekit.merging.thresholds import KeptPlaces, KeptSets, Thresholds
 from dppa_mergekit.parameters import REQUIRED
-from dppa_mergekit.storage.cache import Place, folder, place_of
+from dppa_mergekit.storage.cache import CacheEntry, cache_entry, cache_folder
 from dppa_mergekit.tensor_names import block_of, linears_in, natural_order
 
 if TYPE_CHECKING:
@@ -178,23 +178,23 @@ class Plan:
 
     def _cached(
         self, multiples: Sequence[Multiples]
-    ) -> dict[Hashable, Place[tuple[ModelStatistics, ...]]]:
+    ) -> dict[Hashable, CacheEntry[tuple[ModelStatistics, ...]]]:
         """Where the statistics of the models may be found, or kept for the next merge."""
         pairs = sorted((pair.linear, pair.of_block) for pair in multiples)
-        where = folder()
+        where = cache_folder()
         if where is None:
             return {}
         return {
-            model: place_of(where, str(model), "statistics", _STATISTICS, [content, pairs])
+            model: cache_entry(where, str(model), "statistics", _STATISTICS, [content, pairs])
             for model, content in self._depends.items()
         }
 
     def _places_of_kept_sets(self) -> KeptPlaces:
-        where = folder()
+        where = cache_folder()
         if where is None:
             return {}
         return {
-            model: place_of(where, str(model), "kept sets", _KEPT_SETS, content)
+            model: cache_entry(where, str(model), "kept sets", _KEPT_SETS, content)
             for model, content in self._depends.items()
         }
 

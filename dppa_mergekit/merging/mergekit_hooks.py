@@ -20,7 +20,7 @@ import torch
 
 from dppa_mergekit.combination.combination import Listener
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.merging.input_models import check_dtype, check_tuned
+from dppa_mergekit.merging.input_models import check_dtype, check_fine_tuned
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
 
@@ -72,7 +72,7 @@ def observe(frame: FrameType, method: str) -> None:
     planner, plan = _GATHERING.plans.get(method, (None, None))
     if place == _PLANNER and caller is not None and (planner is None or planner() is not caller):
         models = caller.config.referenced_models()
-        check_tuned(method, models, caller.config.base_model)
+        check_fine_tuned(method, models, caller.config.base_model)
         plan = _new_plan(method, caller.config, caller.options)
         _GATHERING.plans[method] = weakref.ref(caller), plan
     elif place == _RAW_PLANNER:

@@ -18,7 +18,7 @@ from dppa_mergekit.allocation.statistics import (
     Multiples,
     Statistics,
 )
-from dppa_mergekit.storage.cache import Place
+from dppa_mergekit.storage.cache import CacheEntry
 from dppa_mergekit.tensor_names import Linear
 
 LOG = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Allocation:
         densities: Mapping[Hashable, Mapping[str, float]],
         multiples: Iterable[Multiples],
         progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
-        cached: Mapping[Hashable, Place[tuple[ModelStatistics, ...]]] | None = None,
+        cached: Mapping[Hashable, CacheEntry[tuple[ModelStatistics, ...]]] | None = None,
     ) -> None:
         self._sources = sources
         self._densities = densities

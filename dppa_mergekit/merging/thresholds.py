@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from dppa_mergekit.deltas.keys import Cut, MagnitudeKeys
 from dppa_mergekit.sparsification.amplification import Pruned, Pruning, prune
-from dppa_mergekit.storage.cache import Place
+from dppa_mergekit.storage.cache import CacheEntry
 from dppa_mergekit.tensor_names import Linear
 
 
@@ -33,7 +33,7 @@ class KeptSets:
     cuts: tuple[Cut, ...]
 
 
-KeptPlaces: TypeAlias = Mapping[Hashable, Place[tuple[KeptSets, ...]]]
+KeptPlaces: TypeAlias = Mapping[Hashable, CacheEntry[tuple[KeptSets, ...]]]
 """Model -> where its kept sets may be, from an earlier merge, or are kept."""
 
 

@@ -91,7 +91,7 @@ class Facts:
     license: str | None
 
 
-def completed(text: str, facts: Facts) -> str:
+def complete_card(text: str, facts: Facts) -> str:
     """A card's text with the facts filled in, whether it was completed before or not."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 

@@ -16,7 +16,7 @@ from dppa_mergekit import method_table
 from dppa_mergekit.checks.check import check_folder
 from dppa_mergekit.checks.merged_folder import RECIPE
 from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
-from dppa_mergekit.publishing.model_card import Facts, Measurements, completed
+from dppa_mergekit.publishing.model_card import Facts, Measurements, complete_card
 from dppa_mergekit.publishing.past_evaluations import measured_last
 from dppa_mergekit.publishing.public_names import (
     anonymous,
@@ -109,7 +109,7 @@ class Publishing:
         facts = self._facts(recipe, names, licence)
         path = self.folder / CARD
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        written = anonymous(completed(anonymous(text, names), facts), names)
+        written = anonymous(complete_card(anonymous(text, names), facts), names)
         path.write_text(written, encoding="utf-8")
         return sorted(self._files())
 
@@ -189,7 +189,7 @@ class Publishing:
             self.repository.rsplit("/", 1)[-1],
             is_dppa,
             [name for name in public.values() if "/" in name],
-            {public[model]: recipe.parameters(model) for model in recipe.tuned()},
+            {public[model]: recipe.parameters(model) for model in recipe.fine_tuned()},
             self._found(),
             self._picture(recipe) if is_dppa else None,
             self._measured(),
@@ -277,7 +277,7 @@ def _check_login() -> None:
 def _public(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
     """Model that is merged -> what it is called in public; the base is the first."""
     base = recipe.content.get("base_model")
-    models = [*([] if base is None else [str(base)]), *recipe.tuned()]
+    models = [*([] if base is None else [str(base)]), *recipe.fine_tuned()]
     return {model: names.get(model, model) for model in models}
 
 

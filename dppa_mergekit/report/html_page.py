@@ -123,7 +123,7 @@ BROAD = 1.6
 """From so many times its height on, a picture is of several panels."""
 
 
-def rendered(page: Page) -> str:
+def render(page: Page) -> str:
     """The HTML."""
     from jinja2 import Environment
     from markdown_it import MarkdownIt

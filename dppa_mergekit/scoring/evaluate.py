@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoint_files import of_folder
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
-from dppa_mergekit.live.amplified_model import load_model, merged
-from dppa_mergekit.live.source_model import Placement, Unmerged, fingerprint
+from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
+from dppa_mergekit.live.source_model import Placement, SourceModel, fingerprint
 from dppa_mergekit.recipes import Recipe, identity
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness
@@ -96,7 +96,7 @@ class Evaluating:
         if not self._domains:
             raise DppaError("The tasks file has no domains, and ratios need some.")
         for model in [*self.models, *(each.model for each in self.tasks.domains.values())]:
-            _refuse_broken(Unmerged(model, self.placement).folder(), model)
+            _refuse_broken(SourceModel(model, self.placement).folder(), model)
 
     def _check_templates(self) -> None:
         """Refuse models without a chat template, through which prompts are to go."""
@@ -111,7 +111,7 @@ class Evaluating:
         for model, spelled in whose.items():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(
-                    Unmerged(model, self.placement).folder(),
+                    SourceModel(model, self.placement).folder(),
                     trust_remote_code=self.placement.trust_remote_code,
                 )
             # Whatever transformers raises for what it does not know or cannot read.
@@ -203,11 +203,11 @@ class Evaluating:
             # Weights that only transformers finds are those of no merge.
             with suppress(CheckpointError):
                 states[model] = fingerprint(Path(model), dated=False)
-        return Unmerged(model, self.placement).load()
+        return SourceModel(model, self.placement).load()
 
     def _merged(self, harness: Harness, recipe: Recipe, tasks: Sequence[str]) -> Scores:
         where = self.placement
-        with merged(recipe, self.workspace, None, where.trust_remote_code) as folder:
+        with merge_into_folder(recipe, self.workspace, None, where.trust_remote_code) as folder:
             live = load_model(folder, where.device, where.dtype, where.trust_remote_code)
         return self._scored(harness, live, tasks)
 

@@ -19,7 +19,7 @@ from dppa_mergekit.recipes import Setting
 from dppa_mergekit.scoring.ratios import DomainObjective, Estimate, Items, Objective, Score, Scores
 from dppa_mergekit.scoring.tasks import check_dense
 from dppa_mergekit.search.factor_trials import Bench, Proposal
-from dppa_mergekit.search.racing import ONE, BudgetError, Candidate, Contest, choosing_folds, dealt
+from dppa_mergekit.search.racing import ONE, BudgetError, Candidate, Contest, choosing_folds, deal
 from dppa_mergekit.search.strategies import STRATEGIES, Space
 from dppa_mergekit.storage.journal import Entry, Journal
 
@@ -72,7 +72,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class SearchResult:
     """What a search found for one domain, or for a merge.
 
     Attributes:
@@ -142,7 +142,7 @@ class CandidateSearch:
     batch: int = 1
     seconds: float = field(default=0.0, init=False)
 
-    def run(self) -> Tuned:
+    def run(self) -> SearchResult:
         """Search, confirm, and say what was found.
 
         Raises:
@@ -208,7 +208,7 @@ class CandidateSearch:
                 contest.estimate(space.start, contest.confirming),
                 contest.estimate(best, contest.confirming),
             )
-        return Tuned(
+        return SearchResult(
             self.domain,
             self.model,
             factors(best),
@@ -242,7 +242,7 @@ class CandidateSearch:
 
     def _folds(self) -> list[Items]:
         if self.items and all(self.items.values()):
-            return list(dealt(self.items, self.options.seed, self.batch))
+            return list(deal(self.items, self.options.seed, self.batch))
         return [dict.fromkeys(self.items, ())]
 
     def _contest(
@@ -297,7 +297,7 @@ class CandidateSearch:
             choosing = choosing_folds(len(folds))
             items = {task: [x for fold in choosing for x in folds[fold][task]] for task in folds[0]}
             options = self.options
-            found = self.bench.distilled(items, options.low, options.high, options.seed)
+            found = self.bench.distill(items, options.low, options.high, options.seed)
             entry = {
                 "domain": self.domain,
                 "candidate": PROPOSAL,

@@ -15,7 +15,7 @@ from dppa_mergekit.adamerging.teacher import batches, divergence
 
 if TYPE_CHECKING:
     from dppa_mergekit.adamerging.teacher import Lessons
-    from dppa_mergekit.live.amplified_model import ResidentModel
+    from dppa_mergekit.live.amplified_model import AmplifiedModel
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Descent:
     seed: int = 0
 
 
-def distilled(
-    resident: ResidentModel,
+def distill(
+    resident: AmplifiedModel,
     lessons: Lessons,
     low: float,
     high: float,

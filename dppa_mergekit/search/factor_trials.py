@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
 from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
-from dppa_mergekit.adamerging.tokenization import shortened
+from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.combination.combination import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.amplified_model import ResidentModel, merged
-from dppa_mergekit.live.source_model import AS_STORED, Placement, Unmerged
+from dppa_mergekit.live.amplified_model import AmplifiedModel, merge_into_folder
+from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
-from dppa_mergekit.search.distillation import Descent, distilled
+from dppa_mergekit.search.distillation import Descent, distill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ class Bench(Protocol):
         """The scores of several trials, in order, one by one as they come."""
         ...
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one, within a range."""
         ...
 
@@ -120,15 +120,15 @@ class LiveBench(OneByOne):
     lessons: Path | None = None
     batch_size: int = 16
     per_block: bool = False
-    _resident: ResidentModel | None = field(default=None, init=False)
+    _resident: AmplifiedModel | None = field(default=None, init=False)
 
     def dense(self, items: Items) -> Scores:
         """The scores of the fine-tuned model as it is."""
         return self.scorer.score(*self._unmerged.load(), items)
 
     @property
-    def _unmerged(self) -> Unmerged:
-        return Unmerged(self.model, self.placement)
+    def _unmerged(self) -> SourceModel:
+        return SourceModel(self.model, self.placement)
 
     def parameters(self) -> list[str]:
         """The factors that the pruned model has."""
@@ -142,7 +142,7 @@ class LiveBench(OneByOne):
         resident.set_factors(of_rates, None if dense is None else at_layer(dense, 0, 1))
         return self.scorer.score(resident.model, resident.tokenizer, items)
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one."""
         lessons = lessons_of(
             self._unmerged,
@@ -157,7 +157,7 @@ class LiveBench(OneByOne):
                 "Factors for each block need all blocks in one stack; an encoder beside a decoder "
                 "are two."
             )
-        found = distilled(resident, lessons, low, high, Descent(seed=seed), self.per_block)
+        found = distill(resident, lessons, low, high, Descent(seed=seed), self.per_block)
         dense = {DENSE: [1.0]} if self.tune_dense else {}
         return {f"amplify_{rate}": factors for rate, factors in found.items()} | dense
 
@@ -169,11 +169,11 @@ class LiveBench(OneByOne):
             if self.prompts is None
             else [tokenizer(text)["input_ids"] for text in self.prompts]
         )
-        return shortened(self.model, tokens, model, ANSWER_TOKENS)
+        return shorten(self.model, tokens, model, ANSWER_TOKENS)
 
-    def _loaded(self) -> ResidentModel:
+    def _loaded(self) -> AmplifiedModel:
         if self._resident is None:
-            self._resident = ResidentModel.load(
+            self._resident = AmplifiedModel.load(
                 self.recipe,
                 self.workspace,
                 self.placement.device,
@@ -208,24 +208,26 @@ class FolderBench(OneByOne):
     def dense(self, items: Items) -> Scores:
         """The scores of the fine-tuned model as it is."""
         return self.command.run(
-            Unmerged(self.model, Placement(trust_remote_code=self.trust_remote_code)).folder(),
+            SourceModel(self.model, Placement(trust_remote_code=self.trust_remote_code)).folder(),
             items,
         )
 
     def parameters(self) -> list[str]:
         """The factors that the pruned model has."""
         if not self._rates:
-            with merged(self.recipe, self.workspace, self._listen, self.trust_remote_code):
+            with merge_into_folder(
+                self.recipe, self.workspace, self._listen, self.trust_remote_code
+            ):
                 pass
         return _named(sorted(self._rates, reverse=True), self.tune_dense)
 
     def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the pruned model with factors."""
         recipe = self.recipe.with_parameters(self.model, factors)
-        with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
+        with merge_into_folder(recipe, self.workspace, None, self.trust_remote_code) as folder:
             return self.command.run(folder, items)
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """Not possible: the teacher must see inside the model."""
         raise DppaError("Strategy distill needs the model in memory; a score command has folders.")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dppa_mergekit.recipes import at_layer
 from dppa_mergekit.report.plot_style import PANEL, color_of
-from dppa_mergekit.search.candidate_search import Tuned
+from dppa_mergekit.search.candidate_search import SearchResult
 
 
-def draw(found: Sequence[Tuned], path: Path) -> None:
+def draw(found: Sequence[SearchResult], path: Path) -> None:
     """Write a PNG: of every factor that was varied, the other factors being those found."""
     from matplotlib.figure import Figure
 

@@ -36,7 +36,7 @@ class BudgetError(Exception):
     """No further candidate may be scored."""
 
 
-def dealt(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, list[int]]]:
+def deal(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, list[int]]]:
     """Folds of the items of several tasks: task -> indices, each item in one fold.
 
     Args:

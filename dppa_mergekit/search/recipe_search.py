@@ -29,7 +29,7 @@ from dppa_mergekit.search.candidate_search import (
     MERGE,
     CandidateSearch,
     Options,
-    Tuned,
+    SearchResult,
 )
 from dppa_mergekit.search.factor_trials import (
     Bench,
@@ -46,8 +46,8 @@ from dppa_mergekit.search.weight_trials import (
     MergeBench,
     weights_of,
 )
-from dppa_mergekit.search.workers import Cluster, bench_of, connected
-from dppa_mergekit.storage.journal import Journal, opened
+from dppa_mergekit.search.workers import Cluster, connect, distribute
+from dppa_mergekit.storage.journal import Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
 from dppa_mergekit.storage.run_record import write_record
 from dppa_mergekit.version import __version__
@@ -105,7 +105,7 @@ class Search:
     merge: WholeMerge | None = None
     cluster: Cluster | None = None
 
-    def run(self) -> list[Tuned]:
+    def run(self) -> list[SearchResult]:
         """Search, and write the tuned recipe, a summary and a record of the run.
 
         Raises:
@@ -124,8 +124,8 @@ class Search:
         best: dict[str, Mapping[str, Setting]] = {}
         try:
             with (
-                opened(self.journal, self._subject()) as journal,
-                nullcontext() if self.cluster is None else connected(self.cluster, self._gpus),
+                open_journal(self.journal, self._subject()) as journal,
+                nullcontext() if self.cluster is None else connect(self.cluster, self._gpus),
             ):
                 if self.merge is None:
                     found = self._factors(harness, journal, best)
@@ -150,13 +150,13 @@ class Search:
 
     def _write(self, found: Mapping[str, Mapping[str, Setting]]) -> None:
         """Write the recipe with the factors of its models, or with the weights of the merge."""
-        tuned = self.recipe
+        recipe = self.recipe
         for model, factors in found.items():
             if self.merge is None:
-                tuned = tuned.with_parameters(model, factors)
+                recipe = recipe.with_parameters(model, factors)
             else:
-                tuned = tuned.weighted(weights_of(tuned, factors))
-        write_whole(self.output, tuned.to_yaml())
+                recipe = recipe.weighted(weights_of(recipe, factors))
+        write_whole(self.output, recipe.to_yaml())
 
     def _dev(self) -> dict[str, str]:
         """Dev task -> metric: of the domains, and of the guard where a merge is tuned."""
@@ -164,7 +164,7 @@ class Search:
 
     def _factors(
         self, harness: Harness | None, journal: Journal, best: dict[str, Mapping[str, Setting]]
-    ) -> list[Tuned]:
+    ) -> list[SearchResult]:
         names = list(self.tasks.domains)
         at_once = 1 if self.cluster is None else min(self.cluster.workers, len(names))
 
@@ -197,7 +197,7 @@ class Search:
             ) as bench:
                 search_of(name, bench).dense()
 
-        def found(name: str) -> Tuned:
+        def found(name: str) -> SearchResult:
             with self._tried_on(name, harness, at_once) as bench:
                 return search_of(name, bench).run()
 
@@ -222,7 +222,7 @@ class Search:
         harness: Harness | None,
         journal: Journal,
         best: dict[str, Mapping[str, Setting]],
-    ) -> Tuned:
+    ) -> SearchResult:
         def objective(dense: Mapping[str, float]) -> MergeObjective:
             return objective_of(self.tasks, dense, how.worst, how.guard_loss)
 
@@ -254,7 +254,7 @@ class Search:
             return
         workers = self.cluster.workers // at_once
         make, gpu = partial(self._bench_in_worker, name), self._gpus > 0
-        with bench_of(make, workers, at_once * workers, gpu) as bench:
+        with distribute(make, workers, at_once * workers, gpu) as bench:
             yield bench
 
     @property
@@ -389,7 +389,7 @@ def search_amplification(
     tune_dense: bool = False,
     prompts: Sequence[str] | None = None,
     workspace: Path | None = None,
-) -> Tuned:
+) -> SearchResult:
     """The amplification factors of one fine-tuned model, by any evaluation.
 
     Args:

@@ -87,10 +87,10 @@ def _coordinates(contest: Contest, space: Space) -> None:
     A coarse grid, and finer steps around its best.
     """
     before = contest.value(space.start)
-    current = _tuned(contest, space, space.start, range(space.size))
+    current = _tune(contest, space, space.start, range(space.size))
     while True:
         for place in range(space.size):
-            current = _tuned(contest, space, current, [place])
+            current = _tune(contest, space, current, [place])
         reached = contest.value(current)
         if reached <= before:
             break
@@ -141,7 +141,7 @@ def distill(contest: Contest, space: Space) -> None:
         contest.preferred = contest.race([space.start, centre, halfway, *inside])[0]
 
 
-def _tuned(contest: Contest, space: Space, start: Candidate, places: Sequence[int]) -> Candidate:
+def _tune(contest: Contest, space: Space, start: Candidate, places: Sequence[int]) -> Candidate:
     """The best candidate with other factors, all equal, at some places."""
 
     def at(factor: int) -> Candidate:

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from dppa_mergekit.recipes import Setting
 from dppa_mergekit.report.markdown_tables import table
-from dppa_mergekit.search.candidate_search import MERGE, Tuned
+from dppa_mergekit.search.candidate_search import MERGE, SearchResult
 from dppa_mergekit.search.weight_trials import SHARED
 
 
-def summary(found: Sequence[Tuned], strategy: str) -> str:
+def summary(found: Sequence[SearchResult], strategy: str) -> str:
     """Tables of factors and of dev Domain-Ratios, for people."""
     weights = found[0].domain == MERGE
     what = "Weights of the merge" if weights else "Amplification factors"
-    tuned = _weights(found[0]) if weights else _factors(found)
+    settings = _weights(found[0]) if weights else _factors(found)
     ratios = table(
         ["domain", "before", "tuned", "gain on items that only confirm", "candidates", "time"],
         [
@@ -37,7 +37,7 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
         ],
     )
     return (
-        f"# {what}, by search (strategy {strategy})\n\n{tuned}\n"
+        f"# {what}, by search (strategy {strategy})\n\n{settings}\n"
         f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: at factors "
         f"1 or the recipe's weights, and as tuned. The choice was made on these tasks; on "
         f"the items that only confirm, it may not be worse, so that their gain leans upwards.\n\n"
@@ -45,7 +45,7 @@ def summary(found: Sequence[Tuned], strategy: str) -> str:
     )
 
 
-def _factors(found: Sequence[Tuned]) -> str:
+def _factors(found: Sequence[SearchResult]) -> str:
     names = list(dict.fromkeys(name for each in found for name in each.factors))
     rows = [
         [
@@ -58,7 +58,7 @@ def _factors(found: Sequence[Tuned]) -> str:
     return table(["domain", "model", *names], rows, names=2)
 
 
-def _weights(found: Tuned) -> str:
+def _weights(found: SearchResult) -> str:
     rows = [
         ["every model" if name == SHARED else name, written(weight)]
         for name, weight in found.factors.items()

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.amplified_model import merged
-from dppa_mergekit.live.source_model import Placement, Unmerged
-from dppa_mergekit.live.weighted_merge import ResidentMerge
+from dppa_mergekit.live.amplified_model import merge_into_folder
+from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.scoring.merge_objective import Experts, score_experts
 from dppa_mergekit.scoring.ratios import Items, Scores
@@ -27,9 +27,9 @@ class _OfMerge(OneByOne):
 
     def parameters(self) -> list[str]:
         """What has a weight."""
-        return [SHARED] if self.shared else self.recipe.tuned()
+        return [SHARED] if self.shared else self.recipe.fine_tuned()
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """Not possible: a merge has no one teacher."""
         raise DppaError("Strategy distill is for factors; weights are tuned in one way only.")
 
@@ -53,13 +53,13 @@ class MergeBench(_OfMerge):
     workspace: Path
     placement: Placement
     shared: bool = False
-    _resident: ResidentMerge | None = field(default=None, init=False)
+    _resident: WeightedMerge | None = field(default=None, init=False)
 
     def dense(self, items: Items) -> Scores:
         """The scores of the unmerged models, each on its own tasks."""
 
         def score(model: str, own: Items) -> Scores:
-            return self.scorer.score(*Unmerged(model, self.placement).load(), own)
+            return self.scorer.score(*SourceModel(model, self.placement).load(), own)
 
         return score_experts(self.experts, items, score)
 
@@ -67,7 +67,7 @@ class MergeBench(_OfMerge):
         """The scores of the merge with weights."""
         if self._resident is None:
             where = self.placement
-            self._resident = ResidentMerge.load(
+            self._resident = WeightedMerge.load(
                 self.recipe, self.workspace, where.device, where.dtype, where.trust_remote_code
             )
         self._resident.set_weights(weights_of(self.recipe, factors))
@@ -100,17 +100,17 @@ class FolderMergeBench(_OfMerge):
         return score_experts(
             self.experts,
             items,
-            lambda model, own: self.command.run(Unmerged(model, where).folder(), own),
+            lambda model, own: self.command.run(SourceModel(model, where).folder(), own),
         )
 
     def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
         """The scores of the merge with weights."""
         recipe = self.recipe.weighted(weights_of(self.recipe, factors))
-        with merged(recipe, self.workspace, None, self.trust_remote_code) as folder:
+        with merge_into_folder(recipe, self.workspace, None, self.trust_remote_code) as folder:
             return self.command.run(folder, items)
 
 
 def weights_of(recipe: Recipe, found: Mapping[str, Setting]) -> dict[str, float]:
     """Fine-tuned model -> weight, where all may share one."""
     weights = {name: at_layer(weight, 0, 1) for name, weight in found.items()}
-    return dict.fromkeys(recipe.tuned(), weights[SHARED]) if SHARED in weights else weights
+    return dict.fromkeys(recipe.fine_tuned(), weights[SHARED]) if SHARED in weights else weights

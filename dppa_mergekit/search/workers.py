@@ -64,9 +64,9 @@ class Worker:
         """See `Bench`."""
         return self._bench.score(*trial)
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """See `Bench`."""
-        return self._bench.distilled(items, low, high, seed)
+        return self._bench.distill(items, low, high, seed)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ class WorkersBench:
                 raise _ended(error) from error
             yield scores
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one."""
-        found: Proposal = _got(lambda: self.workers[0].distilled.remote(items, low, high, seed))
+        found: Proposal = _got(lambda: self.workers[0].distill.remote(items, low, high, seed))
         return found
 
 
 @contextmanager
-def connected(cluster: Cluster, gpus: int = 0) -> Iterator[None]:
+def connect(cluster: Cluster, gpus: int = 0) -> Iterator[None]:
     """While open, workers can be started.
 
     Args:
@@ -161,7 +161,7 @@ def _refuse_silent(address: str | None) -> None:
 
 
 @contextmanager
-def bench_of(
+def distribute(
     make: Callable[[], Bench], workers: int, of_all: int, gpu: bool
 ) -> Iterator[WorkersBench]:
     """The bench of some workers, which end with it.

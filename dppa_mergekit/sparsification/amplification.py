@@ -22,7 +22,7 @@ from dppa_mergekit.deltas.kernel import Amplified, passes_over, randoms
 from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.deltas.threads import share
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, checked
+from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, check_number
 from dppa_mergekit.sparsification.selection import Request, select
 
 
@@ -211,7 +211,7 @@ class PartitionAmplification:
                 raise ParameterError(
                     f"There is no {rate} partition; allowed are {', '.join(map(str, RATES))}."
                 )
-            checked(AMPLIFICATIONS[RATES.index(rate)], factor)
+            check_number(AMPLIFICATIONS[RATES.index(rate)], factor)
         if self.selection not in ("magnitude", "random"):
             raise ParameterError(
                 f"selection is {self.selection!r}; allowed is magnitude or random."
@@ -221,7 +221,7 @@ class PartitionAmplification:
         self, density: float, allocate: Callable[[float], int], apart: bool = False
     ) -> dict[int, int]:
         """The kept counts that `sparsify` needs for a linear; see `nested_counts`."""
-        return nested_counts(checked(DENSITY, density), self.factors, allocate, apart)
+        return nested_counts(check_number(DENSITY, density), self.factors, allocate, apart)
 
     def pruning(
         self,
@@ -275,7 +275,9 @@ class PartitionAmplification:
             ParameterError: The delta is not finite, or the counts are not possible.
         """
         flat = Delta(delta.detach().reshape(-1))
-        if not all(torch.isfinite(flat.tuned[start:stop]).all() for start, stop in flat.chunks()):
+        if not all(
+            torch.isfinite(flat.fine_tuned[start:stop]).all() for start, stop in flat.chunks()
+        ):
             raise ParameterError("The delta holds NaN or infinity; allowed are finite numbers.")
         (pruned,) = prune([self.pruning(flat, kept_counts, key)])
         result = torch.zeros(flat.numel, dtype=flat.dtype, device=flat.device)

@@ -29,7 +29,7 @@ OFF = ("0", "off")
 Content = TypeVar("Content")
 
 
-def folder() -> Path | None:
+def cache_folder() -> Path | None:
     """Where the files lie; None if the cache is switched off."""
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() in OFF:
@@ -38,7 +38,7 @@ def folder() -> Path | None:
 
 
 @dataclass(frozen=True)
-class Place(Generic[Content]):
+class CacheEntry(Generic[Content]):
     """Where something about one model is kept.
 
     Attributes:
@@ -96,9 +96,9 @@ class Place(Generic[Content]):
             )
 
 
-def place_of(
+def cache_entry(
     where: Path, model: str, what: str, adapter: TypeAdapter[Content], depends: object
-) -> Place[Content]:
+) -> CacheEntry[Content]:
     """Where something about a model is kept.
 
     Args:
@@ -111,7 +111,7 @@ def place_of(
     found_by = [__version__, *(version(name) for name in ("mergekit", "transformers"))]
     content = json.dumps([found_by, what, depends], sort_keys=True)
     name = f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
-    return Place(where / name, model, what, adapter)
+    return CacheEntry(where / name, model, what, adapter)
 
 
 def _checksum(content: str) -> str:

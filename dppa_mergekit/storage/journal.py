@@ -52,7 +52,7 @@ class Journal:
 
 
 @contextmanager
-def opened(path: Path, subject: Mapping[str, object]) -> Iterator[Journal]:
+def open_journal(path: Path, subject: Mapping[str, object]) -> Iterator[Journal]:
     """The journal in a file, new or gone on with, locked against other runs.
 
     Args:

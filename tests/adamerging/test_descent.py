@@ -15,15 +15,15 @@ from checkpoints import recipe, save_family, tensors_of, tokenizer
 from conftest import Merge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dppa_mergekit.adamerging.descent import Descent, LossError, learned, result
+from dppa_mergekit.adamerging.descent import Descent, LossError, learn, result
 from dppa_mergekit.adamerging.losses import Completion, DomainLoss, Entropy, Teaching
 from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.adamerging.recipe_learning import learn_weights
 from dppa_mergekit.adamerging.states import Evaluation, Learned, State, warnings_of, within
-from dppa_mergekit.adamerging.teacher import taught
+from dppa_mergekit.adamerging.teacher import teach
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.source_model import AS_STORED, Unmerged
-from dppa_mergekit.live.weighted_merge import ResidentMerge
+from dppa_mergekit.live.source_model import AS_STORED, SourceModel
+from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
@@ -115,7 +115,7 @@ class Forgotten:
 
 def losses(folder: Path) -> dict[str, DomainLoss]:
     """One of each objective."""
-    teacher = taught(*Unmerged(str(folder / "math")).load(), PROMPTS, 3)
+    teacher = teach(*SourceModel(str(folder / "math")).load(), PROMPTS, 3)
     examples = [[*prompt, 40, 41, 42][: 3 + len(prompt)] for prompt in PROMPTS]
     return {
         "entropy": Entropy(PROMPTS),
@@ -126,7 +126,7 @@ def losses(folder: Path) -> dict[str, DomainLoss]:
 
 def merge_of(
     folder: Path, workspace: Path, method: str = "dppa", **changes: object
-) -> ResidentMerge:
+) -> WeightedMerge:
     return load_merge(Recipe(recipe(folder, method, OF_MODELS, **changes)), workspace, AS_STORED)
 
 
@@ -189,7 +189,7 @@ def test_gradients_are_autograds(
     loss.of(Functional(), places).backward()  # type: ignore[arg-type]
     weights = {
         model: dict(zip(blocks, row, strict=True))
-        for model, row in zip(merge.recipe.tuned(), point.tolist(), strict=True)
+        for model, row in zip(merge.recipe.fine_tuned(), point.tolist(), strict=True)
     }
     merge.set_weights(weights)
     with merge.weight_gradients(weights) as found, torch.enable_grad():
@@ -206,7 +206,7 @@ def test_gradients_are_autograds(
 
 def test_losses_by_hand(tmp_path: Path) -> None:
     family = save_family(tmp_path, dtype=torch.float64)
-    model, _ = Unmerged(str(family / "math")).load()
+    model, _ = SourceModel(str(family / "math")).load()
     found = losses(family)
     places = torch.tensor([2, 1, 4])
     entropies, crossed = [], []
@@ -249,7 +249,7 @@ def test_mergekit_builds_what_was_learned(
     begin = Recipe(recipe(family, method, models, **changes))
     resident = load_merge(begin, tmp_path, AS_STORED)
     descent = Descent(steps=3, learning_rate=0.05, batch_size=2, per_block=per_block)
-    found = learned(resident, {"a": Entropy(PROMPTS)}, descent, Forgotten())
+    found = learn(resident, {"a": Entropy(PROMPTS)}, descent, Forgotten())
     assert found.states[0].weights != found.best.weights
     written = merge(begin.weighted(found.weights).content)
     live = resident.model.state_dict()
@@ -330,7 +330,7 @@ def test_a_run_that_goes_on_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
 
     def run(kept: Kept) -> Learned:
         domains = {"math": losses(family)["distill"], "law": Entropy(PROMPTS[:3])}
-        return learned(merge_of(family, tmp_path), domains, descent, kept)
+        return learn(merge_of(family, tmp_path), domains, descent, kept)
 
     whole = Kept()
     expected = run(whole)
@@ -359,14 +359,14 @@ def test_the_best_state_is_the_result(tmp_path: Path) -> None:
     merge = merge_of(family, tmp_path)
     domains: dict[str, DomainLoss] = {"a": Entropy(PROMPTS)}
     descent = Descent(steps=20, every=2, patience=2, learning_rate=0.05, batch_size=2)
-    found = learned(merge, domains, descent, Kept(), scripted([50, 60, 70, 70, 65]))
+    found = learn(merge, domains, descent, Kept(), scripted([50, 60, 70, 70, 65]))
     # After two evaluations that brought nothing it ended, and the first of equals is the best.
     assert [state.step for state in found.states] == [0, 2, 4, 6, 8]
     assert found.best.step == 4
     live = {name: each.clone() for name, each in merge.model.state_dict().items()}
     merge.set_weights(found.weights)
     assert all(torch.equal(each, live[name]) for name, each in merge.model.state_dict().items())
-    worse = learned(merge, domains, descent, Kept(), scripted([50, 49, 48]))
+    worse = learn(merge, domains, descent, Kept(), scripted([50, 49, 48]))
     assert worse.best.step == 0
     begin = [list(of_model.values()) for of_model in merge_of(family, tmp_path).weights().values()]
     assert [list(of_model.values()) for of_model in worse.weights.values()] == begin  # type: ignore[union-attr]
@@ -377,7 +377,7 @@ def test_the_anchor_holds(tmp_path: Path) -> None:
 
     def moved(anchor: float) -> float:
         descent = Descent(steps=10, learning_rate=0.05, batch_size=4, anchor=anchor)
-        found = learned(merge_of(family, tmp_path), {"a": Entropy(PROMPTS)}, descent, Kept())
+        found = learn(merge_of(family, tmp_path), {"a": Entropy(PROMPTS)}, descent, Kept())
         first, best = (torch.tensor(each.weights) for each in (found.states[0], found.best))
         assert bool(((best >= 0) & (best <= 1)).all())
         return float((first - best).abs().mean())
@@ -403,10 +403,10 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     merge = merge_of(save_family(tmp_path), tmp_path)
     descent = Descent(steps=9, every=2, batch_size=4)
     with pytest.raises(LossError, match=r"^The loss of domain a is nan at step 0\.$"):
-        learned(merge, {"a": Broken(0)}, descent, Kept())
+        learn(merge, {"a": Broken(0)}, descent, Kept())
     kept = Kept()
     with pytest.raises(LossError, match="nan at step 5"):
-        learned(merge, {"a": Broken(5)}, descent, kept)
+        learn(merge, {"a": Broken(5)}, descent, kept)
     assert [state.step for state in kept.held] == [0, 2, 4]
     assert result(merge, kept.held).best.step == 4
     assert not any(each.requires_grad for each in merge.model.parameters())
@@ -418,7 +418,7 @@ def test_fewer_steps_than_before_give_an_earlier_state(tmp_path: Path) -> None:
 
     def run(steps: int, kept: Kept) -> Learned:
         descent = Descent(steps=steps, learning_rate=0.05, batch_size=4, every=4)
-        return learned(merge_of(family, tmp_path), domains, descent, kept)
+        return learn(merge_of(family, tmp_path), domains, descent, kept)
 
     kept = Kept()
     run(8, kept)
@@ -442,7 +442,7 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
             seen.append(any(module.training for module in modules))
             return Evaluation(0.0, Estimate(0.0), {})
 
-        states = learned(
+        states = learn(
             merge,
             {"a": Entropy(PROMPTS)},
             descent,
@@ -497,7 +497,7 @@ def test_in_python(objective: str, tmp_path: Path) -> None:
 
     descent = Descent(steps=4, every=2, batch_size=2)
     found = learn_weights(whole, prompts, objective, descent, score=score)
-    assert list(found.weights) == whole.tuned()
+    assert list(found.weights) == whole.fine_tuned()
     assert found.best.step == 0
     assert len(calls) == 3
     again = learn_weights(whole, prompts, objective, descent)

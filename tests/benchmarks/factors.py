@@ -26,7 +26,7 @@ from random_models import Family, ensured
 from tables import markdown
 from transformers import AutoModelForCausalLM
 
-from dppa_mergekit.live.amplified_model import ResidentModel
+from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.recipes import Recipe
 
 PAGE = 4096
@@ -68,7 +68,7 @@ def recipe(family: Family) -> Recipe:
 def main(folder: Path, size: str, rounds: int) -> None:
     """Measure with a model of the checkpoints below FOLDER, which are written if need be."""
     family = ensured(Family(folder, size, 1))
-    resident = ResidentModel.load(recipe(family), folder)
+    resident = AmplifiedModel.load(recipe(family), folder)
     own = sum(each.nbytes for each in resident.model.parameters())
     saved = folder / "saved"
 

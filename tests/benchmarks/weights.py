@@ -26,7 +26,7 @@ from random_models import Family, ensured
 from tables import gigabytes, markdown
 
 from dppa_mergekit.adamerging.losses import Entropy
-from dppa_mergekit.live.weighted_merge import ResidentMerge
+from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.tensor_names import block_of
 
@@ -63,7 +63,7 @@ def peak_during(work: Callable[[], object]) -> int:
     return max(found)
 
 
-def load(family: Family) -> ResidentMerge:
+def load(family: Family) -> WeightedMerge:
     """The live merge."""
     models = [
         {
@@ -75,10 +75,10 @@ def load(family: Family) -> ResidentMerge:
     ]
     base = str((family.path / "base").resolve())
     recipe = Recipe({"merge_method": "dppa", "base_model": base, "models": models})
-    return ResidentMerge.load(recipe, family.path)
+    return WeightedMerge.load(recipe, family.path)
 
 
-def by_hooks(merge: ResidentMerge) -> Callable[[], object]:
+def by_hooks(merge: WeightedMerge) -> Callable[[], object]:
     """A step as `adamerge` makes it."""
     weights = merge.weights()
     loss = Entropy(PROMPT)
@@ -91,9 +91,9 @@ def by_hooks(merge: ResidentMerge) -> Callable[[], object]:
     return step
 
 
-def by_functional_call(merge: ResidentMerge) -> Callable[[], object]:
+def by_functional_call(merge: WeightedMerge) -> Callable[[], object]:
     """The same step by autograd through the merge."""
-    models, blocks = merge.recipe.tuned(), merge.blocks
+    models, blocks = merge.recipe.fine_tuned(), merge.blocks
     nothing = dict.fromkeys(models, 0.0)
     merge.set_weights(nothing)
     live = dict(merge.model.named_parameters())

@@ -14,7 +14,7 @@ from conftest import Merge
 from search_models import save_search, save_task
 
 from dppa_mergekit.cli.main import main
-from dppa_mergekit.live.amplified_model import ResidentModel
+from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.search.candidate_search import Options
@@ -200,7 +200,7 @@ def test_from_python(saved: Path, tmp_path: Path) -> None:
     assert tuned.factors["amplify_90"] > 1.0
     # The dense model, and every candidate once.
     assert len(seen) == tuned.evaluations + 1
-    resident = ResidentModel.load(recipe.alone(str(saved / "math")), tmp_path)
+    resident = AmplifiedModel.load(recipe.alone(str(saved / "math")), tmp_path)
     resident.set_factors({90: tuned.factors["amplify_90"], 80: tuned.factors["amplify_80"]})
     assert max(norm for norm, _ in seen[1:]) == pytest.approx(
         score(resident.model, resident.tokenizer)["norm"]

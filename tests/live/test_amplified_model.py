@@ -9,7 +9,7 @@ from checkpoints import recipe, save_family, tensors_of
 from conftest import Merge
 
 from dppa_mergekit.deltas import kernel
-from dppa_mergekit.live.amplified_model import ResidentModel, load_model, merged
+from dppa_mergekit.live.amplified_model import AmplifiedModel, load_model, merge_into_folder
 from dppa_mergekit.recipes import Recipe, Setting
 
 FACTORS: Sequence[Mapping[int, Setting]] = [
@@ -30,14 +30,14 @@ def check(
     tune_dense: bool = False,
     parameters: Mapping[str, object] | None = None,
     **changes: object,
-) -> ResidentModel:
+) -> AmplifiedModel:
     """Set one after the other, and compare every tensor with a merge by mergekit-yaml."""
     models = {
         "law": {"weight": 0.4, "density": 0.5},
         "math": {"weight": 0.7, "density": 0.2, **(parameters or {})},
     }
     alone = Recipe(recipe(folder, method, models, **changes)).alone(str(folder / "math"))
-    resident = ResidentModel.load(alone, tmp_path, dtype=live_dtype, tune_dense=tune_dense)
+    resident = AmplifiedModel.load(alone, tmp_path, dtype=live_dtype, tune_dense=tune_dense)
     # The first once more at the end: nothing has drifted.
     for turn, of_turn in enumerate([*factors, factors[0]]):
         dense = 0.5 + turn if tune_dense else None
@@ -133,9 +133,9 @@ def test_a_device_with_other_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     alone = Recipe(recipe(family, "dppa", models)).alone(str(family / "math"))
     with monkeypatch.context() as on_cpu:
         on_cpu.setattr("dppa_mergekit.deltas.delta.CHUNK", 192)
-        counted = ResidentModel.load(alone, tmp_path)
+        counted = AmplifiedModel.load(alone, tmp_path)
     monkeypatch.setattr("dppa_mergekit.live.kept_elements.passes_over", lambda delta: None)
-    whole = ResidentModel.load(alone, tmp_path)
+    whole = AmplifiedModel.load(alone, tmp_path)
     for resident in (counted, whole):
         resident.set_factors({90: 2.1, 80: 1.4})
     expected = whole.model.state_dict()
@@ -154,7 +154,7 @@ def test_random_methods_draw_what_seed_0_of_mergekit_draws(tmp_path: Path, merge
     expected = merge(content, "--random-seed", "0")
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    with merged(Recipe(content), tmp_path) as folder:
+    with merge_into_folder(Recipe(content), tmp_path) as folder:
         found = tensors_of(folder)
     assert torch.equal(torch.get_rng_state(), state)
     assert found.keys() == expected.keys()

@@ -9,7 +9,7 @@ from checkpoints import save_family
 from safetensors.torch import load_file, save_file
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Unmerged
+from dppa_mergekit.live.source_model import SourceModel
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_how_a_model_reads_and_answers_is_a_part_of_it(
     file: str, content: object, tmp_path: Path
 ) -> None:
     family = save_family(tmp_path)
-    model = Unmerged(str(family / "math"))
+    model = SourceModel(str(family / "math"))
     (family / "math" / "tokenizer").mkdir()
     before = model.fingerprint()
     assert model.fingerprint() == before
@@ -36,7 +36,7 @@ def test_how_a_model_reads_and_answers_is_a_part_of_it(
 
 def test_another_value_in_any_tensor_is_another_model(tmp_path: Path) -> None:
     folder = save_family(tmp_path, num_hidden_layers=4) / "math"
-    path, model = folder / "model.safetensors", Unmerged(str(folder))
+    path, model = folder / "model.safetensors", SourceModel(str(folder))
     tensors, status = load_file(path), path.stat()
     seen = {model.fingerprint()}
     for name, tensor in tensors.items():
@@ -49,4 +49,4 @@ def test_another_value_in_any_tensor_is_another_model(tmp_path: Path) -> None:
 
 def test_a_lora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DppaError, match="math\\+lora has a LoRA, which only a merge takes"):
-        Unmerged(f"{tmp_path}/math+lora").load()
+        SourceModel(f"{tmp_path}/math+lora").load()

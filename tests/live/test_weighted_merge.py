@@ -11,8 +11,8 @@ from checkpoints import recipe, save_family
 from conftest import Merge
 
 from dppa_mergekit.live import weighted_merge
-from dppa_mergekit.live.amplified_model import merged
-from dppa_mergekit.live.weighted_merge import ResidentMerge
+from dppa_mergekit.live.amplified_model import merge_into_folder
+from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes import Recipe
 
 WEIGHTS = [(0.6, 0.5), (1.1, 0.0), (-0.3, 0.2)]
@@ -29,10 +29,10 @@ def check(
 ) -> None:
     models = {"math": {"weight": 0.4, **of_models}, "law": {"weight": 0.3, **of_models}}
     whole = Recipe(recipe(folder, method, models, **changes))
-    resident = ResidentMerge.load(whole, tmp_path)
+    resident = WeightedMerge.load(whole, tmp_path)
     # The first once more at the end: nothing has drifted.
     for weights in (*WEIGHTS, WEIGHTS[0]):
-        named = dict(zip(whole.tuned(), weights, strict=True))
+        named = dict(zip(whole.fine_tuned(), weights, strict=True))
         resident.set_weights(named)
         written = merge(whole.weighted(named).content, *options)
         live = resident.model.state_dict()
@@ -80,11 +80,11 @@ def test_mergekit_merges_once_for_the_same_weights(
 
     def counted(given: Recipe, *more: Any) -> AbstractContextManager[Path]:
         merges.append(given.weights())
-        return merged(given, *more)
+        return merge_into_folder(given, *more)
 
     monkeypatch.setattr(weighted_merge, "merged", counted)
-    resident = ResidentMerge.load(whole, tmp_path)
-    first, second = whole.weights(), dict.fromkeys(whole.tuned(), 0.7)
+    resident = WeightedMerge.load(whole, tmp_path)
+    first, second = whole.weights(), dict.fromkeys(whole.fine_tuned(), 0.7)
     for weights in (first, second, second, first):
         resident.set_weights(weights)
     assert merges == [first, second, first]

@@ -8,7 +8,7 @@ from checkpoints import recipe, save_family, write_recipe
 from click.testing import CliRunner
 
 from dppa_mergekit.cli.main import main
-from dppa_mergekit.report.html_page import Page, Picture, rendered
+from dppa_mergekit.report.html_page import Page, Picture, render
 
 VOID = {"meta", "img", "br", "hr"}
 
@@ -58,7 +58,7 @@ def test_a_page_is_whole_and_escaped(tmp_path: Path) -> None:
         ["mergekit-dppa", "a b"],
         {"recipe.yml": "x: <y>\n"},
     )
-    found = outline(rendered(page))
+    found = outline(render(page))
     assert found.tags.count("img") == 1
     assert found.tags.count("h1") == 1
     assert "Title again" not in found.text

@@ -10,13 +10,13 @@ from landscape import Landscape, hill
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.scoring.ratios import DomainObjective, Items, MergeObjective, Score, Scores
 from dppa_mergekit.scoring.tasks import TasksError
-from dppa_mergekit.search.candidate_search import CandidateSearch, Options, Tuned
+from dppa_mergekit.search.candidate_search import CandidateSearch, Options, SearchResult
 from dppa_mergekit.search.factor_trials import Proposal
-from dppa_mergekit.search.racing import Contest, dealt
+from dppa_mergekit.search.racing import Contest, deal
 from dppa_mergekit.search.strategies import Space, _tuned
 
 
-def run(bench: Landscape, **options: object) -> Tuned:
+def run(bench: Landscape, **options: object) -> SearchResult:
     items = {"a": len(bench.thresholds)}
     return CandidateSearch("math", "./math", items, bench, Options(**options)).run()
 
@@ -43,7 +43,7 @@ def test_joint_finds_what_the_climb_misses() -> None:
 WEIGHTS = ("math", "finance", "law")
 
 
-def weighed(bench: Landscape, start: Sequence[float], evaluations: int) -> Tuned:
+def weighed(bench: Landscape, start: Sequence[float], evaluations: int) -> SearchResult:
     items = {"a": len(bench.thresholds)}
     options = Options(strategy="weights", low=0.0, high=1.5, max_evaluations=evaluations)
     return CandidateSearch("all", "", items, bench, options, weights=start).run()
@@ -195,7 +195,7 @@ def test_factors_for_each_block_stay_in_their_range() -> None:
             self.tried += [value for values in factors.values() for value in values]
             return super().score({name: sum(each) for name, each in factors.items()}, items)
 
-        def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+        def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
             return {name: [low, 0.6, high] for name in self.names}
 
     bench = Blocks(lambda a, b: 0.9 - (a + b) / 20)
@@ -206,20 +206,20 @@ def test_factors_for_each_block_stay_in_their_range() -> None:
 
 
 def test_items_are_dealt_out_once() -> None:
-    folds = dealt({"a": 250, "b": 61}, seed=3)
+    folds = deal({"a": 250, "b": 61}, seed=3)
     assert len(folds) == 6
     for task, number in (("a", 250), ("b", 61)):
         assert sorted(item for fold in folds for item in fold[task]) == list(range(number))
-    assert len(dealt({"a": 250, "b": 5}, seed=3)) == 1
+    assert len(deal({"a": 250, "b": 5}, seed=3)) == 1
     # A fold fills a batch, unless too few were left to choose and to confirm.
-    assert len(dealt({"a": 250, "b": 61}, seed=3, batch=64)) == 4
-    assert len(dealt({"a": 50, "b": 50}, seed=3, batch=64)) == 3
-    assert len(dealt({"a": 50, "b": 10}, seed=3, batch=64)) == 1
+    assert len(deal({"a": 250, "b": 61}, seed=3, batch=64)) == 4
+    assert len(deal({"a": 50, "b": 50}, seed=3, batch=64)) == 3
+    assert len(deal({"a": 50, "b": 10}, seed=3, batch=64)) == 1
 
 
 def test_one_item_of_a_guard_gives_nothing_up() -> None:
     items = {"a": 96, "g": 96}
-    folds = dealt(items, seed=0)
+    folds = deal(items, seed=0)
     unlucky = folds[0]["g"][:1]
     rates = {(50,): (0.3, []), (90,): (0.6, unlucky), (120,): (0.9, range(12))}
 

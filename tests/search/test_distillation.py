@@ -14,9 +14,9 @@ from dppa_mergekit.adamerging.teacher import (
     Lessons,
     batches,
     divergence,
-    taught,
+    teach,
 )
-from dppa_mergekit.live.amplified_model import ResidentModel
+from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.recipes import Recipe
 
 PROMPTS = [[5, 6, 7], [9], [13, 12, 11, 10, 9], [6, 6]]
@@ -27,17 +27,17 @@ def family(tmp_path: Path) -> Path:
     return save_family(tmp_path, dtype=torch.float64, num_hidden_layers=2)
 
 
-def resident_of(folder: Path, method: str = "dppa") -> ResidentModel:
+def resident_of(folder: Path, method: str = "dppa") -> AmplifiedModel:
     models = {"math": {"weight": 0.6, "density": 0.3}}
     alone = Recipe(recipe(folder, method, models)).alone(str(folder / "math"))
-    return ResidentModel.load(alone, folder)
+    return AmplifiedModel.load(alone, folder)
 
 
 @pytest.mark.parametrize("method", ["dppa", "dare_dpa"])
 def test_gradients_in_factors_are_autograds(family: Path, method: str) -> None:
     resident = resident_of(family, method)
     point = {90: [1.3, 0.9], 80: [0.8, 1.2], 70: [1.1, 1.1]}
-    lessons = taught(resident.model, resident.tokenizer, PROMPTS, 2)
+    lessons = teach(resident.model, resident.tokenizer, PROMPTS, 2)
     weights = []
     for rate in (90, 80, 70):
         for layer in range(2):
@@ -76,7 +76,7 @@ def test_gradients_in_factors_are_autograds(family: Path, method: str) -> None:
 def test_lessons_are_the_greedy_answers(family: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(family / "math").eval()
     tokenizer = AutoTokenizer.from_pretrained(family / "math")
-    lessons = taught(model, tokenizer, PROMPTS, 3)
+    lessons = teach(model, tokenizer, PROMPTS, 3)
     for number, prompt in enumerate(PROMPTS):
         tokens = list(prompt)
         begin = len(tokens)
@@ -116,7 +116,7 @@ def test_divergence_by_hand(family: Path) -> None:
     teacher = AutoModelForCausalLM.from_pretrained(family / "math").eval()
     student = AutoModelForCausalLM.from_pretrained(family / "base").eval()
     tokenizer = AutoTokenizer.from_pretrained(family / "math")
-    lessons = taught(teacher, tokenizer, PROMPTS, 4)
+    lessons = teach(teacher, tokenizer, PROMPTS, 4)
     expected = by_hand(teacher, student, lessons)
     part = lessons.some(torch.tensor([2, 0]))
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_words_that_only_the_teacher_has_are_among_all_others(family: Path) -> N
     said = teacher.get_output_embeddings().weight.data
     said[rows:] = 0.9 * said[12:14]
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    lessons = taught(teacher, tokenizer, PROMPTS, 4)
+    lessons = teach(teacher, tokenizer, PROMPTS, 4)
     assert int(lessons.tokens.max()) == rows  # the padding
     assert int(lessons.likely.max()) >= rows
     assert max(lessons.words(rows)) < rows
@@ -146,7 +146,7 @@ def test_words_that_only_the_teacher_has_are_among_all_others(family: Path) -> N
 
 def test_lessons_are_kept_under_their_key(family: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(family / "math").eval()
-    lessons = taught(model, AutoTokenizer.from_pretrained(family / "math"), PROMPTS[:2], 4)
+    lessons = teach(model, AutoTokenizer.from_pretrained(family / "math"), PROMPTS[:2], 4)
     path = tmp_path / "lessons.safetensors"
     assert Lessons.read(path, "a") is None
     lessons.save(path, "a")

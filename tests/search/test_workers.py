@@ -18,7 +18,7 @@ from dppa_mergekit.errors import DppaError
 from dppa_mergekit.scoring.ratios import Scores
 from dppa_mergekit.search.candidate_search import CandidateSearch, Options
 from dppa_mergekit.search.factor_trials import Items
-from dppa_mergekit.search.workers import RESTARTS, Cluster, bench_of, connected
+from dppa_mergekit.search.workers import RESTARTS, Cluster, connect, distribute
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def cluster() -> Iterator[None]:
     # Workers do not find the modules of the tests by name.
     for module in (landscape, sys.modules[__name__]):
         cloudpickle.register_pickle_by_value(module)
-    with connected(Cluster(2)):
+    with connect(Cluster(2)):
         yield
 
 
@@ -98,7 +98,7 @@ def cluster() -> Iterator[None]:
 def test_a_lost_workers_trial_is_made_again(tmp_path: Path) -> None:
     items = {"a": 400}
     alone = CandidateSearch("math", "./math", items, Landscape(hill(1.7, 1.3)), Options()).run()
-    with bench_of(lambda: Fragile(tmp_path), 2, 2, gpu=False) as bench:
+    with distribute(lambda: Fragile(tmp_path), 2, 2, gpu=False) as bench:
         shared = CandidateSearch("math", "./math", items, bench, Options()).run()
     assert list(tmp_path.iterdir())
     assert (shared.factors, shared.after) == (alone.factors, alone.after)
@@ -107,7 +107,7 @@ def test_a_lost_workers_trial_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_what_ends_a_trial_is_said_as_without_workers() -> None:
     with (
-        bench_of(lambda: Refusing(hill(1.0, 1.0)), 1, 2, gpu=False) as bench,
+        distribute(lambda: Refusing(hill(1.0, 1.0)), 1, 2, gpu=False) as bench,
         pytest.raises(DppaError, match=r"^The disk is full\.$"),
     ):
         CandidateSearch("math", "./math", {"a": 100}, bench, Options()).run()
@@ -115,5 +115,5 @@ def test_what_ends_a_trial_is_said_as_without_workers() -> None:
 
 def test_an_address_where_no_cluster_is() -> None:
     for address in ("localhost:1", "ray://[::1]:1", f"{'a' * 70}:1"):
-        with pytest.raises(DppaError, match="No Ray cluster at"), connected(Cluster(1, address)):
+        with pytest.raises(DppaError, match="No Ray cluster at"), connect(Cluster(1, address)):
             pass

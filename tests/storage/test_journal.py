@@ -12,7 +12,7 @@ import landscape
 import pytest
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.storage.journal import opened
+from dppa_mergekit.storage.journal import open_journal
 
 SCRIPT = Path(landscape.__file__)
 
@@ -55,11 +55,11 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "journal"
-    with opened(path, {"recipe": 1}) as journal:
+    with open_journal(path, {"recipe": 1}) as journal:
         journal.add({"fold": 0})
         journal.add({"fold": 1})
     path.write_bytes(path.read_bytes()[:-4])
-    with opened(path, {"recipe": 1}) as journal:
+    with open_journal(path, {"recipe": 1}) as journal:
         assert journal.entries == [{"fold": 0}]
         journal.add({"fold": 1})
     assert "incomplete and is dropped" in caplog.text
@@ -69,25 +69,25 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFi
 def test_a_header_that_was_torn(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_text('{"reci', encoding="utf-8")
-    with opened(path, {"recipe": 1}) as journal:
+    with open_journal(path, {"recipe": 1}) as journal:
         assert journal.entries == []
     assert lines(path) == [{"recipe": 1}]
 
 
 def test_a_journal_of_another_search(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    with opened(path, {"recipe": 1, "tasks": [2], "seed": 0}):
+    with open_journal(path, {"recipe": 1, "tasks": [2], "seed": 0}):
         pass
     with (
         pytest.raises(DppaError, match=r"differs in tasks, seed; delete it"),
-        opened(path, {"recipe": 1, "tasks": [3], "seed": 1}),
+        open_journal(path, {"recipe": 1, "tasks": [3], "seed": 1}),
     ):
         pass
 
 
 def test_a_second_search_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    with opened(path, {"recipe": 1}):
+    with open_journal(path, {"recipe": 1}):
         process = start(path)
         _, errors = process.communicate()
     assert process.returncode == 1
@@ -97,5 +97,5 @@ def test_a_second_search_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_text('{"recipe": 1}\nnothing\n', encoding="utf-8")
-    with pytest.raises(DppaError, match="is damaged"), opened(path, {"recipe": 1}):
+    with pytest.raises(DppaError, match="is damaged"), open_journal(path, {"recipe": 1}):
         pass

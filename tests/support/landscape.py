@@ -9,7 +9,7 @@ from random import Random
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.search.candidate_search import CandidateSearch, Options
 from dppa_mergekit.search.factor_trials import OneByOne, Proposal
-from dppa_mergekit.storage.journal import opened
+from dppa_mergekit.storage.journal import open_journal
 
 Quality = Callable[..., float]
 
@@ -53,7 +53,7 @@ class Landscape(OneByOne):
             scores[task] = Score.of(right)
         return scores
 
-    def distilled(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         return {name: [1.5] for name in self.names}
 
 
@@ -65,7 +65,7 @@ def hill(*best: float) -> Quality:
 def main(journal: Path) -> None:
     """Search a hill with a journal, slowly enough to be killed; print the result."""
     bench = Landscape(hill(1.7, 1.3), noise=0.05, seconds=0.01)
-    with opened(journal, {"recipe": "a hill"}) as held:
+    with open_journal(journal, {"recipe": "a hill"}) as held:
         items = {"a": len(bench.thresholds)}
         tuned = CandidateSearch("math", "./math", items, bench, Options(), held).run()
     print(tuned.factors, tuned.before, tuned.after, tuned.confirmed, tuned.evaluations)

@@ -46,12 +46,13 @@ class Passes:
 
     Attributes:
         compiled: The functions of the library.
-        tuned: (numel,) contiguous, on the CPU; kept here, since the passes have its address only.
+        fine_tuned: (numel,) contiguous, on the CPU; kept here, since the passes have its address
+            only.
         base: (numel,) likewise, of the same dtype.
     """
 
     compiled: ctypes.CDLL
-    tuned: torch.Tensor
+    fine_tuned: torch.Tensor
     base: torch.Tensor
 
     def sums(
@@ -168,29 +169,34 @@ class Passes:
 
     def _pass(self, name: str) -> "ctypes._NamedFuncPointer":
         found: ctypes._NamedFuncPointer = getattr(
-            self.compiled, f"{name}_{_TYPES[self.tuned.dtype]}"
+            self.compiled, f"{name}_{_TYPES[self.fine_tuned.dtype]}"
         )
         return found
 
     def _chunk(self, start: int, stop: int) -> tuple[int, int, int]:
-        offset = start * self.tuned.element_size()
-        return self.tuned.data_ptr() + offset, self.base.data_ptr() + offset, stop - start
+        offset = start * self.fine_tuned.element_size()
+        return self.fine_tuned.data_ptr() + offset, self.base.data_ptr() + offset, stop - start
 
 
 def passes_over(delta: Delta) -> Passes | None:
     """The compiled passes, if there are any for this delta."""
     library = _library()
-    tuned, base = delta.tuned, delta.base
-    if library is None or base is None or tuned.dtype != base.dtype or tuned.dtype not in _TYPES:
+    fine_tuned, base = delta.fine_tuned, delta.base
+    if (
+        library is None
+        or base is None
+        or fine_tuned.dtype != base.dtype
+        or fine_tuned.dtype not in _TYPES
+    ):
         return None
     if not all(
         each.device.type == "cpu"
         and each.is_contiguous()
         and each.data_ptr() % each.element_size() == 0
-        for each in (tuned, base)
+        for each in (fine_tuned, base)
     ):
         return None
-    return Passes(library, tuned, base)
+    return Passes(library, fine_tuned, base)
 
 
 def randoms(index: torch.Tensor, first: int, second: int) -> bool:
@@ -264,7 +270,7 @@ class CombinePass:
         self._amplified = (_Amplified * len(models))(
             *(
                 _Amplified(
-                    each.passes.tuned.data_ptr(),
+                    each.passes.fine_tuned.data_ptr(),
                     above.ctypes.data,
                     last.ctypes.data,
                     factors.ctypes.data,
@@ -333,7 +339,7 @@ class _Amplified(ctypes.Structure):
     """As in passes.c."""
 
     _fields_ = (
-        ("tuned", _POINTER),
+        ("fine_tuned", _POINTER),
         ("above", _POINTER),
         ("last", _POINTER),
         ("factor", _POINTER),
