@@ -1,74 +1,45 @@
-"""The merge methods of this package: five rows of one table."""
+"""The merge methods of this package, a row each; their names stand here and nowhere else."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dppa_mergekit.allocation import allocations
+from dppa_mergekit.combination.ties import TIES
+from dppa_mergekit.combination.weighted_sum import WEIGHTED_SUM
+from dppa_mergekit.merging.method import Method
+from dppa_mergekit.sparsification.selections import MAGNITUDE, RANDOM
 
-from dppa_mergekit import parameters as recipe
-from dppa_mergekit.allocation.density import Level
+DPPA = Method("dppa", "DPPA", allocations.DP, MAGNITUDE, WEIGHTED_SUM)
+DPPA_TIES = Method("dppa_ties", "DPPA with TIES consensus", allocations.DP, MAGNITUDE, TIES)
+DP = Method("dp", "Dynamic Pruning", allocations.DP, MAGNITUDE, WEIGHTED_SUM, amplified=False)
+OWL = Method("owl", "OWL", allocations.OWL, MAGNITUDE, WEIGHTED_SUM, amplified=False)
+DARE_DPA = Method("dare_dpa", "DARE with DPA", allocations.UNIFORM, RANDOM, WEIGHTED_SUM)
 
-
-@dataclass(frozen=True)
-class Variant:
-    """One merge method: allocation x sparsification x consensus.
-
-    Attributes:
-        name: As a recipe names it.
-        pretty_name: As a model card does.
-        levels: What the density fluctuates by; nothing for uniform allocation.
-        selection: Which elements are kept.
-        amplified: Whether partitions and dense tensors have factors.
-        consensus: TIES sign consensus.
-        significance: Default of that parameter.
-    """
-
-    name: str
-    pretty_name: str
-    levels: tuple[Level, ...]
-    selection: Literal["magnitude", "random"] = "magnitude"
-    amplified: bool = True
-    consensus: bool = False
-    significance: Literal["magnitude", "count"] = "magnitude"
-
-    @property
-    def parameters(self) -> tuple[recipe.Parameter, ...]:
-        """The parameters that the method takes."""
-        amplify = (*recipe.AMPLIFICATIONS, recipe.AMPLIFY_DENSE) if self.amplified else ()
-        fluctuate = (
-            recipe.MAX_FLUCTUATION,
-            recipe.significance(self.significance),
-            recipe.SIGNIFICANCE_MULTIPLE,
-            recipe.BLOCK_SIGNIFICANCE_MULTIPLE,
-        )
-        return (
-            recipe.WEIGHT,
-            recipe.DENSITY,
-            *amplify,
-            *(fluctuate if self.levels else ()),
-            recipe.LAMBDA,
-            recipe.normalize(self.consensus),
-            *((recipe.SEED,) if self.selection == "random" else ()),
-        )
+METHODS = (DPPA, DPPA_TIES, DP, OWL, DARE_DPA)
 
 
-VARIANTS = (
-    Variant("dppa", "DPPA", ("block", "linear")),
-    Variant("dppa_ties", "DPPA with TIES consensus", ("block", "linear"), consensus=True),
-    Variant("dp", "Dynamic Pruning", ("block", "linear"), amplified=False),
-    Variant("owl", "OWL", ("block",), amplified=False, significance="count"),
-    Variant("dare_dpa", "DARE with DPA", (), selection="random"),
-)
+def method_of(name: str) -> Method | None:
+    """The method of a name; None if this package has none of that name."""
+    return next((method for method in METHODS if method.name == name), None)
 
 
 def names() -> list[str]:
-    """Of all methods."""
-    return [variant.name for variant in VARIANTS]
+    """The names of all methods."""
+    return [method.name for method in METHODS]
 
 
 def amplified() -> list[str]:
-    """Of those that have partitions."""
-    return [variant.name for variant in VARIANTS if variant.amplified]
+    """The names of the methods that amplify partitions."""
+    return [method.name for method in METHODS if method.amplified]
 
 
 def summing() -> list[str]:
-    """Of those whose result is a weighted sum."""
-    return [variant.name for variant in VARIANTS if not variant.consensus]
+    """The names of the methods whose merge has derivatives in the weights."""
+    return [method.name for method in METHODS if method.combination.differentiable]
+
+
+def fluctuating() -> list[str]:
+    """The names of the methods whose density differs from linear to linear or block to block."""
+    return [method.name for method in METHODS if method.allocation is not allocations.UNIFORM]
+
+
+def rescaled() -> list[str]:
+    """The names of the methods that divide a delta by its density, so that factors reduce it."""
+    return [method.name for method in METHODS if method.selection.rescales]

@@ -6,7 +6,8 @@ import threading
 from mergekit import merge_methods as mergekit_methods
 
 from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
-from dppa_mergekit.method_table import VARIANTS
+from dppa_mergekit.method_table import METHODS
+from dppa_mergekit.report.progress import write_logs_around_bars
 
 LOG = logging.getLogger(__name__)
 
@@ -16,18 +17,19 @@ _REGISTRATION = threading.Lock()
 def register_methods() -> None:
     """Make the methods available by name in mergekit; safe to call again.
 
-    A name that is taken stays with who has it, with a warning.
+    A name that mergekit or another plugin has already stays theirs, with a warning.
     """
+    write_logs_around_bars()
     with _REGISTRATION:
         taken = {method.spec.name: method for method in mergekit_methods.registered_methods()}
-        for variant in VARIANTS:
-            holder = taken.get(variant.name)
+        for method in METHODS:
+            holder = taken.get(method.name)
             if holder is None:
-                mergekit_methods.register(DeltaPruningMerge(variant))
+                mergekit_methods.register(DeltaPruningMerge(method))
             elif type(holder).__module__ != DeltaPruningMerge.__module__:
                 LOG.warning(
                     "A merge method %s is registered already; dppa-mergekit leaves it as it is.",
-                    variant.name,
+                    method.name,
                 )
 
 

@@ -4,6 +4,7 @@ The merge methods build mergekit's parameter specifications from this table, the
 from it, and a test holds the README's tables against it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from numbers import Real
@@ -94,6 +95,18 @@ class Number(Parameter):
             raise self._refuse(value)
         return int(number) if self.whole else number
 
+    def of(self, values: Mapping[str, object]) -> float:
+        """The number among a tensor's parameter values.
+
+        Raises:
+            ParameterError: It is not allowed, or None.
+        """
+        return check_number(self, values[self.name])
+
+    def optional(self, values: Mapping[str, object]) -> float | None:
+        """The same, for a parameter that may be None."""
+        return self.check(values[self.name])
+
 
 def check_number(parameter: Number, value: object) -> float:
     """A number of a parameter that has no None. Raises ParameterError where it is not allowed."""
@@ -120,6 +133,10 @@ class Choice(Parameter):
             return value
         raise self._refuse(value)
 
+    def of(self, values: Mapping[str, object]) -> str:
+        """The word among a tensor's parameter values. Raises ParameterError if not allowed."""
+        return self.check(values[self.name])
+
 
 @dataclass(frozen=True)
 class Switch(Parameter):
@@ -136,6 +153,10 @@ class Switch(Parameter):
             return _BOOLEAN.validate_python(value)
         except pydantic.ValidationError:
             raise self._refuse(value) from None
+
+    def of(self, values: Mapping[str, object]) -> bool:
+        """The value among a tensor's parameter values. Raises ParameterError if not allowed."""
+        return self.check(values[self.name])
 
 
 _BOOLEAN = pydantic.TypeAdapter(bool)

@@ -12,13 +12,14 @@ the one constant that repairs what clipping breaks. The authors' code has no c a
 mean of the blocks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy
 from numpy.typing import NDArray
 
-from dppa_mergekit.allocation.statistics import ModelStatistics, Multiples
+from dppa_mergekit.allocation.statistics import LinearStatistics, ModelStatistics, Multiples
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.parameters import (
     BLOCK_SIGNIFICANCE_MULTIPLE,
@@ -97,22 +98,30 @@ class DynamicPruning:
             raise ParameterError(
                 f"The statistics are for {statistics.multiples}; needed are {self.multiples}."
             )
-        by_count = self.significance == "count"
         total = numpy.zeros_like(numel)
         if "linear" in self.levels:
-            above = numpy.array(
-                [each.count if by_count else each.mass for each in statistics.linears],
-                dtype=numpy.float64,
-            )
+            above = self._tails(statistics, of_block=False)
             total += self.max_fluctuation * centred(above / numel, numel)
         if "block" in self.levels:
-            above = numpy.array(
-                [each.block_count if by_count else each.block_mass for each in statistics.linears],
-                dtype=numpy.float64,
-            )
-            blocks = [each.block for each in statistics.linears]
+            above = self._tails(statistics, of_block=True)
+            blocks = [record.block for record in statistics.linears]
             total += self.max_fluctuation * _block_fluctuation(above, numel, blocks)
         return total
+
+    def significance_of(self, linears: Sequence[LinearStatistics], of_block: bool) -> float:
+        """The significance s of some linears taken as one set.
+
+        Args:
+            linears: Statistics of a linear, or of all linears of a block.
+            of_block: Use the bound of the block, not of each linear.
+        """
+        above = sum(record.tail(self.significance, of_block) for record in linears)
+        return above / sum(record.numel for record in linears)
+
+    def _tails(self, statistics: ModelStatistics, of_block: bool) -> Floats:
+        """(linears,) sum or number of the significant magnitudes of every linear."""
+        tails = [record.tail(self.significance, of_block) for record in statistics.linears]
+        return numpy.array(tails, dtype=numpy.float64)
 
 
 def _block_fluctuation(above: Floats, numel: Floats, blocks: list[Block | None]) -> Floats:

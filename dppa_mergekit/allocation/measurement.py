@@ -14,7 +14,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
-from typing import Protocol
 
 import torch
 
@@ -27,6 +26,7 @@ from dppa_mergekit.allocation.statistics import (
 )
 from dppa_mergekit.deltas.delta import linear_deltas
 from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.report.progress import Progress
 from dppa_mergekit.tensor_names import Block, Linear, block_of, linears_in, natural_order
 
 
@@ -51,14 +51,6 @@ class TensorSource:
     aligned: bool = False
     shard: str = ""
     read_ahead: Callable[[], None] = lambda: None
-
-
-class Progress(Protocol):
-    """What tqdm offers: a step forward."""
-
-    def update(self, n: float | None = 1) -> bool | None:
-        """Advance by n tensors."""
-        ...
 
 
 Found = dict[Hashable, dict[Multiples | None, list[LinearStatistics]]]

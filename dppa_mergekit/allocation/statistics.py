@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dppa_mergekit.tensor_names import Block, Linear
 
@@ -49,6 +50,12 @@ class LinearStatistics:
     count: int = 0
     block_mass: float = 0.0
     block_count: int = 0
+
+    def tail(self, significance: Literal["magnitude", "count"], of_block: bool) -> float:
+        """Sum or number of the magnitudes above the linear's own bound, or its block's."""
+        if significance == "count":
+            return self.block_count if of_block else self.count
+        return self.block_mass if of_block else self.mass
 
 
 @dataclass(frozen=True)

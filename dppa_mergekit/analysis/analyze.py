@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from dppa_mergekit.merging.merge_plan import Plan
 
-INSTEAD = "dppa"
+INSTEAD = method_table.DPPA.name
 """Whose allocation is shown where the recipe's method has none that differs by linears."""
 
 BATCH = 16
@@ -89,18 +89,14 @@ class Analysing:
         return replace(found, models=tuple(models))
 
     def _deltas(self) -> Analysis:
-        import dppa_mergekit.methods  # noqa: F401  # registers, so that mergekit knows them
-        from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
-        from dppa_mergekit.merging.mergekit_hooks import gathered
-
         recipe = allocating(self.recipe)
-        with dry_run(recipe, "", trust_remote_code=self.placement.trust_remote_code):
-            plan = gathered(recipe.method)
+        with dry_run(recipe, "", trust_remote_code=self.placement.trust_remote_code) as planned:
+            plan = planned.plan
+            assert plan is not None
             kept = _place(plan, self.recipe)
             known = None if kept is None else kept.read()
             if known is None:
-                (variant,) = [v for v in method_table.VARIANTS if v.name == recipe.method]
-                known = inspect_deltas(plan, DeltaPruningMerge(variant).allocated_by)
+                known = inspect_deltas(plan)
                 if kept is not None:
                     kept.write(known)
         return known
@@ -179,7 +175,7 @@ def write(found: Analysis, recipe: Recipe, output: Path) -> Path:
 FILE = "analysis"
 """The name of what is written, before its ending."""
 
-DARE, DP = "dare_dpa", "dp"
+DARE, DP = method_table.DARE_DPA.name, method_table.DP.name
 """Methods that are compared; the first at factors 1 is DARE, of the linears alone."""
 
 
@@ -193,9 +189,8 @@ def allocating(recipe: Recipe) -> Recipe:
         raise RecipeError(f"{recipe.origin} has no base_model, and without one no deltas.")
     if not recipe.fine_tuned():
         raise RecipeError(f"{recipe.origin} has no fine-tuned models, and so no deltas.")
-    by_level = {each.name for each in method_table.VARIANTS if each.levels}
     content = deepcopy(recipe.content)
-    if recipe.method not in by_level:
+    if recipe.method not in method_table.fluctuating():
         content["merge_method"] = INSTEAD
     return Recipe(content, recipe.origin).with_start(1.0)
 

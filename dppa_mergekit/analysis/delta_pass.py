@@ -5,16 +5,18 @@ A tensor at a time, and of it a chunk at a time, so that no more is held than a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dppa_mergekit.allocation.allocations import Allocation
+from dppa_mergekit.allocation.density import DynamicPruning
 from dppa_mergekit.allocation.statistics import LinearStatistics
 from dppa_mergekit.analysis.histogram import Histogram
 from dppa_mergekit.analysis.results import (
@@ -32,7 +34,8 @@ from dppa_mergekit.analysis.results import (
 )
 from dppa_mergekit.deltas.delta import Buffer, Delta, delta_chunks, linear_deltas
 from dppa_mergekit.deltas.threads import share
-from dppa_mergekit.sparsification.amplification import PartitionAmplification, Pruned, prune
+from dppa_mergekit.sparsification.pruning import Pruned, plan_pruning, prune
+from dppa_mergekit.sparsification.selections import LargestMagnitudes
 from dppa_mergekit.tensor_names import (
     Block,
     Linear,
@@ -45,13 +48,9 @@ from dppa_mergekit.tensor_names import (
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
 
-    from dppa_mergekit.allocation.density import DynamicPruning
     from dppa_mergekit.merging.merge_plan import Plan
-    from dppa_mergekit.merging.model_allocation import Allocation
+    from dppa_mergekit.merging.model_allocation import ModelAllocation
     from dppa_mergekit.merging.planned_tensor import PlannedTensor
-
-AllocatedBy: TypeAlias = "Callable[[Mapping[str, object]], DynamicPruning]"
-"""From a tensor's shared parameters, how its linears are pruned."""
 
 
 @dataclass
@@ -108,9 +107,9 @@ class _Compared:
     counts: Counts
 
 
-def inspect_deltas(plan: Plan, allocated_by: AllocatedBy) -> Analysis:
+def inspect_deltas(plan: Plan) -> Analysis:
     """One pass over all linears of a merge."""
-    allocation = plan.allocation(allocated_by)
+    allocation = plan.allocation()
     allocation.prepare()
     models: dict[ModelReference, _Model] = {}
     pairs: dict[tuple[str, str], _Compared] = {}
@@ -123,13 +122,11 @@ def inspect_deltas(plan: Plan, allocated_by: AllocatedBy) -> Analysis:
         held = linears_in(planned.name, shape, planned.vocabulary is not None)
         classes.append(TensorClass(planned.name, shape, held, because))
         if held:
-            _visit(planned, held, allocation, allocated_by(planned.shared), models, pairs)
+            _visit(planned, held, allocation, models, pairs)
     return Analysis(
-        plan.method,
+        plan.method.name,
         tuple(sorted(classes, key=lambda each: natural_order(each.name))),
-        tuple(
-            _model(model, each, plan, allocation, allocated_by) for model, each in models.items()
-        ),
+        tuple(_model(model, each, plan, allocation) for model, each in models.items()),
         tuple(Pair(names, _overlaps(each)) for names, each in pairs.items()),
     )
 
@@ -137,12 +134,12 @@ def inspect_deltas(plan: Plan, allocated_by: AllocatedBy) -> Analysis:
 def _visit(
     planned: PlannedTensor,
     held: int,
-    allocation: Allocation,
-    by: DynamicPruning,
+    allocation: ModelAllocation,
     models: Mapping[ModelReference, _Model],
     pairs: dict[tuple[str, str], _Compared],
 ) -> None:
     """Look at the linears of one tensor, and add what is found to the models and pairs."""
+    by = planned.parameters.allocation
     tensors = planned.load()
     base = tensors[planned.base]
     # In one order for all tensors: slices may list the models in different ones.
@@ -154,20 +151,21 @@ def _visit(
         of_linear = [deltas[model][expert] for model in present]
         cuts = prune(
             [
-                PartitionAmplification().pruning(
+                plan_pruning(
                     delta,
                     {
                         rate: allocation.kept(model, by, (100 - rate) / 100)[linear]
                         for rate in RATES
                     },
+                    {},
+                    LargestMagnitudes(),
                 )
                 for model, delta in zip(present, of_linear, strict=True)
             ]
         )
         seen = _seen(of_linear, cuts, rows, columns)
         for place, model in enumerate(present):
-            density = planned.per_model[model]["density"]
-            assert isinstance(density, float)
+            density = planned.parameters.models[model].density
             found = models[model]
             found.histogram.merge(seen.histograms[place])
             known = allocation.statistics(model, by.multiples)[linear]
@@ -248,23 +246,19 @@ def _masks(
 
 
 def _significance(
-    linears: Sequence[LinearStatistics], by: DynamicPruning, of_block: bool
+    linears: Sequence[LinearStatistics], by: Allocation, of_block: bool
 ) -> float | None:
     """Of one linear by its own mean, or of the linears of a block by that of the block."""
-    if by.multiples is None:
+    if not isinstance(by, DynamicPruning) or by.multiples is None:
         return None
-    numel = sum(each.numel for each in linears)
-    if by.significance == "count":
-        return sum(each.block_count if of_block else each.count for each in linears) / numel
-    return sum(each.block_mass if of_block else each.mass for each in linears) / numel
+    return by.significance_of(linears, of_block)
 
 
 def _model(
     model: ModelReference,
     found: _Model,
     plan: Plan,
-    allocation: Allocation,
-    allocated_by: AllocatedBy,
+    allocation: ModelAllocation,
 ) -> ModelAnalysis:
     linears = sorted(found.linears, key=lambda each: (natural_order(each.tensor), each.expert))
     by_block: dict[Block, list[LinearAnalysis]] = {}
@@ -274,7 +268,7 @@ def _model(
         by_block.setdefault(block, []).append(each)
     blocks = []
     for block, members in sorted(by_block.items()):
-        by = allocated_by(plan.tensors[members[0].tensor].shared)
+        by = plan.tensors[members[0].tensor].parameters.allocation
         known = allocation.statistics(model, by.multiples)
         of_block = [known[Linear(each.tensor, each.expert)] for each in members]
         numel = sum(each.numel for each in members)

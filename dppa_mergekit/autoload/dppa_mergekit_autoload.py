@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 AWAITED = "mergekit.merge_methods"
-METHODS = ("dppa", "dppa_ties", "dp", "owl", "dare_dpa")
 _warned = False
 
 
@@ -105,9 +104,18 @@ def _register_unavailable(reason: str) -> None:
     if not hasattr(mergekit, "register") or not hasattr(mergekit, "registered_methods"):
         return  # not the mergekit that this plugin is for
     taken = {method.spec.name for method in mergekit.registered_methods()}
-    for name in METHODS:
+    for name in _names_of_methods():
         if name not in taken:
             mergekit.register(UnavailableMethod(name, reason))
+
+
+def _names_of_methods() -> "list[str]":
+    """The names in the table of methods; none if even the table cannot be imported."""
+    try:
+        from dppa_mergekit import method_table
+    except Exception:
+        return []
+    return method_table.names()
 
 
 def install() -> None:

@@ -59,14 +59,14 @@ class Planned:
 
 def planned(recipe: Recipe) -> Planned:
     """Of a merge to come. Raises DppaError where it cannot be planned."""
-    with _silent(), dry_run(recipe, "") as tasks:
-        return _of_tasks(tasks)
+    with _silent(), dry_run(recipe, "") as planned:
+        return _of_tasks(planned.tasks)
 
 
 def planned_again(recipe_file: Path) -> Planned:
     """Of a merge that was, by the recipe in its folder. Raises DppaError as above."""
-    with _silent(), dry_run_again(recipe_file) as tasks:
-        return _of_tasks(tasks)
+    with _silent(), dry_run_again(recipe_file) as planned:
+        return _of_tasks(planned.tasks)
 
 
 @contextmanager

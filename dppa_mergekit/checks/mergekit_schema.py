@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dppa_mergekit.method_table import VARIANTS
+from dppa_mergekit.method_table import METHODS as OWN_METHODS
 
 RECIPE = (
     "modules",
@@ -76,6 +76,6 @@ METHODS: Mapping[str, Method] = {
             tuple(each.name for each in variant.parameters if each.per_model),
             based=True,
         )
-        for variant in VARIANTS
+        for variant in OWN_METHODS
     },
 }

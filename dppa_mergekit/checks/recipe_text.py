@@ -12,7 +12,7 @@ from dppa_mergekit.checks import mergekit_schema
 from dppa_mergekit.checks.findings import Finding, error, nearest, note, warning
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.merging.input_models import DTYPES
-from dppa_mergekit.method_table import VARIANTS
+from dppa_mergekit.method_table import METHODS
 from dppa_mergekit.parameters import REQUIRED, Parameter
 from dppa_mergekit.recipes import holders, identity, inputs_of
 
@@ -118,7 +118,7 @@ def lacking(content: Node, weighted: bool) -> Iterator[Finding]:
         content: Of the recipe.
         weighted: Whether weights must be there; a search or AdaMerging may still find them.
     """
-    variants = [variant for variant in VARIANTS if variant.name == content.get("merge_method")]
+    variants = [variant for variant in METHODS if variant.name == content.get("merge_method")]
     named = [holder.get("base_model") for holder in holders(dict(content))]
     bases = {identity(each) for each in named if isinstance(each, str)}
     inputs = [(each, given) for each, given in inputs_of(content) if isinstance(each["model"], str)]
@@ -144,7 +144,7 @@ class _Walk:
     def __init__(self, name: str, method: mergekit_schema.Method) -> None:
         self._name, self._method = name, method
         self._parameters = (*method.shared, *method.per_model)
-        own = [variant for variant in VARIANTS if variant.name == name]
+        own = [variant for variant in METHODS if variant.name == name]
         self._own: dict[str, Parameter] = {
             each.name: each for variant in own for each in variant.parameters
         }

@@ -45,7 +45,7 @@ def verified(folder: Path, every: bool) -> Iterator[Finding]:
         return
     try:
         with dry_run_again(folder / RECIPE) as planned:
-            yield from _compared(folder, planned, every)
+            yield from _compared(folder, planned.tasks, every)
     # Beside a DppaError, whatever mergekit, its methods, safetensors or torch raise where inputs
     # are damaged or not what they were.
     except Exception as problem:

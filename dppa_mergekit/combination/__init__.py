@@ -1,1 +1,1 @@
-"""The pruned, amplified deltas of several models become one (paper 3.4, equation 6)."""
+"""How the pruned, amplified deltas of several models become one (paper 3.4, equation 6)."""

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dppa_mergekit.combination.combination import Combination, Combined, Contribution, Listener
+from dppa_mergekit.combination.contribution import Combined, Contribution, Listener
+from dppa_mergekit.combination.weighted_sum import WeightedSum
 from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.errors import CheckpointError, DppaError
 from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.kept_elements import Partition, partitions, place
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
-from dppa_mergekit.sparsification.amplification import Pruned, Pruning
+from dppa_mergekit.sparsification.pruning import Pruned, Pruning
 from dppa_mergekit.tensor_names import block_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class _Dense:
         assert base is not None
         merge_into_folder = torch.empty(base.numel(), dtype=self.dtypes[0], device=base.device)
         contribution = Contribution(Pruned(Pruning.none(self.delta, factor), ()), self.weight)
-        Combination().merge(base, [contribution], merge_into_folder, torch.inf)
+        WeightedSum().merge(base, [contribution], merge_into_folder, torch.inf)
         for dtype in self.dtypes:
             merge_into_folder = merge_into_folder.to(dtype)
         self.out.copy_(merge_into_folder)

@@ -14,7 +14,7 @@ from dppa_mergekit.deltas.delta import Buffer, Delta, delta_chunks
 from dppa_mergekit.deltas.kernel import passes_over
 from dppa_mergekit.deltas.masks import packed, places, unpacked
 from dppa_mergekit.deltas.threads import in_order, share
-from dppa_mergekit.sparsification.amplification import Pruned
+from dppa_mergekit.sparsification.pruning import Pruned
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-from dppa_mergekit.combination.combination import Combined, Contribution
+from dppa_mergekit.combination.contribution import Combined, Contribution
 from dppa_mergekit.live.amplified_model import live_part, load_model, merge_into_folder, not_live
 from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.recipes import Recipe, Weight, identity

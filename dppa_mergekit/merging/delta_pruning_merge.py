@@ -1,7 +1,10 @@
-"""The merge methods that mergekit's users name in a recipe: rows of one table, one class."""
+"""The merge of one tensor, and the merge-method class that mergekit calls for it.
+
+The walk of a delta: delta of the linear, kept counts of its partitions, kept elements, combination,
+one cast. `merge_tensor` has all of it; the class around it speaks with mergekit.
+"""
 
 import logging
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,54 +15,158 @@ from mergekit.merge_methods.base import (
     GroupMergeMethod,
     InputContract,
     MergeMethodSpec,
-    ParameterScope,
-    ParameterSpec,
     TensorEntry,
     TensorGroup,
 )
 from mergekit.merge_methods.dtype import align_dtype
 
-from dppa_mergekit import parameters as recipe
-from dppa_mergekit.allocation.density import DynamicPruning
 from dppa_mergekit.allocation.measurement import TensorSource
-from dppa_mergekit.combination.combination import Combination, Combined, Contribution, Listener
+from dppa_mergekit.combination.contribution import Combined, Contribution, Listener
 from dppa_mergekit.deltas.delta import Delta, linear_deltas
-from dppa_mergekit.errors import CheckpointError, ParameterError, RecipeError
+from dppa_mergekit.errors import CheckpointError, RecipeError
+from dppa_mergekit.merging import mergekit_hooks
 from dppa_mergekit.merging.input_models import check_fine_tuned, check_models
-from dppa_mergekit.merging.mergekit_hooks import is_execution, is_planning, observe, plan_of
-from dppa_mergekit.merging.model_allocation import Allocation
+from dppa_mergekit.merging.merge_plan import Plan
+from dppa_mergekit.merging.mergekit_hooks import Caller
+from dppa_mergekit.merging.method import Method
+from dppa_mergekit.merging.model_allocation import ModelAllocation
+from dppa_mergekit.merging.parameter_specifications import specification
+from dppa_mergekit.merging.tensor_parameters import TensorParameters, resolve_parameters
 from dppa_mergekit.merging.thresholds import Thresholds
-from dppa_mergekit.method_table import Variant
-from dppa_mergekit.sparsification.amplification import PartitionAmplification, Pruning
+from dppa_mergekit.sparsification.partitions import boundary_densities
+from dppa_mergekit.sparsification.pruning import Pruning, plan_pruning
 from dppa_mergekit.tensor_names import Linear, linears_alone, linears_in
 
 LOG = logging.getLogger(__name__)
 
-Bound = Mapping[str, object]
-"""One tensor's parameters as mergekit binds them: shared values, and per-model mappings."""
+
+@dataclass(frozen=True)
+class Inputs:
+    """One tensor of the base and of the fine-tuned models.
+
+    Attributes:
+        name: Name of the tensor.
+        base: Any shape, floating.
+        fine_tuned: Model -> its tensor, of the base's shape.
+        linears: Number of linears that the tensor holds; 0 if it is dense.
+    """
+
+    name: str
+    base: torch.Tensor
+    fine_tuned: Mapping[Hashable, torch.Tensor]
+    linears: int
 
 
 @dataclass(frozen=True)
-class CheckedParameter(ParameterSpec):  # type: ignore[misc]
-    """mergekit's parameter specification, with this package's checks and sentences."""
+class Walk:
+    """All that a merge of many tensors shares.
 
-    parameter: recipe.Parameter | None = None
+    Attributes:
+        allocation: The kept counts of every linear of every model.
+        thresholds: The kept sets of all linears.
+        output_dtype: Dtype to which mergekit casts the result later; None for the merged one.
+        listener: Called with every linear and dense tensor that is combined, partitions apart.
+    """
 
-    @property
-    def required(self) -> bool:
-        """Never, to mergekit: this package says itself what is missing."""
-        return False
+    allocation: ModelAllocation
+    thresholds: Thresholds
+    output_dtype: torch.dtype | None = None
+    listener: Listener | None = None
 
-    def validate(self, value: object) -> object:
-        """The value as the method uses it. Raises ParameterError where it is not allowed."""
-        # Of a missing value, those who know the model and the tensor tell better.
-        if self.parameter is None or value is recipe.REQUIRED:
-            return value
-        return self.parameter.check(value)
+
+def merge_tensor(
+    inputs: Inputs, parameters: TensorParameters, walk: Walk, dtype: torch.dtype
+) -> torch.Tensor:
+    """base + the combination of the pruned, amplified deltas (paper 3.4, eq. 6).
+
+    Args:
+        inputs: The tensor of all models.
+        parameters: Its parameters.
+        walk: Allocation and kept sets of the whole merge.
+        dtype: Dtype of the result.
+
+    Returns:
+        A new tensor of the base's shape.
+    """
+    base = inputs.base.reshape(-1)
+    merged = torch.empty(base.numel(), dtype=dtype, device=base.device)
+    deltas = {
+        model: linear_deltas(inputs.base, tensor, inputs.linears)
+        for model, tensor in inputs.fine_tuned.items()
+    }
+    dtypes = (dtype, walk.output_dtype or dtype)
+    narrowest = _narrowest(dtypes, deltas)
+    parts = max(1, inputs.linears)
+    size = base.numel() // parts
+    overflow = False
+    for expert in range(parts):
+        linear, part = Linear(inputs.name, expert), slice(expert * size, (expert + 1) * size)
+        prunings = {
+            model: _plan(of_model[expert], model, linear, inputs.linears > 0, parameters, walk)
+            for model, of_model in deltas.items()
+        }
+        pruned = walk.thresholds.prune(linear, prunings)
+        contributions = {
+            model: Contribution(pruned[model], parameters.models[model].weight) for model in deltas
+        }
+        overflow |= parameters.combination.merge(
+            base[part], list(contributions.values()), merged[part], _largest(narrowest)
+        )
+        if walk.listener is not None:
+            named = {str(model): contribution for model, contribution in contributions.items()}
+            walk.listener(Combined(inputs.name, part, parameters.combination, named, dtypes))
+    if overflow:
+        LOG.warning(
+            "Tensor %s: the sum is too large for %s; what does not fit becomes infinity or NaN.",
+            inputs.name,
+            _dtype_name(narrowest),
+        )
+    return merged.reshape(inputs.base.shape)
+
+
+def _plan(
+    delta: Delta,
+    model: Hashable,
+    linear: Linear,
+    pruned: bool,
+    parameters: TensorParameters,
+    walk: Walk,
+) -> Pruning:
+    """Plan the pruning of one model's delta: kept counts and factors of its partitions."""
+    own = parameters.models[model]
+    if not pruned:
+        return Pruning.none(delta, own.dense_factor)
+    densities = boundary_densities(own.density, own.factors, walk.listener is not None)
+    counts = {
+        rate: walk.allocation.kept(model, parameters.allocation, density)[linear]
+        for rate, density in densities.items()
+    }
+    name = (str(model), linear.tensor, str(linear.expert))
+    return plan_pruning(delta, counts, own.factors, parameters.selection, name, own.density)
+
+
+def _narrowest(
+    dtypes: Sequence[torch.dtype], deltas: Mapping[Hashable, Sequence[Delta]]
+) -> torch.dtype:
+    """The dtype on the way of a result that holds the smallest numbers.
+
+    The sum itself is made in the widest dtype of the deltas.
+    """
+    summed = max((delta.dtype for of_model in deltas.values() for delta in of_model), key=_largest)
+    return min(*reversed(dtypes), summed, key=_largest)
+
+
+def _largest(dtype: torch.dtype) -> float:
+    """The largest number of a dtype."""
+    return float(torch.finfo(dtype).max)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
-    """Prune every model's delta, amplify what is left, and add the weighted sum to the base.
+    """A method of the table as a merge method of mergekit (merge_methods/base.py, release 0.1.5).
 
     Under mergekit's commands and `merge_state_dicts` the density is allocated over whole models.
     `merge_tensors` hands over one tensor without its model, so that tensor gets its plain density,
@@ -67,13 +174,13 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
     Results carry no gradients.
     """
 
-    def __init__(self, variant: Variant) -> None:
-        self.variant = variant
+    def __init__(self, method: Method) -> None:
+        self.method = method
         self.spec = MergeMethodSpec(
-            name=variant.name,
-            parameters=tuple(_specification(each) for each in variant.parameters),
+            name=method.name,
+            parameters=tuple(specification(parameter) for parameter in method.parameters),
             contract=InputContract(base=BasePolicy.REQUIRED),
-            pretty_name=variant.pretty_name,
+            pretty_name=method.pretty_name,
             reference_url="https://arxiv.org/abs/2403.02799",
         )
 
@@ -84,19 +191,19 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         *,
         group_name: str | None = None,
     ) -> None:
-        """Check the models of a merge, and gather mergekit's plan from whoever calls.
+        """Check the models of a merge, and gather mergekit's plan from the caller.
 
         Raises:
             RecipeError: There is no base model, nothing but it, or one model twice.
             CheckpointError: A header shows that a tensor cannot be merged.
         """
-        caller = sys._getframe(1)
-        if not is_execution(caller):
-            check_models(self.variant.name, input_ids, base_id, group_name)
-        if not is_planning(caller):
-            # Of a recipe's slices, and so of its tensors, some may be the base's alone.
-            check_fine_tuned(self.variant.name, input_ids, base_id)
-        observe(caller, self.variant.name)
+        caller = mergekit_hooks.calling_function()
+        if caller is not Caller.EXECUTION:
+            check_models(self.method.name, input_ids, base_id, group_name)
+        if caller in (Caller.RAW_PLANNER, Caller.PYTHON):
+            # Some slices of a recipe, and so some tensors, may be the base's alone.
+            check_fine_tuned(self.method.name, input_ids, base_id)
+        mergekit_hooks.observe_planning(self.method)
         super().validate_inputs(input_ids, base_id, group_name=group_name)
 
     def _execute(
@@ -109,179 +216,90 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         out_dtype: torch.dtype | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Merge groups: one that mergekit has planned, one by itself, or all of a model's."""
-        # The frames above: mergekit's _execute_resolved, and what calls that.
-        planned = plan_of(sys._getframe(2))
-        allocation = (
-            self._allocation_in_memory(groups, parameters, input_dtypes)
-            if planned is None
-            else planned.allocation(self.allocated_by)
+        plan = mergekit_hooks.plan_of_caller()
+        resolved = [
+            self._resolve(group, bound) for group, bound in zip(groups, parameters, strict=True)
+        ]
+        is_alone = plan is None and len(groups) == 1
+        walk = (
+            _walk_in_memory(groups, resolved, input_dtypes, is_alone)
+            if plan is None
+            else _walk_of_plan(plan)
         )
-        allocation.prepare()
-        thresholds = Thresholds() if planned is None else planned.thresholds(allocation)
-        merged = tuple(
-            self._merge(
-                align_dtype(group, dtype),
-                bound,
-                allocation,
-                thresholds,
-                alone=planned is None and len(groups) == 1,
-                out_dtype=out_dtype,
-                final_dtype=None if planned is None else planned.output_dtype,
-                listener=None if planned is None else planned.listener,
-            )
-            for group, bound, dtype in zip(groups, parameters, input_dtypes, strict=True)
-        )
-        if planned is not None:
-            planned.ended(map(_name, groups))
-        return merged
+        walk.allocation.prepare()
+        merged = []
+        for group, chosen, dtype in zip(groups, resolved, input_dtypes, strict=True):
+            inputs = _inputs_of(align_dtype(group, dtype), is_alone)
+            result_dtype = inputs.base.dtype if out_dtype is None else out_dtype
+            if not inputs.fine_tuned or inputs.base.numel() == 0:
+                merged.append(torch.clone(inputs.base).to(dtype=result_dtype))
+            else:
+                merged.append(merge_tensor(inputs, chosen, walk, result_dtype))
+        if plan is not None:
+            plan.end(map(_name, groups))
+        return tuple(merged)
 
     def merge_group(self, group: TensorGroup, /, **parameters: object) -> torch.Tensor:
         """Merge one tensor that comes without its model, at its plain density."""
         merged: torch.Tensor = self((group,), parameters=parameters)[0]
         return merged
 
-    def _allocation_in_memory(
-        self,
-        groups: Sequence[TensorGroup],
-        parameters: Sequence[Bound],
-        input_dtypes: Sequence[torch.dtype | None],
-    ) -> Allocation:
-        """The allocation over tensors that are at hand already."""
-        densities: dict[Hashable, dict[str, float]] = {}
-        sources = []
-        for group, bound, dtype in zip(groups, parameters, input_dtypes, strict=True):
-            for entry in group.non_base:
-                name = _name(group)
-                densities.setdefault(entry.id, {})[name] = _number(bound, "density", entry.id)
-            sources.append(_source_in_memory(group, dtype, alone=len(groups) == 1))
-        multiples = [self.allocated_by(bound).multiples for bound in parameters]
-        return Allocation(sources, densities, [each for each in multiples if each is not None])
-
-    def _merge(
-        self,
-        group: TensorGroup,
-        bound: Bound,
-        allocation: Allocation,
-        thresholds: Thresholds,
-        *,
-        alone: bool,
-        out_dtype: torch.dtype | None,
-        final_dtype: torch.dtype | None,
-        listener: Listener | None,
-    ) -> torch.Tensor:
-        """The merged tensor of one group, in the base's dtype or `out_dtype`."""
-        name, base = _name(group), _base_of(group).tensor.detach()
-        if not base.is_floating_point():
-            raise CheckpointError(
-                f"Tensor {name} is {str(base.dtype).removeprefix('torch.')}; allowed are "
-                f"floating-point tensors."
-            )
-        held = _linears_of(group, alone, base.shape)
-        dtype = base.dtype if out_dtype is None else out_dtype
-        if not group.non_base or base.numel() == 0:
-            return torch.clone(base).to(dtype=dtype)
-        merged = torch.empty(base.numel(), dtype=dtype, device=base.device)
-        flat = base.reshape(-1)
-        combination = Combination(
-            self.variant.consensus, bool(bound["normalize"]), _number(bound, "lambda")
-        )
-        deltas = {entry.id: linear_deltas(base, entry.tensor, held) for entry in group.non_base}
-        dtypes = (dtype, final_dtype or dtype)
-        # The sum itself is made in the widest dtype of the deltas.
-        summed = max(
-            (each.dtype for of_model in deltas.values() for each in of_model), key=_largest
-        )
-        narrowest = min(dtypes[1], dtype, summed, key=_largest)
-        size = base.numel() // max(1, held)
-        overflow = False
-        for expert in range(max(1, held)):
-            part = slice(expert * size, (expert + 1) * size)
-            linear = Linear(name, expert)
-            prunings = {
-                model: self._pruning(
-                    model,
-                    each[expert],
-                    linear,
-                    bound,
-                    allocation,
-                    pruned=held > 0,
-                    apart=listener is not None,
-                )
-                for model, each in deltas.items()
-            }
-            contributions = [
-                Contribution(pruned, _number(bound, "weight", model))
-                for model, pruned in zip(prunings, thresholds.prune(linear, prunings), strict=True)
-            ]
-            overflow |= combination.merge(
-                flat[part], contributions, merged[part], _largest(narrowest)
-            )
-            if listener is not None:
-                named = dict(zip(map(str, deltas), contributions, strict=True))
-                listener(Combined(name, part, combination, named, dtypes))
-        if overflow:
-            LOG.warning(
-                "Tensor %s: the sum is too large for %s; what does not "
-                "fit becomes infinity or NaN.",
-                name,
-                str(narrowest).removeprefix("torch."),
-            )
-        return merged.reshape(base.shape)
-
-    def _pruning(
-        self,
-        model: Hashable,
-        delta: Delta,
-        linear: Linear,
-        bound: Bound,
-        allocation: Allocation,
-        *,
-        pruned: bool,
-        apart: bool,
-    ) -> Pruning:
-        """How a model's delta of one linear, or of one dense tensor, is pruned and amplified."""
-        if not pruned:
-            dense = _number(bound, "amplify_dense", model) if self.variant.amplified else 1.0
-            return Pruning.none(delta, dense)
-        density = _number(bound, "density", model)
-        by = self.allocated_by(bound)
-        sparsification = PartitionAmplification(
-            {rate: _number(bound, f"amplify_{rate}", model) for rate in recipe.RATES}
-            if self.variant.amplified
-            else {},
-            self.variant.selection,
-            _seed(bound),
-        )
-        counts = sparsification.counts(
-            density, lambda share: allocation.kept(model, by, share)[linear], apart
-        )
-        key = (str(model), linear.tensor, str(linear.expert))
-        return sparsification.pruning(delta, counts, key, density)
-
-    def allocated_by(self, bound: Bound) -> DynamicPruning:
-        """How linears are pruned under a tensor's shared parameters."""
-        if not self.variant.levels:
-            return DynamicPruning(max_fluctuation=0.0, levels=())
-        block_multiple = bound["block_significance_multiple"]
-        return DynamicPruning(
-            _number(bound, "max_fluctuation"),
-            "count" if bound["significance"] == "count" else "magnitude",
-            _number(bound, "significance_multiple"),
-            None if block_multiple is None else _number(bound, "block_significance_multiple"),
-            self.variant.levels,
-        )
+    def _resolve(self, group: TensorGroup, bound: Mapping[str, object]) -> TensorParameters:
+        """The parameters that mergekit has bound to one tensor: shared values, and by model."""
+        per_model: dict[Hashable, dict[str, object]] = {}
+        for entry in group.non_base:
+            values = per_model.setdefault(entry.id, {})
+            for parameter in self.method.parameters:
+                of_models = bound[parameter.name]
+                if parameter.per_model and isinstance(of_models, Mapping):
+                    values[parameter.name] = of_models[entry.id]
+        return resolve_parameters(self.method, bound, per_model)
 
 
-def _specification(parameter: recipe.Parameter) -> CheckedParameter:
-    kinds = {recipe.Switch: bool, recipe.Choice: str}
-    return CheckedParameter(
-        parameter.name,
-        kinds.get(type(parameter), float),
-        ParameterScope.NON_BASE if parameter.per_model else ParameterScope.SHARED,
-        parameter.default,
-        parameter.sentence,
-        parameter=parameter,
+def _walk_of_plan(plan: Plan) -> Walk:
+    """The walk of a merge that mergekit has planned."""
+    return Walk(plan.allocation(), plan.thresholds(), plan.output_dtype, plan.listener)
+
+
+def _walk_in_memory(
+    groups: Sequence[TensorGroup],
+    parameters: Sequence[TensorParameters],
+    input_dtypes: Sequence[torch.dtype | None],
+    is_alone: bool,
+) -> Walk:
+    """The walk of a merge of tensors that are all at hand."""
+    densities: dict[Hashable, dict[str, float]] = {}
+    sources = []
+    for group, chosen, dtype in zip(groups, parameters, input_dtypes, strict=True):
+        for model, own in chosen.models.items():
+            densities.setdefault(model, {})[_name(group)] = own.density
+        sources.append(_source_in_memory(group, dtype, is_alone))
+    multiples = [chosen.allocation.multiples for chosen in parameters]
+    wanted = [pair for pair in multiples if pair is not None]
+    return Walk(ModelAllocation(sources, densities, wanted), Thresholds())
+
+
+def _source_in_memory(
+    group: TensorGroup, dtype: torch.dtype | None, is_alone: bool
+) -> TensorSource:
+    """A group's tensors as a source of statistics, cast, where they must be, at each visit."""
+    return TensorSource(
+        _name(group),
+        _base_of(group).id,
+        lambda: {entry.id: entry.tensor for entry in align_dtype(group, dtype).entries},
+        lambda shape: _linears_of(group, is_alone, shape),
     )
+
+
+def _inputs_of(group: TensorGroup, is_alone: bool) -> Inputs:
+    """A group's tensors. Raises CheckpointError if they are not of floating-point numbers."""
+    name, base = _name(group), _base_of(group).tensor.detach()
+    if not base.is_floating_point():
+        raise CheckpointError(
+            f"Tensor {name} is {_dtype_name(base.dtype)}; allowed are floating-point tensors."
+        )
+    fine_tuned = {entry.id: entry.tensor for entry in group.non_base}
+    return Inputs(name, base, fine_tuned, _linears_of(group, is_alone, base.shape))
 
 
 def _name(group: TensorGroup) -> str:
@@ -294,41 +312,9 @@ def _base_of(group: TensorGroup) -> TensorEntry:
     return group.base
 
 
-def _largest(dtype: torch.dtype) -> float:
-    """The largest number of a dtype."""
-    return float(torch.finfo(dtype).max)
-
-
-def _linears_of(group: TensorGroup, alone: bool, shape: Sequence[int]) -> int:
-    """How many linears the group's tensor holds."""
+def _linears_of(group: TensorGroup, is_alone: bool, shape: Sequence[int]) -> int:
+    """The number of linears in the group's tensor."""
     vocabulary = group.metadata.vocabulary_axis is not None
-    if alone:
+    if is_alone:
         return linears_alone(group.metadata.name, shape, vocabulary=vocabulary)
     return linears_in(_name(group), shape, vocabulary=vocabulary)
-
-
-def _source_in_memory(group: TensorGroup, dtype: torch.dtype | None, alone: bool) -> TensorSource:
-    """A group's tensors as a source of statistics; cast, where they must be, at each visit."""
-    return TensorSource(
-        _name(group),
-        _base_of(group).id,
-        lambda: {each.id: each.tensor for each in align_dtype(group, dtype).entries},
-        lambda shape: _linears_of(group, alone, shape),
-    )
-
-
-def _number(bound: Bound, name: str, model: Hashable = None) -> float:
-    """A numeric parameter's bound value: shared, or a model's own."""
-    value = bound[name]
-    if isinstance(value, Mapping):
-        value = value[model]
-    if value is recipe.REQUIRED:
-        raise ParameterError(f"{name} is missing for {model}: every fine-tuned model needs one.")
-    if not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is bound to {value!r}, not a number")
-    return float(value)
-
-
-def _seed(bound: Bound) -> int:
-    value = bound.get("seed", 0)
-    return value if isinstance(value, int) else 0

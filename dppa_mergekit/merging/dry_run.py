@@ -1,19 +1,34 @@
-"""mergekit's plan of a merge that is not carried out."""
+"""mergekit's plan of a merge that is not carried out, and what this package gathered of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.errors import DppaError, RecipeError, first_line
+from dppa_mergekit.merging.merge_plan import Plan
+from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
+from dppa_mergekit.recipes import Recipe
 
 if TYPE_CHECKING:
     from mergekit.graph import Task
     from transformers import PretrainedConfig
 
-    from dppa_mergekit.recipes import Recipe
+
+@dataclass(frozen=True)
+class DryRun:
+    """A planned merge.
+
+    Attributes:
+        tasks: mergekit's tasks that would write it.
+        plan: The tensors of the merge; None for methods that are not of this package.
+    """
+
+    tasks: Sequence[Task[object]]
+    plan: Plan | None
 
 
 @contextmanager
@@ -22,17 +37,17 @@ def dry_run(
     folder: str,
     config: PretrainedConfig | None = None,
     trust_remote_code: bool = False,
-) -> Iterator[Sequence[Task[object]]]:
-    """The tasks that would write a merge; its inputs can be read while this is open.
+) -> Iterator[DryRun]:
+    """Plan a merge; its inputs can be read while this is open, and nothing is written.
 
     Args:
-        recipe: Of any method.
-        folder: That it would write; nothing is written.
-        config: Of the merged model; the base's where None.
-        trust_remote_code: As mergekit has it.
+        recipe: Recipe of any method.
+        folder: The folder that the merge would write.
+        config: Configuration of the merged model; the base's where None.
+        trust_remote_code: Run code that comes with a model, as mergekit's option of that name.
 
     Raises:
-        DppaError: It cannot be planned.
+        DppaError: The merge cannot be planned.
     """
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
@@ -55,43 +70,42 @@ def dry_run(
             options=options,
             out_model_config=config,
         )
-        tasks: Sequence[Task[object]] = planner.plan_to_disk(folder)
+        planned = DryRun(planner.plan_to_disk(folder), plan_of_planner(planner))
     except DppaError:
         LoaderCache.loaders.clear()
         raise
-    # Whatever mergekit raises for inputs that are not there or that it does not know.
+    # mergekit raises many kinds for inputs that are missing or that it does not know.
     except Exception as problem:
         LoaderCache.loaders.clear()
         reason = " ".join(str(problem).split())[:200].rstrip(".")
         raise RecipeError(f"{recipe.origin} cannot be merged ({reason}).") from problem
     try:
-        yield tasks
+        yield planned
     finally:
         LoaderCache.loaders.clear()
 
 
 @contextmanager
-def dry_run_again(recipe_file: Path) -> Iterator[Sequence[Task[object]]]:
-    """The tasks that would write a merged folder once more, as above.
+def dry_run_again(recipe_file: Path) -> Iterator[DryRun]:
+    """Plan the merge of an existing merged folder once more.
 
     Args:
-        recipe_file: That mergekit left in the folder; the paths in it count from here.
+        recipe_file: The recipe that mergekit left in the folder; paths in it count from the current
+            folder.
 
     Raises:
-        DppaError: It cannot be read or planned, or transformers does not know the folder's
+        DppaError: The recipe cannot be read or planned, or transformers does not know the folder's
             configuration.
     """
     from transformers import AutoConfig
 
-    from dppa_mergekit.recipes import Recipe
-
     recipe, folder = Recipe.read(recipe_file), recipe_file.parent
     try:
         config = AutoConfig.from_pretrained(folder)
-    # Whatever transformers raises for a configuration that it does not know.
+    # transformers raises many kinds for a configuration that it does not know.
     except Exception as problem:
         raise RecipeError(
-            f"{folder}: its config.json is none ({first_line(problem)})."
+            f"{folder}: transformers cannot read its config.json ({first_line(problem)})."
         ) from problem
-    with dry_run(recipe, str(folder), config) as tasks:
-        yield tasks
+    with dry_run(recipe, str(folder), config) as planned:
+        yield planned

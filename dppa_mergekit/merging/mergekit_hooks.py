@@ -4,128 +4,173 @@ mergekit hands a merge method one output tensor at a time, with the output's nam
 pruning needs the whole model, each tensor as the merge will see it (cast to the recipe's dtype,
 with aliases and tied names resolved and experts packed), and it must know whether `slices:` move
 layers. All of that is in the task that mergekit makes for every tensor while it plans, and that
-task calls the method's `validate_inputs`. So the plan is gathered from those calls, and found
-again when the task calls the method to merge: the calling task is looked up in the frame above.
-Read off release 0.1.5: mergekit/plan.py, merge_methods/task_adapter.py and
-scripts/merge_raw_pytorch.py.
+task calls the method's `validate_inputs`.
+
+mergekit 0.1.5 passes neither planner nor task to the method, so this module, and no other, looks
+for them in the frames of the callers: the nearest frame of a known function is searched, however
+deep. Known functions were read off release 0.1.5: mergekit/plan.py, merge_methods/task_adapter.py,
+merge_methods/base.py and scripts/merge_raw_pytorch.py. A task joins the plan of the planner that is
+making it, so a task that is made by hand joins none.
 """
 
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from types import FrameType
 
 import torch
 
-from dppa_mergekit.combination.combination import Listener
+from dppa_mergekit.combination.contribution import Listener
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.merging.input_models import check_dtype, check_fine_tuned
 from dppa_mergekit.merging.merge_plan import Plan
+from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
 
-_PLANNER = ("mergekit.plan", "normalize_config")
-_RAW_PLANNER = ("mergekit.scripts.merge_raw_pytorch", "plan_flat_merge")
-_TASK = ("mergekit.merge_methods.task_adapter", "validate_configured_inputs")
-_EXECUTION = ("mergekit.merge_methods.task_adapter", "execute")
-_CALL = ("mergekit.merge_methods.base", "__call__")
+_PLANNER_MODULE = "mergekit.plan"
 
 
-class _Gathering(threading.local):
-    """Method name -> the plan that this thread is gathering, and what plans it; who listens to it.
+class Caller(Enum):
+    """Who calls a method of this package: (module, function) of mergekit, or user code."""
 
-    The planner is held weakly: it holds its tasks, and those keep their entries in _PLANS alive.
-    """
+    PLANNER = (_PLANNER_MODULE, "normalize_config")
+    RAW_PLANNER = ("mergekit.scripts.merge_raw_pytorch", "plan_flat_merge")
+    TASK = ("mergekit.merge_methods.task_adapter", "validate_configured_inputs")
+    EXECUTION = ("mergekit.merge_methods.task_adapter", "execute")
+    CALL = ("mergekit.merge_methods.base", "__call__")
+    PYTHON = ("", "")
 
-    def __init__(self) -> None:
-        self.plans: dict[str, tuple[weakref.ref[object], Plan]] = {}
-        self.listener: Listener | None = None
 
-
-_GATHERING = _Gathering()
 _PLANS: dict[int, Plan] = {}
-"""The identity of a task -> its plan, for as long as the task lives."""
+"""Identity of a task -> its plan, for as long as the task lives."""
+
+_PLANNERS: dict[int, Plan] = {}
+"""Identity of a planner, or of the configuration of a raw merge -> the plan that it makes.
+
+mergekit 0.1.5 caches a method of its planner with the planner itself (`_model_arch`), so planners
+may live as long as the process; the entry goes once the merge has ended and the next one begins.
+"""
+
+
+class _Listening(threading.local):
+    """The listener of the merges that this thread plans."""
+
+    listener: Listener | None = None
+
+
+_LISTENING = _Listening()
 
 
 @contextmanager
 def listening(listener: Listener | None) -> Iterator[None]:
-    """Let merges that this thread plans meanwhile tell a listener what they combine."""
-    before, _GATHERING.listener = _GATHERING.listener, listener
+    """While open, merges that this thread plans call a listener with all that they combine."""
+    before, _LISTENING.listener = _LISTENING.listener, listener
     try:
         yield
     finally:
-        _GATHERING.listener = before
+        _LISTENING.listener = before
 
 
-def observe(frame: FrameType, method: str) -> None:
-    """Learn what can be learnt from a call of `validate_inputs` while mergekit plans.
+def calling_function() -> Caller:
+    """Who calls `validate_inputs`."""
+    return _nearest(Caller.PLANNER, Caller.RAW_PLANNER, Caller.TASK, Caller.EXECUTION)[0]
+
+
+def observe_planning(method: Method) -> None:
+    """Gather what a call of `validate_inputs` shows of mergekit's plan.
 
     Args:
-        frame: Of the caller.
-        method: The merge method's name.
+        method: The merge method that was called.
 
     Raises:
         RecipeError: The recipe as a whole, or for one tensor, cannot be merged.
         CheckpointError: A header shows that a tensor cannot be merged.
     """
-    place, caller = _place(frame), frame.f_locals.get("self")
-    planner, plan = _GATHERING.plans.get(method, (None, None))
-    if place == _PLANNER and caller is not None and (planner is None or planner() is not caller):
-        models = caller.config.referenced_models()
-        check_fine_tuned(method, models, caller.config.base_model)
-        plan = _new_plan(method, caller.config, caller.options)
-        _GATHERING.plans[method] = weakref.ref(caller), plan
-    elif place == _RAW_PLANNER:
+    caller, frame = _nearest(Caller.PLANNER, Caller.RAW_PLANNER, Caller.TASK, Caller.EXECUTION)
+    if frame is None:
+        return
+    if caller is Caller.PLANNER:
+        planner = frame.f_locals["self"]
+        if id(planner) not in _PLANNERS:
+            config = planner.config
+            check_fine_tuned(method.name, config.referenced_models(), config.base_model)
+            _begin(planner, method, config, planner.options)
+    elif caller is Caller.RAW_PLANNER:
         config = frame.f_locals["config"]
-        plan = _new_plan(method, config, frame.f_locals["options"])
-        _GATHERING.plans[method] = weakref.ref(config), plan
-    elif place == _TASK and plan is not None and caller is not None:
-        plan.add(PlannedTensor.of(caller))
-        _PLANS[id(caller)] = plan
-        weakref.finalize(caller, _PLANS.pop, id(caller), None)
+        _begin(config, method, config, frame.f_locals["options"])
+    elif caller is Caller.TASK:
+        task, plan = frame.f_locals["self"], _plan_in_the_making(frame)
+        if plan is not None:
+            plan.add(PlannedTensor.of(task, method))
+            _PLANS[id(task)] = plan
+            weakref.finalize(task, _PLANS.pop, id(task), None)
 
 
-def gathered(method: str) -> Plan:
-    """The plan of a method's merge that this thread planned last."""
-    _, plan = _GATHERING.plans[method]
-    return plan
-
-
-def is_planning(frame: FrameType) -> bool:
-    """Whether the caller is mergekit's planner or a task that it makes, or runs."""
-    return _place(frame) in (_PLANNER, _TASK, _EXECUTION)
-
-
-def is_execution(frame: FrameType) -> bool:
-    """Whether the caller is a task of mergekit's that runs."""
-    return _place(frame) == _EXECUTION
-
-
-def plan_of(frame: FrameType) -> Plan | None:
+def plan_of_caller() -> Plan | None:
     """The plan of the task that calls a method to merge; None if it is called from Python.
 
     Raises:
-        RecipeError: The task was not seen when it was planned, or the caller is neither.
+        RecipeError: The task is not of a plan that was seen.
     """
-    if _place(frame) == _CALL:
+    caller, frame = _nearest(Caller.EXECUTION, Caller.CALL)
+    if caller is Caller.CALL:
         return None
-    plan = _PLANS.get(id(frame.f_locals.get("self")))
+    plan = None if frame is None else _PLANS.get(id(frame.f_locals["self"]))
     if plan is None:
         raise RecipeError(
-            "dppa-mergekit did not see mergekit plan this task: it is a copy, or mergekit is not "
-            "of a release that is supported (0.1.5)."
+            "dppa-mergekit did not see mergekit plan this task: it is a copy, it was made by hand, "
+            "or mergekit is not of a release that is supported (0.1.5)."
         )
     return plan
 
 
-def _place(frame: FrameType) -> tuple[object, str]:
-    return frame.f_globals.get("__name__"), frame.f_code.co_name
+def plan_of_planner(planner: object) -> Plan | None:
+    """The plan that a planner has made; None for mergekit's own methods."""
+    return _PLANNERS.get(id(planner))
 
 
-def _new_plan(method: str, config: object, options: object) -> Plan:
+def _begin(owner: object, method: Method, config: object, options: object) -> None:
+    """Begin the plan of a planner, or of the configuration of a raw merge."""
+    for key in [key for key, plan in list(_PLANNERS.items()) if plan.has_ended]:
+        _PLANNERS.pop(key, None)
     dtype, out_dtype = getattr(config, "dtype", None), getattr(config, "out_dtype", None)
     check_dtype("dtype", dtype)
     check_dtype("out_dtype", out_dtype)
     output_dtype = None if out_dtype is None else getattr(torch, out_dtype.removeprefix("torch."))
     quiet = bool(getattr(options, "quiet", False))
-    return Plan(method, quiet, output_dtype, _GATHERING.listener)
+    _PLANNERS[id(owner)] = Plan(method, quiet, output_dtype, _LISTENING.listener)
+    weakref.finalize(owner, _PLANNERS.pop, id(owner), None)
+
+
+def _plan_in_the_making(frame: FrameType | None) -> Plan | None:
+    """The plan of the planner in whose frames a task is being made."""
+    while frame is not None:
+        owner: object = None
+        if frame.f_globals.get("__name__") == _PLANNER_MODULE:
+            owner = frame.f_locals.get("self")
+        elif _function(frame) == Caller.RAW_PLANNER.value:
+            owner = frame.f_locals["config"]
+        plan = None if owner is None else _PLANNERS.get(id(owner))
+        if plan is not None:
+            return plan
+        frame = frame.f_back
+    return None
+
+
+def _nearest(*callers: Caller) -> tuple[Caller, FrameType | None]:
+    """The nearest of some callers, and its frame; user code has none."""
+    functions = {caller.value: caller for caller in callers}
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = functions.get(_function(frame))
+        if caller is not None:
+            return caller, frame
+        frame = frame.f_back
+    return Caller.PYTHON, None
+
+
+def _function(frame: FrameType) -> tuple[str, str]:
+    return str(frame.f_globals.get("__name__")), frame.f_code.co_name

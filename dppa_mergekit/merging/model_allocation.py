@@ -10,29 +10,30 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from dppa_mergekit.allocation.density import DynamicPruning
-from dppa_mergekit.allocation.measurement import Progress, TensorSource, measure
+from dppa_mergekit.allocation.allocations import Allocation
+from dppa_mergekit.allocation.measurement import TensorSource, measure
 from dppa_mergekit.allocation.statistics import (
     LinearStatistics,
     ModelStatistics,
     Multiples,
     Statistics,
 )
+from dppa_mergekit.report.progress import Progress
 from dppa_mergekit.storage.cache import CacheEntry
 from dppa_mergekit.tensor_names import Linear
 
 LOG = logging.getLogger(__name__)
 
 
-class Allocation:
-    """Statistics of one merge's models, and what density allocation makes of them.
+class ModelAllocation:
+    """The statistics of one merge's models, and the kept counts that an allocation makes of them.
 
     Args:
         sources: Every tensor of the merge.
         densities: Model -> tensor name -> the density that the recipe gives it.
-        multiples: What significance is needed at; none for uniform allocation alone.
+        multiples: The multiples at which significance is needed; none for uniform allocation alone.
         progress: Opens a progress bar over a number of tensors.
-        cached: Model -> where its statistics may be, from an earlier merge, or are kept.
+        cached: Model -> the cache entry of its statistics.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class Allocation:
         self._of_linears: dict[
             tuple[Hashable, Multiples | None], dict[Linear, LinearStatistics]
         ] = {}
-        self._kept: dict[tuple[Hashable, DynamicPruning, float], dict[Linear, int]] = {}
+        self._kept: dict[tuple[Hashable, Allocation, float], dict[Linear, int]] = {}
 
-    def prepare(self) -> None:
-        """Take the statistics, if that has not been done, and warn of what they show.
+    def prepare(self) -> Mapping[Hashable, Statistics]:
+        """Model -> its statistics; the first call takes them, and warns of what they show.
 
         Raises:
             CheckpointError: See `measure`.
@@ -64,16 +65,17 @@ class Allocation:
         with self._lock:
             if self._statistics is None:
                 begun = time.perf_counter()
-                self._statistics = self._taken()
+                self._statistics = self._take()
                 LOG.info("Delta statistics: %.2f s.", time.perf_counter() - begun)
                 for model, taken in self._statistics.items():
                     self._warn(model, taken[None])
+            return self._statistics
 
-    def _taken(self) -> dict[Hashable, Statistics]:
-        """The statistics of every model: from an earlier merge, or measured and kept."""
-        found = {model: place.read() for model, place in self._cached.items()}
+    def _take(self) -> dict[Hashable, Statistics]:
+        """The statistics of every model: from the cache, or measured and kept there."""
+        found = {model: entry.read() for model, entry in self._cached.items()}
         known: dict[Hashable, Statistics] = {
-            model: {each.multiples: each for each in statistics}
+            model: {at_multiples.multiples: at_multiples for at_multiples in statistics}
             for model, statistics in found.items()
             if statistics
         }
@@ -81,59 +83,55 @@ class Allocation:
         measured = (
             measure(self._sources, missing, self._multiples, self._progress) if missing else {}
         )
-        for model, statistics in measured.items():
+        for model, of_model in measured.items():
             if model in self._cached:
-                self._cached[model].write(tuple(statistics.values()))
+                self._cached[model].write(tuple(of_model.values()))
         return {model: known.get(model) or measured[model] for model in self._densities}
 
     @property
     def linears(self) -> set[Linear]:
         """All linears of the models."""
-        self.prepare()
-        assert self._statistics is not None
         return {
-            each.linear
-            for statistics in self._statistics.values()
-            for each in statistics[None].linears
+            record.linear
+            for statistics in self.prepare().values()
+            for record in statistics[None].linears
         }
 
     def statistics(
         self, model: Hashable, multiples: Multiples | None
     ) -> Mapping[Linear, LinearStatistics]:
         """The statistics of a model's linears, with tails at these multiples; None for no tails."""
-        self.prepare()
+        of_models = self.prepare()
         with self._lock:
             key = (model, multiples)
             if key not in self._of_linears:
-                assert self._statistics is not None
-                linears = self._statistics[model][multiples].linears
-                self._of_linears[key] = {each.linear: each for each in linears}
+                linears = of_models[model][multiples].linears
+                self._of_linears[key] = {record.linear: record for record in linears}
             return self._of_linears[key]
 
-    def kept(self, model: Hashable, pruning: DynamicPruning, density: float) -> dict[Linear, int]:
+    def kept(self, model: Hashable, allocation: Allocation, density: float) -> dict[Linear, int]:
         """The kept count of every linear of a model at one density."""
-        self.prepare()
+        of_models = self.prepare()
         with self._lock:
-            key = (model, pruning, density)
+            key = (model, allocation, density)
             if key not in self._kept:
-                assert self._statistics is not None
-                statistics = self._statistics[model][pruning.multiples]
-                self._kept[key] = pruning.allocate(statistics, density)
+                statistics = of_models[model][allocation.multiples]
+                self._kept[key] = allocation.allocate(statistics, density)
             return self._kept[key]
 
     def _warn(self, model: Hashable, statistics: ModelStatistics) -> None:
         if statistics.zero:
             LOG.warning("%s: its delta is zero everywhere; it adds nothing to the base.", model)
             return
-        total = sum(each.numel for each in statistics.linears)
+        total = sum(record.numel for record in statistics.linears)
         asked = sum(
-            each.numel * self._densities[model].get(each.linear.tensor, 0.0)
-            for each in statistics.linears
+            record.numel * self._densities[model].get(record.linear.tensor, 0.0)
+            for record in statistics.linears
         )
         if total and statistics.nonzero_share < asked / total:
             LOG.warning(
-                "%s: only %.1f %% of its linears' deltas are non-zero, fewer than density %.3g "
-                "asks for; where too few are left, all are kept.",
+                "%s: only %.1f %% of its linears' deltas are non-zero, but density %.3g asks for "
+                "more; a linear with too few non-zero deltas keeps all of them.",
                 model,
                 100 * statistics.nonzero_share,
                 asked / total,

@@ -1,4 +1,4 @@
-"""One tensor that mergekit plans to merge: where its inputs are, and what the recipe says of it."""
+"""One tensor that mergekit plans to merge: where its inputs are, and its parameters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 
 from dppa_mergekit.checkpoints.tensor_loading import read
 from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.merging.method import Method
+from dppa_mergekit.merging.tensor_parameters import TensorParameters, resolve_parameters
+from dppa_mergekit.parameters import REQUIRED, WEIGHT
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -20,17 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One output tensor: where its inputs are, and the parameters that the recipe gives it.
+    """One output tensor: where its inputs are, and its parameters.
 
     Attributes:
-        name: The output's name.
+        name: Name of the output.
         base: The base model.
         loads: Model -> mergekit's task that reads its tensor; the base is among them.
         vocabulary: The axis that is indexed by tokens, if one is.
         optional: Whether a model may lack it.
         aligned: Whether mergekit aligns the vocabularies before the method is called.
-        shared: The shared parameters.
-        per_model: Model -> its parameters.
+        parameters: Its parameters, resolved.
     """
 
     name: str
@@ -39,8 +41,7 @@ class PlannedTensor:
     vocabulary: int | None
     optional: bool
     aligned: bool
-    shared: Mapping[str, object]
-    per_model: Mapping[ModelReference, Mapping[str, object]]
+    parameters: TensorParameters
 
     @property
     def models(self) -> list[ModelReference]:
@@ -48,11 +49,12 @@ class PlannedTensor:
         return [model for model in self.loads if model != self.base]
 
     @classmethod
-    def of(cls, task: ExecuteMergeMethodTask) -> PlannedTensor:
-        """What a task of mergekit's will merge.
+    def of(cls, task: ExecuteMergeMethodTask, method: Method) -> PlannedTensor:
+        """Read the plan of one tensor off the task that mergekit makes for it.
 
         Raises:
-            RecipeError: mergekit would leave out a model.
+            RecipeError: mergekit would leave out a model, or a model has no weight for the tensor.
+            ParameterError: A parameter's value is not allowed.
         """
         gather = task.gather_tensors
         aligned = hasattr(gather, "gather_tensors")
@@ -70,6 +72,18 @@ class PlannedTensor:
                     f"slices: {model} is in a later slice and not in the first, so mergekit would "
                     f"leave it out of {task.output_weight.name}: list it in every slice."
                 )
+        per_model = {
+            model: dict(task.input_parameters[model].items())
+            for model in task.model_order
+            if model != task.base_model
+        }
+        for model, values in per_model.items():
+            if values[WEIGHT.name] is REQUIRED:
+                raise RecipeError(
+                    f"{model}: there is no weight for {task.output_weight.name}; every fine-tuned "
+                    f"model needs one for every tensor, so filters need a last entry without a "
+                    f"filter."
+                )
         return cls(
             task.output_weight.name,
             task.base_model,
@@ -78,12 +92,18 @@ class PlannedTensor:
             # Under mergekit-pytorch with --tensor-union a model may lack any tensor.
             raw or bool(task.output_weight.optional),
             aligned,
-            dict(task.parameters.items()),
-            {model: dict(values.items()) for model, values in task.input_parameters.items()},
+            resolve_parameters(method, dict(task.parameters.items()), per_model),
         )
 
+    def plain_parameters(self) -> list[object]:
+        """Plain data about the parameters, in an order that is the same in every process."""
+        chosen = self.parameters
+        models = sorted((str(model), repr(values)) for model, values in chosen.models.items())
+        shared = (chosen.allocation, chosen.selection, chosen.combination)
+        return [[repr(part) for part in shared], models]
+
     def load(self) -> dict[Hashable, torch.Tensor]:
-        """The tensors of all models that have it, as the merge will see them."""
+        """Read the tensors of all models that have it, as the merge will see them."""
         tensors: dict[Hashable, torch.Tensor] = {}
         for model, load in self.loads.items():
             tensor = read(load, model)
@@ -98,7 +118,7 @@ class PlannedTensor:
         return tensors
 
     def comparable(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """A shape as far as it must be the base's: without a vocabulary that mergekit aligns."""
+        """The sizes that must equal the base's: all but a vocabulary that mergekit aligns."""
         if self.aligned and self.vocabulary is not None:
             return tuple(size for axis, size in enumerate(shape) if axis != self.vocabulary)
         return tuple(shape)

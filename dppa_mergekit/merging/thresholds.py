@@ -1,8 +1,8 @@
-"""Kept sets of linears that a merge finds, and of what an earlier merge of the same files found.
+"""The thresholds of a merge's kept sets, kept for the next merge of the same files.
 
 A kept set depends on the delta and on its count alone, and is two numbers. So the next merge at
-the same densities, of other weights too, need not look for thresholds again; nor of other factors,
-unless two partitions of one factor now have different ones, and a boundary between them.
+the same densities need not search for thresholds again, whatever its weights. With other factors it
+searches only where two partitions that shared a factor now differ, at the boundary between them.
 """
 
 import threading
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from dppa_mergekit.deltas.keys import Cut, MagnitudeKeys
-from dppa_mergekit.sparsification.amplification import Pruned, Pruning, prune
+from dppa_mergekit.sparsification.pruning import Pruned, Pruning, prune
 from dppa_mergekit.storage.cache import CacheEntry
 from dppa_mergekit.tensor_names import Linear
 
@@ -33,49 +33,49 @@ class KeptSets:
     cuts: tuple[Cut, ...]
 
 
-KeptPlaces: TypeAlias = Mapping[Hashable, CacheEntry[tuple[KeptSets, ...]]]
-"""Model -> where its kept sets may be, from an earlier merge, or are kept."""
+KeptSetEntries: TypeAlias = Mapping[Hashable, CacheEntry[tuple[KeptSets, ...]]]
+"""Model -> the cache entry of its kept sets."""
 
 
 class Thresholds:
     """The kept sets of all linears of one merge's models; several devices may ask at once."""
 
     def __init__(
-        self, places: KeptPlaces | None = None, linears: Collection[Linear] = frozenset()
+        self, entries: KeptSetEntries | None = None, linears: Collection[Linear] = frozenset()
     ) -> None:
-        """Begin with what an earlier merge found.
+        """Begin with the kept sets of an earlier merge.
 
         Args:
-            places: None where nothing is kept.
-            linears: All of the merge; once they are pruned, what was found is kept.
+            entries: Where kept sets are cached; None to cache nothing.
+            linears: All linears of the merge; once they are pruned, their kept sets are cached.
         """
-        self._places = places or {}
+        self._entries = entries or {}
         self._missing = set(linears)
         self._lock = threading.Lock()
         self._before = {
-            model: {each.linear: each for each in place.read() or ()}
-            for model, place in self._places.items()
+            model: {kept_sets.linear: kept_sets for kept_sets in entry.read() or ()}
+            for model, entry in self._entries.items()
         }
-        self._used: dict[Hashable, dict[Linear, KeptSets]] = {model: {} for model in self._places}
+        self._used: dict[Hashable, dict[Linear, KeptSets]] = {model: {} for model in self._entries}
 
-    def prune(self, linear: Linear, prunings: Mapping[Hashable, Pruning]) -> list[Pruned]:
-        """What every model's pruning of one linear, or of a dense tensor, keeps."""
-        known = {model: self._known(model, linear, each) for model, each in prunings.items()}
+    def prune(self, linear: Linear, prunings: Mapping[Hashable, Pruning]) -> dict[Hashable, Pruned]:
+        """Model -> its pruned delta, of one linear or dense tensor."""
+        known = {model: self._known(model, linear, pruning) for model, pruning in prunings.items()}
         found = iter(prune([prunings[model] for model, cuts in known.items() if cuts is None]))
-        pruned = {
+        of_models = {
             model: next(found) if cuts is None else Pruned(prunings[model], cuts)
             for model, cuts in known.items()
         }
         with self._lock:
-            for model, each in pruned.items():
-                if model in self._used and isinstance(each.pruning.keys, MagnitudeKeys):
-                    dtype, counts = str(each.pruning.delta.dtype), each.pruning.counts
-                    self._used[model][linear] = KeptSets(linear, dtype, counts, each.cuts)
+            for model, pruned in of_models.items():
+                if model in self._used and isinstance(pruned.pruning.keys, MagnitudeKeys):
+                    dtype, counts = str(pruned.pruning.delta.dtype), pruned.pruning.counts
+                    self._used[model][linear] = KeptSets(linear, dtype, counts, pruned.cuts)
             if linear in self._missing:
                 self._missing.remove(linear)
                 if not self._missing:
                     self._keep()
-        return list(pruned.values())
+        return of_models
 
     def _known(self, model: Hashable, linear: Linear, pruning: Pruning) -> tuple[Cut, ...] | None:
         before = self._before.get(model, {}).get(linear)
@@ -89,4 +89,4 @@ class Thresholds:
     def _keep(self) -> None:
         for model, used in self._used.items():
             if used and used != self._before[model]:
-                self._places[model].write(tuple(used.values()))
+                self._entries[model].write(tuple(used.values()))

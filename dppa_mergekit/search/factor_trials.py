@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
 from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
 from dppa_mergekit.adamerging.tokenization import shorten
-from dppa_mergekit.combination.combination import Combined
+from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.amplified_model import AmplifiedModel, merge_into_folder
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel

@@ -430,7 +430,7 @@ WEIGHT_OPTIONS = Options(strategy=WEIGHTS, low=0.0, high=1.5)
 
 def default_options(method: str) -> Options:
     """How to search for factors: random partitions were rescaled, so theirs reduce."""
-    if method == "dare_dpa":
+    if method in method_table.rescaled():
         return Options(low=0.1, high=1.0, downwards=True)
     return Options()
 

@@ -7,6 +7,7 @@ import numpy
 import oracle
 import pytest
 import torch
+from dppa_mergekit.sparsification.selection import SMALL, Request, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from dppa_mergekit.deltas.delta import CHUNK, Delta
 from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.sparsification.amplification import nested_counts, partition_densities
-from dppa_mergekit.sparsification.selection import SMALL, Request, select
 
 few_values = st.lists(st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 3e-5, -7.25]), min_size=1)
 any_values = st.lists(

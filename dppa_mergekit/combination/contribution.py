@@ -1,0 +1,64 @@
+"""The records that a combination takes and the merge hands on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+
+from dppa_mergekit.sparsification.pruning import Pruned
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """The pruned, amplified delta of one model for one linear or dense tensor, and its weight."""
+
+    pruned: Pruned
+    weight: float
+
+
+class Combination(Protocol):
+    """A way to make one delta of several, with its parameters resolved."""
+
+    def merge(
+        self,
+        base: torch.Tensor,
+        contributions: Sequence[Contribution],
+        merged: torch.Tensor,
+        limit: float,
+    ) -> bool:
+        """Write base plus the combined contributions.
+
+        Args:
+            base: (numel,) borrowed.
+            contributions: At least one, in the order of the recipe, of numel elements each.
+            merged: (numel,) written to; every element is cast once.
+            limit: Largest magnitude that the output's dtype holds.
+
+        Returns:
+            Whether the magnitude of a sum exceeds the limit.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Combined:
+    """One linear, or one dense tensor, of a merge: its place and the contributions to it.
+
+    Attributes:
+        name: Name of the tensor.
+        part: Elements of the flat tensor; one expert of several if the tensor stacks experts.
+        combination: How the contributions were combined.
+        contributions: Model name -> its contribution.
+        dtypes: The dtypes to which the result is cast, one after the other.
+    """
+
+    name: str
+    part: slice
+    combination: Combination
+    contributions: Mapping[str, Contribution]
+    dtypes: Sequence[torch.dtype]
+
+
+Listener: TypeAlias = Callable[[Combined], None]
+"""Called once for each combined linear or dense tensor; its tensors are borrowed, read-only."""

@@ -1,0 +1,123 @@
+"""The weighted sum of the pruned, amplified deltas (paper 3.4, eq. 6).
+
+merged = base + lambda * sum_k weight_k * amplified_pruned_delta_k
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeAlias
+
+import torch
+
+from dppa_mergekit.combination.contribution import Contribution
+from dppa_mergekit.combination.elementwise import (
+    Combine,
+    ElementwiseCombination,
+    ElementwiseRule,
+    compiled_models,
+)
+from dppa_mergekit.deltas.delta import Buffer, buffers, delta_chunks
+from dppa_mergekit.deltas.kernel import CombinePass
+from dppa_mergekit.deltas.threads import in_order, share
+from dppa_mergekit.parameters import normalize
+from dppa_mergekit.sparsification.pruning import PrunedChunks
+
+Products: TypeAlias = Callable[[int, int, torch.Tensor], list[float]]
+"""Given the chunk [start, stop) of a gradient, returns its product with the delta of each model."""
+
+
+@dataclass(frozen=True)
+class WeightedSum(ElementwiseCombination):
+    """lambda times the sum of weight times delta, over the sum of the weights if normalized."""
+
+    differentiable: ClassVar[bool] = True
+
+    def divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
+        """The sum of the weights, unless it is as good as zero."""
+        if not self.normalize:
+            return None
+        total = float(torch.tensor(weights, dtype=dtype).sum())
+        return total if abs(total) >= 1e-8 else None
+
+    def combine(self, weights: Sequence[float], divisor: float | None) -> Combine:
+        """Add delta after delta, in the order of the recipe."""
+
+        def combine(
+            total: torch.Tensor, deltas: Sequence[PrunedChunks], start: int, stop: int
+        ) -> None:
+            for delta, weight in zip(deltas, weights, strict=True):
+                delta.add_to(total, weight, start, stop)
+            if divisor is not None:
+                total.div_(divisor)
+
+        return combine
+
+    def weight_gradients(
+        self, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[float]:
+        """The derivatives of a loss in the weights: <dL/dW, amplified pruned delta>.
+
+        Args:
+            contributions: In the order of the recipe, of numel elements each.
+            of_merged: (numel,) derivative of the loss in the merged elements; on any device.
+        """
+        delta = contributions[0].pruned.pruning.delta
+        gradient = of_merged.to(delta.device)
+        unweighted = [replace(contribution, weight=1.0) for contribution in contributions]
+        products = _compiled_products(unweighted) or _products_by_torch(unweighted)
+
+        def work(spans: Iterator[tuple[int, int]]) -> list[tuple[int, list[float]]]:
+            of_chunk, buffer = products(), Buffer(delta.dtype, delta.device)
+            return [
+                (
+                    start,
+                    of_chunk(start, stop, buffer.of(stop - start).copy_(gradient[start:stop])),
+                )
+                for start, stop in spans
+            ]
+
+        # Summed in one order, whatever thread took which chunk.
+        of_chunks = in_order(share(work, delta.chunks(), delta.device))
+        found = [self.lambda_ * math.fsum(values) for values in zip(*of_chunks, strict=True)]
+        weights = [contribution.weight for contribution in contributions]
+        divisor = self.divisor(weights, delta.dtype)
+        if divisor is None:
+            return found
+        mean = math.fsum(w * x for w, x in zip(weights, found, strict=True)) / divisor
+        return [(value - mean) / divisor for value in found]
+
+
+WEIGHTED_SUM = ElementwiseRule(WeightedSum, normalize(False))
+
+
+def _compiled_products(contributions: Sequence[Contribution]) -> Callable[[], Products] | None:
+    models = compiled_models(contributions)
+    if models is None:
+        return None
+    return lambda: CombinePass(models, False, None, 1.0, math.inf).products
+
+
+def _products_by_torch(contributions: Sequence[Contribution]) -> Callable[[], Products]:
+    deltas = [contribution.pruned.pruning.delta for contribution in contributions]
+    dtype, device = deltas[0].dtype, deltas[0].device
+
+    def compute() -> Products:
+        readers, _ = delta_chunks(deltas)
+        kept, buffer = buffers(3, dtype, device), Buffer(dtype, device)
+        pruned = [
+            PrunedChunks(contribution.pruned, reader, kept)
+            for contribution, reader in zip(contributions, readers, strict=True)
+        ]
+
+        def products(start: int, stop: int, gradient: torch.Tensor) -> list[float]:
+            found = []
+            for chunks in pruned:
+                values = buffer.of(stop - start).zero_()
+                chunks.add_to(values, 1.0, start, stop)
+                found.append(float(torch.dot(values, gradient)))
+            return found
+
+        return products
+
+    return compute

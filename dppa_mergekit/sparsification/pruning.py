@@ -1,0 +1,177 @@
+"""Prune a delta to its kept elements and amplify each partition; the one place that does it.
+
+The merge, the models in memory and AdaMerging all call this code, so a factor that was tried gives,
+bit for bit, the weights of a merge with that factor.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks
+from dppa_mergekit.deltas.kernel import Amplified, passes_over
+from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys
+from dppa_mergekit.errors import ParameterError
+from dppa_mergekit.sparsification.selections import Selection
+from dppa_mergekit.sparsification.threshold_search import Request, select
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The plan for one delta: how much is kept, and the factor of each partition.
+
+    Attributes:
+        delta: Delta of one linear, or of one dense tensor.
+        counts: Nested kept counts, the smallest first.
+        factors: (counts,) factor of the elements that are kept at this count and not at the one
+            before.
+        keys: Keys by which elements are kept; None where all are kept, at the last factor.
+        divisor: Divisor of the delta before it is amplified (DARE: the density).
+        rates: (counts,) pruning rate down to which each factor holds; empty for a dense tensor.
+    """
+
+    delta: Delta
+    counts: tuple[int, ...]
+    factors: tuple[float, ...]
+    keys: Keys | None
+    divisor: float = 1.0
+    rates: tuple[int, ...] = ()
+
+    @classmethod
+    def none(
+        cls, delta: Delta, factor: float, divisor: float = 1.0, rates: tuple[int, ...] = ()
+    ) -> "Pruning":
+        """Keep the whole delta, at one factor."""
+        return cls(delta, (), (factor,), None, divisor, rates)
+
+
+def plan_pruning(
+    delta: Delta,
+    kept_counts: Mapping[int, int],
+    factors: Mapping[int, float],
+    selection: Selection,
+    name: Sequence[str] = (),
+    density: float | None = None,
+) -> Pruning:
+    """Plan how one linear is pruned and amplified.
+
+    Args:
+        delta: Delta of the linear.
+        kept_counts: Rate -> number of elements kept at that rate, never falling with the rate.
+            The factor of a rate holds for elements kept there and at no higher rate given.
+        factors: Rate -> factor of its partition; 1 if missing.
+        selection: Which elements are kept.
+        name: Model, tensor and expert; tells the random selection of this linear from others.
+        density: Density by which a rescaling selection divides; the largest count over the number
+            of elements where None.
+
+    Raises:
+        ParameterError: The counts are not possible.
+    """
+    rates = sorted(kept_counts, reverse=True)
+    counts = [kept_counts[rate] for rate in rates]
+    if not rates or counts != sorted(counts) or not 0 <= counts[0] <= counts[-1] <= delta.numel:
+        raise ParameterError(
+            f"The kept counts are {dict(kept_counts)}; they must not fall from rate 90 down, "
+            f"and lie from 0 to the {delta.numel} elements."
+        )
+    of_rates = tuple(float(factors.get(rate, 1.0)) for rate in rates)
+    divisor = 1.0
+    if counts[-1] > 0:
+        divisor = selection.divisor(counts[-1] / delta.numel if density is None else density)
+    if counts[0] == delta.numel:
+        return Pruning.none(delta, of_rates[0], divisor, (rates[0],))
+    keys = selection.keys(delta, name)
+    return Pruning(delta, tuple(counts), of_rates, keys, divisor, tuple(rates))
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned delta: its plan, and the kept set of each count; none if all is kept."""
+
+    pruning: Pruning
+    cuts: tuple[Cut, ...]
+
+    def amplified(self, weight: float) -> Amplified | None:
+        """The delta as the compiled pass takes it; None if that pass does not know it."""
+        known = isinstance(self.pruning.keys, MagnitudeKeys | None) and self.pruning.divisor == 1
+        passes = passes_over(self.pruning.delta) if known else None
+        if passes is None:
+            return None
+        return Amplified(passes, self.cuts or (Cut(-1),), self.pruning.factors, weight)
+
+
+def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
+    """Find the kept sets of several plans together, since deltas from one base share work.
+
+    Args:
+        prunings: Plans for deltas of one size, device and base: one linear in several models.
+    """
+    requests = [
+        Request(pruning.delta, pruning.keys, pruning.counts)
+        for pruning in prunings
+        if pruning.keys is not None
+    ]
+    selected = iter(select(requests))
+    return [Pruned(pruning, () if pruning.keys is None else next(selected)) for pruning in prunings]
+
+
+class PrunedChunks:
+    """A pruned, amplified delta, a chunk at a time; for one thread."""
+
+    def __init__(self, pruned: Pruned, delta: DeltaChunks, kept: Sequence[Buffer]) -> None:
+        """Prepare to read chunks.
+
+        Args:
+            pruned: The pruned delta.
+            delta: Reader of the whole delta.
+            kept: Three buffers, which the readers of other deltas in this thread may share.
+        """
+        self._pruning = pruned.pruning
+        self._cuts = pruned.cuts
+        self._delta = delta
+        self._kept = kept
+        self._keys = Buffer(pruned.pruning.delta.dtype, pruned.pruning.delta.device)
+
+    def add_to(self, total: torch.Tensor, weight: float, start: int, stop: int) -> None:
+        """Add weight times the chunk [start, stop) to `total`, (stop - start,)."""
+        total.add_(self._read(start, stop).mul_(weight))
+
+    def _read(self, start: int, stop: int) -> torch.Tensor:
+        """The chunk [start, stop); the caller may change it, and it holds until the next read.
+
+        A partition is the difference of two nested kept sets. No element is in two of them, so
+        differences and sums are exact, and each element is multiplied by its factor alone.
+        """
+        delta = self._delta.read(start, stop)
+        if self._pruning.divisor != 1.0:
+            delta.div_(self._pruning.divisor)
+        if self._pruning.keys is None:
+            return _scale(delta, self._pruning.factors[-1])
+        sieve = self._pruning.keys.sieve(start, delta)
+        total: torch.Tensor | None = None
+        larger: torch.Tensor | None = None
+        of_larger = 1.0
+        # From the largest set down: the rest of a set is its partition, in the same memory.
+        for turn, (cut, factor) in enumerate(
+            zip(reversed(self._cuts), reversed(self._pruning.factors), strict=True)
+        ):
+            kept = self._kept[1 + turn % 2 if turn else 0].of(stop - start)
+            sieve(cut.above, kept)
+            if cut.last >= 0:
+                ties = cut.ties(start, self._pruning.keys.chunk(start, delta, self._keys))
+                kept.index_copy_(0, ties, delta.index_select(0, ties))
+            if larger is not None:
+                total = _add(total, _scale(larger.sub_(kept), of_larger))
+            larger, of_larger = kept, factor
+        assert larger is not None
+        return _add(total, _scale(larger, of_larger))
+
+
+def _scale(values: torch.Tensor, factor: float) -> torch.Tensor:
+    return values if factor == 1.0 else values.mul_(factor)
+
+
+def _add(total: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    return values if total is None else total.add_(values)

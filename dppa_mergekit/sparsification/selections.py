@@ -1,0 +1,89 @@
+"""Which elements of a linear are kept: the largest, or any, at random."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dppa_mergekit.deltas.delta import Delta
+from dppa_mergekit.deltas.keys import Keys, MagnitudeKeys
+from dppa_mergekit.parameters import SEED, Parameter
+from dppa_mergekit.sparsification.random_keys import random_keys
+
+
+class Selection(Protocol):
+    """A way to choose kept elements, with its parameters resolved."""
+
+    def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
+        """The keys of a linear's elements; those with the largest keys are kept.
+
+        Args:
+            delta: Delta of the linear.
+            name: Model, tensor and expert.
+        """
+        ...
+
+    def divisor(self, density: float) -> float:
+        """The divisor of the delta before it is amplified.
+
+        Args:
+            density: Density of the linear's model, above 0.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LargestMagnitudes:
+    """Keep the elements with the largest |delta| (DP, DPPA, OWL)."""
+
+    def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
+        """Order by |delta|."""
+        return MagnitudeKeys(delta)
+
+    def divisor(self, density: float) -> float:
+        """Leave the delta as it is."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class RandomElements:
+    """Keep elements at random and divide the delta by its density (DARE, arXiv 2311.03099).
+
+    Attributes:
+        seed: Seed of the draw.
+    """
+
+    seed: int = 0
+
+    def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
+        """Order by a hash of (seed, name, index)."""
+        return random_keys(delta, self.seed, name)
+
+    def divisor(self, density: float) -> float:
+        """Rescale, so that the mean of the delta is preserved."""
+        return density
+
+
+class MagnitudeRule:
+    """The row entry of `LargestMagnitudes`, which has no parameters."""
+
+    parameters: tuple[Parameter, ...] = ()
+    rescales = False
+
+    def resolve(self, shared: Mapping[str, object]) -> Selection:
+        """The selection under a tensor's shared parameters."""
+        return LargestMagnitudes()
+
+
+class RandomRule:
+    """The row entry of `RandomElements`; since it rescales, useful factors reduce."""
+
+    parameters: tuple[Parameter, ...] = (SEED,)
+    rescales = True
+
+    def resolve(self, shared: Mapping[str, object]) -> Selection:
+        """The selection under a tensor's shared parameters."""
+        return RandomElements(int(SEED.of(shared)))
+
+
+MAGNITUDE = MagnitudeRule()
+RANDOM = RandomRule()
