@@ -12,9 +12,15 @@ from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, check_number
 from dppa_mergekit.sparsification.partitions import boundary_densities
 from dppa_mergekit.sparsification.pruning import PrunedChunks, plan_pruning, prune
-from dppa_mergekit.sparsification.selections import MAGNITUDE, RANDOM, Selection
+from dppa_mergekit.sparsification.selections import (
+    MAGNITUDE,
+    RANDOM,
+    MagnitudeRule,
+    RandomRule,
+    Selection,
+)
 
-SELECTIONS = {"magnitude": MAGNITUDE, "random": RANDOM}
+SELECTIONS: Mapping[str, MagnitudeRule | RandomRule] = {"magnitude": MAGNITUDE, "random": RANDOM}
 """The names that `selection` may have."""
 
 

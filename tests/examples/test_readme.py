@@ -59,14 +59,14 @@ def test_parameter_tables(after: str, table: tuple[recipe.Parameter, ...]) -> No
 
 
 def test_the_tables_hold_every_parameter_of_every_method() -> None:
-    taken = {each.name for variant in method_table.VARIANTS for each in variant.parameters}
+    taken = {each.name for variant in method_table.METHODS for each in variant.parameters}
     assert taken == {each.name for each in (*PER_MODEL, *SHARED)}
 
 
 def test_defaults_that_differ_by_method() -> None:
     defaults = {
         (variant.name, each.name): each.default
-        for variant in method_table.VARIANTS
+        for variant in method_table.METHODS
         for each in variant.parameters
     }
     assert defaults["owl", "significance"] == "count"
@@ -77,7 +77,7 @@ def test_defaults_that_differ_by_method() -> None:
 
 def test_method_table() -> None:
     listed = [row[0].strip("`") for row in rows("## Methods")]
-    assert listed == [variant.name for variant in method_table.VARIANTS]
+    assert listed == [variant.name for variant in method_table.METHODS]
 
 
 def blocks(language: str) -> list[str]:

@@ -11,7 +11,7 @@ from commands import Merge
 from oracle_merges import MODELS, Parameters, Tensors, base_and_tuned, expected, of_family
 from settings import FORMS, by_name, resolve
 
-from dppa_mergekit.method_table import VARIANTS
+from dppa_mergekit.method_table import METHODS
 
 PER_MODEL: dict[str, tuple[float, float, float]] = {
     "weight": (0.2, 0.5, 0.9),
@@ -30,7 +30,7 @@ SHARED: dict[str, tuple[Any, Any, Any]] = {
 
 
 def test_every_parameter_is_tried_with_gradients_and_filters() -> None:
-    (variant,) = [each for each in VARIANTS if each.name == "dppa"]
+    (variant,) = [method for method in METHODS if method.name == "dppa"]
     per_model = {each.name for each in variant.parameters if each.per_model}
     shared = {each.name for each in variant.parameters if not each.per_model}
     assert per_model == set(PER_MODEL)

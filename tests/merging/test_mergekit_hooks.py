@@ -85,6 +85,20 @@ def test_a_task_that_was_not_planned_is_refused(family: Path) -> None:
         list(Executor([task.model_copy()]).run(quiet=True))
 
 
+def test_a_task_made_by_hand_joins_no_plan(family: Path, merge: Merge) -> None:
+    """Not even that of the merge before it in the same thread."""
+    content = recipe(family, "dppa", MODELS)
+    merge(content)
+    planned = tasks(content)
+    made = type(planned[0])(
+        **{name: getattr(planned[0], name) for name in planned[0].model_fields_set}
+    )
+    with pytest.raises(DppaError, match="did not see mergekit plan"):
+        list(Executor([made]).run(quiet=True))
+    run = dict(Executor(planned).run(quiet=True))
+    assert len(run) == len(planned)
+
+
 def test_a_plan_dies_with_its_tasks(family: Path) -> None:
     MergePlanner._model_arch.cache_clear()
     gc.collect()
@@ -150,5 +164,7 @@ def test_a_merge_that_has_ended_lets_go(family: Path, merge: Merge) -> None:
         merge(recipe(family, method, MODELS))
     gc.collect()
     assert not [
-        each for each in gc.get_objects() if isinstance(each, (model_allocation.Allocation, Delta))
+        each
+        for each in gc.get_objects()
+        if isinstance(each, (model_allocation.ModelAllocation, Delta))
     ]

@@ -7,7 +7,6 @@ import numpy
 import oracle
 import pytest
 import torch
-from dppa_mergekit.sparsification.selection import SMALL, Request, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +14,8 @@ from dppa_mergekit import DppaError, PartitionAmplification
 from dppa_mergekit.deltas.delta import CHUNK, Delta
 from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.sparsification.amplification import nested_counts, partition_densities
+from dppa_mergekit.sparsification.partitions import boundary_densities, partition_densities
+from dppa_mergekit.sparsification.threshold_search import SMALL, Request, select
 
 few_values = st.lists(st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 3e-5, -7.25]), min_size=1)
 any_values = st.lists(
@@ -221,17 +221,12 @@ def test_partition_densities(density: float, expected: dict[int, float]) -> None
     assert partition_densities(density) == expected == oracle.partition_densities(density)
 
 
-def test_counts_are_asked_for_only_where_factors_change() -> None:
-    asked: list[float] = []
-
-    def allocate(density: float) -> int:
-        asked.append(density)
-        return round(1000 * density)
-
-    assert nested_counts(0.4, {}, allocate) == {60: 400}
-    assert nested_counts(0.4, {90: 2.0}, allocate) == {90: 100, 60: 400}
-    assert nested_counts(0.4, {90: 2.0, 80: 2.0, 60: 3.0}, allocate) == {80: 200, 70: 300, 60: 400}
-    assert asked == [0.4, 0.1, 0.4, 0.2, 0.3, 0.4]
+def test_boundaries_are_needed_only_where_factors_change() -> None:
+    assert boundary_densities(0.4, {}) == {60: 0.4}
+    assert boundary_densities(0.4, {90: 2.0}) == {90: 0.1, 60: 0.4}
+    assert boundary_densities(0.4, {90: 2.0, 80: 2.0, 60: 3.0}) == {80: 0.2, 70: 0.3, 60: 0.4}
+    every = {90: 0.1, 80: 0.2, 70: 0.3, 60: 0.35}
+    assert boundary_densities(0.35, {90: 2.0}, every_partition=True) == every
 
 
 @pytest.mark.parametrize(

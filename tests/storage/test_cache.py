@@ -17,7 +17,7 @@ from dppa_mergekit.allocation.measurement import delta_statistics
 from dppa_mergekit.allocation.statistics import Multiples
 from dppa_mergekit.deltas.delta import CHUNK, Delta
 from dppa_mergekit.merging import model_allocation
-from dppa_mergekit.sparsification import amplification
+from dppa_mergekit.sparsification import pruning
 from dppa_mergekit.sparsification.amplification import PartitionAmplification
 
 
@@ -126,13 +126,13 @@ def test_a_folder_that_cannot_be_made_is_a_warning(
 def selected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of linears whose thresholds were looked for, merge by merge; 0 is appended."""
     numbers: list[int] = []
-    select = amplification.select
+    select = pruning.select
 
     def counting(requests):
         numbers[-1] += len(requests)
         return select(requests)
 
-    monkeypatch.setattr(amplification, "select", counting)
+    monkeypatch.setattr(pruning, "select", counting)
     return numbers
 
 

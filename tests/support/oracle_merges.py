@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from checkpoints import tensors_of
 
-from dppa_mergekit.method_table import VARIANTS
+from dppa_mergekit import method_table
 
 Tensors = dict[str, torch.Tensor]
 Parameters = Mapping[str, Any]
@@ -20,7 +20,7 @@ MODELS: dict[str, dict[str, float]] = {
     "math": {"weight": 0.6, "density": 0.2, "amplify_90": 2.1, "amplify_80": 1.4},
     "law": {"weight": 0.5, "density": 0.3, "amplify_dense": 0.9},
 }
-METHODS = [variant.name for variant in VARIANTS]
+METHODS = method_table.names()
 
 
 def expected(
