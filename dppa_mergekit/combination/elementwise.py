@@ -16,7 +16,7 @@ import torch
 
 from dppa_mergekit.combination.contribution import Contribution
 from dppa_mergekit.deltas.delta import Buffer, buffers, chunks, delta_chunks
-from dppa_mergekit.deltas.kernel import Amplified, CombinePass
+from dppa_mergekit.deltas.kernel import AmplifiedDelta, CombinePass
 from dppa_mergekit.deltas.threads import share
 from dppa_mergekit.parameters import LAMBDA, Parameter, Switch
 from dppa_mergekit.sparsification.pruning import PrunedChunks
@@ -119,7 +119,7 @@ class ElementwiseCombination(ABC):
         return compute
 
 
-def compiled_models(contributions: Sequence[Contribution]) -> list[Amplified] | None:
+def compiled_models(contributions: Sequence[Contribution]) -> list[AmplifiedDelta] | None:
     """The arguments of the compiled passes; None if they do not take all of the deltas."""
     amplified = [
         contribution.pruned.amplified(contribution.weight) for contribution in contributions

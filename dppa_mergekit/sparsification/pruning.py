@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks
-from dppa_mergekit.deltas.kernel import Amplified, passes_over
+from dppa_mergekit.deltas.kernel import AmplifiedDelta, passes_over
 from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.sparsification.selections import Selection
@@ -93,13 +93,13 @@ class Pruned:
     pruning: Pruning
     cuts: tuple[Cut, ...]
 
-    def amplified(self, weight: float) -> Amplified | None:
+    def amplified(self, weight: float) -> AmplifiedDelta | None:
         """The delta as the compiled pass takes it; None if that pass does not know it."""
         known = isinstance(self.pruning.keys, MagnitudeKeys | None) and self.pruning.divisor == 1
         passes = passes_over(self.pruning.delta) if known else None
         if passes is None:
             return None
-        return Amplified(passes, self.cuts or (Cut(-1),), self.pruning.factors, weight)
+        return AmplifiedDelta(passes, self.cuts or (Cut(-1),), self.pruning.factors, weight)
 
 
 def prune(prunings: Sequence[Pruning]) -> list[Pruned]:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from dppa_mergekit.deltas.delta import Delta
-from dppa_mergekit.deltas.kernel import randoms
+from dppa_mergekit.deltas.kernel import randomize
 from dppa_mergekit.deltas.keys import HashedKeys, murmur_finaliser
 
 
@@ -32,6 +32,6 @@ def random_keys(delta: Delta, seed: int, name: Sequence[str]) -> HashedKeys:
 
 def _random(first: int, second: int, index: torch.Tensor) -> torch.Tensor:
     """(n,) keys of (n,) int64 indices, which may be overwritten."""
-    if randoms(index, first, second):
+    if randomize(index, first, second):
         return index
     return murmur_finaliser(murmur_finaliser(index ^ first) ^ second)
