@@ -14,18 +14,7 @@ import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta
 from dppa_mergekit.deltas.masks import equal, greater, true_indices
-
-MASK32 = 0xFFFFFFFF
-
-
-def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
-    """Return the 32-bit finaliser of MurmurHash3 of int64 indices modulo 2^32, as int64."""
-    h = index & MASK32
-    h = h ^ (h >> 16)
-    h = (h * 0x85EBCA6B) & MASK32
-    h = h ^ (h >> 13)
-    h = (h * 0xC2B2AE35) & MASK32
-    return h ^ (h >> 16)
+from dppa_mergekit.deltas.tie_order import MASK32, murmur_finaliser
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 
 from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.deltas.kernel import randomize
-from dppa_mergekit.deltas.keys import HashedKeys, murmur_finaliser
+from dppa_mergekit.deltas.keys import HashedKeys
+from dppa_mergekit.deltas.tie_order import murmur_finaliser
 
 
 def random_keys(delta: Delta, seed: int, name: Sequence[str]) -> HashedKeys:

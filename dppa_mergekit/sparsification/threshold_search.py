@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, buffers, delta_chunks
 from dppa_mergekit.deltas.kernel import DeltaPasses, PassBuffers, passes_over
-from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys, murmur_finaliser
+from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys
 from dppa_mergekit.deltas.masks import count_true, greater, true_indices
 from dppa_mergekit.deltas.threads import in_order, share
+from dppa_mergekit.deltas.tie_order import murmur_finaliser
 
 SMALL = 1 << 14
 """Of no more keys than this, all are sorted."""

@@ -25,7 +25,8 @@ from dppa_mergekit.deltas.kernel import (
     randomize,
 )
 from dppa_mergekit.deltas.kernel.source import SOURCES
-from dppa_mergekit.deltas.keys import Cut, murmur_finaliser
+from dppa_mergekit.deltas.keys import Cut
+from dppa_mergekit.deltas.tie_order import murmur_finaliser
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 

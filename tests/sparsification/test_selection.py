@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dppa_mergekit import DppaError, PartitionAmplification
 from dppa_mergekit.deltas.delta import CHUNK, Delta
-from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
+from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys
+from dppa_mergekit.deltas.tie_order import murmur_finaliser
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.sparsification.partitions import boundary_densities, partition_densities
 from dppa_mergekit.sparsification.threshold_search import SMALL, Request, select
