@@ -1,15 +1,15 @@
-"""Density allocation: from the statistics of a model's deltas to the kept count of every linear.
+"""Density allocation, equations (1) to (5) of the paper: from statistics to kept counts.
 
-A pure function: no tensors, no files. The paper's equations (1) to (5), with `lambda` being
-`max_fluctuation` and N `significance_multiple`:
+A pure function of the statistics of a model's deltas: no tensors, no files. In the equations,
+lambda is `max_fluctuation` and N is `significance_multiple`:
 
     block i:       f_i  = lambda * D_i  / max|D|,  D_i  = s_i  - mean over the blocks of its stack
     linear (i,j):  f_ij = lambda * D_ij / max|D|,  D_ij = s_ij - mean over all linears
     kept density:  d_ij = clip(d + f_i + f_ij + c, 0, 1)
 
-Means are weighted by element count, so that the fluctuations alone leave the budget as it is; c is
-the one constant that repairs what clipping breaks. The authors' code has no c and an unweighted
-mean of the blocks.
+Means are weighted by element count, so the fluctuations leave the budget as it is; the constant c
+restores it where clipping changes it. The authors' code has no c, and an unweighted mean over the
+blocks.
 """
 
 from collections.abc import Sequence
@@ -37,15 +37,28 @@ Level = Literal["block", "linear"]
 
 @dataclass(frozen=True)
 class DynamicPruning:
-    """DP, and its baselines: OWL fluctuates by blocks alone, magnitude pruning not at all.
+    """DP and its baselines: OWL fluctuates by blocks only, magnitude pruning not at all.
 
     Attributes:
-        max_fluctuation: How far block and linear may each move the density; 0 is uniform.
+        max_fluctuation: Largest change of the density by the block, and by the linear; 0 is none.
         significance: "magnitude" sums the magnitudes above the multiple (paper), "count" counts
-            them (OWL, authors' code); both over the number of elements.
+            them (OWL, authors' code); both divide by the number of elements.
         significance_multiple: N of the linears.
-        block_significance_multiple: N of the blocks; the former where None.
-        levels: What fluctuates: ("block", "linear") is DP, ("block",) OWL.
+        block_significance_multiple: N of the blocks; that of the linears where None.
+        levels: The levels that fluctuate: ("block", "linear") is DP, ("block",) is OWL.
+
+    Raises:
+        ParameterError: A value is not allowed.
+
+    Example:
+        >>> import torch
+        >>> from dppa_mergekit import DynamicPruning, Linear, delta_statistics
+        >>> base = {f"layers.{i}.up.weight": torch.zeros(40, 25) for i in range(2)}
+        >>> torch.manual_seed(0) and None
+        >>> fine_tuned = {name: torch.randn(40, 25) ** 3 for name in base}
+        >>> counts = DynamicPruning().allocate(delta_statistics(base, fine_tuned), 0.2)
+        >>> sum(counts.values())
+        400
     """
 
     max_fluctuation: float = 0.08
@@ -55,7 +68,7 @@ class DynamicPruning:
     levels: tuple[Level, ...] = ("block", "linear")
 
     def __post_init__(self) -> None:
-        """Raise ParameterError for what is not allowed."""
+        """Check the values."""
         check_number(MAX_FLUCTUATION, self.max_fluctuation)
         significance("magnitude").check(self.significance)
         check_number(SIGNIFICANCE_MULTIPLE, self.significance_multiple)
@@ -66,7 +79,7 @@ class DynamicPruning:
 
     @property
     def multiples(self) -> Multiples | None:
-        """The multiples that the statistics must have been taken at; None if none are needed."""
+        """The multiples at which the statistics must have been taken; None if none are needed."""
         if self.max_fluctuation == 0 or not self.levels:
             return None
         return Multiples(self.significance_multiple, self.block_significance_multiple)
@@ -75,28 +88,29 @@ class DynamicPruning:
         """The kept count of every linear, k_ij = round(n_ij d_ij), halves to even.
 
         Args:
-            statistics: Of the deltas of one model, taken at this object's multiples.
+            statistics: Statistics of one model's deltas, taken at this object's multiples.
             density: Share of all linears' elements to keep, from 0 to 1.
 
         Raises:
-            ParameterError: The density is out of range, or the statistics are for other multiples.
+            ParameterError: The density is out of range, or the statistics are at other multiples.
         """
         density = check_number(DENSITY, density)
-        numel = numpy.array([each.numel for each in statistics.linears], dtype=numpy.float64)
+        numel = numpy.array([record.numel for record in statistics.linears], dtype=numpy.float64)
         if density in (0, 1) or self.multiples is None:
             kept = numpy.full_like(numel, density)
         else:
             kept = shift_to_budget(density + self._fluctuation(statistics, numel), numel, density)
         counts = numpy.rint(numel * kept).astype(numpy.int64)
         return {
-            each.linear: int(count) for each, count in zip(statistics.linears, counts, strict=True)
+            record.linear: int(count)
+            for record, count in zip(statistics.linears, counts, strict=True)
         }
 
     def _fluctuation(self, statistics: ModelStatistics, numel: Floats) -> Floats:
         """f_i + f_ij of every linear."""
         if statistics.multiples != self.multiples:
             raise ParameterError(
-                f"The statistics are for {statistics.multiples}; needed are {self.multiples}."
+                f"The statistics are at {statistics.multiples}; needed are {self.multiples}."
             )
         total = numpy.zeros_like(numel)
         if "linear" in self.levels:
@@ -125,7 +139,7 @@ class DynamicPruning:
 
 
 def _block_fluctuation(above: Floats, numel: Floats, blocks: list[Block | None]) -> Floats:
-    """f_i / lambda of the block of every linear, each stack by itself."""
+    """(linears,) f_i / lambda of the block of every linear, each stack by itself (eqs. 1, 2)."""
     result = numpy.zeros_like(numel)
     names = sorted({block for block in blocks if block is not None})
     member = numpy.array([names.index(block) if block else -1 for block in blocks])
@@ -143,7 +157,7 @@ def centred(significance: Floats, numel: Floats) -> Floats:
     """D / max|D| of equations (1) to (4): the distance from the weighted mean, scaled to [-1, 1].
 
     Args:
-        significance: (items,) of the blocks of a stack, or of all linears.
+        significance: (items,) significance of the blocks of a stack, or of all linears.
         numel: (items,) their element counts.
 
     Returns:

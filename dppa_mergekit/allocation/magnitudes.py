@@ -1,9 +1,9 @@
-"""What a pass over deltas finds of their magnitudes: sums, zeros, and tails above bounds.
+"""The magnitudes of deltas: their sums, zeros, and tails above bounds.
 
-The mean of a linear is known after a pass, and its tail begins at a multiple of it. So a pass
-gathers the magnitudes above a guess, and the tail is read off them; where the guess was wrong, or
-too much would have to be held, a second pass measures it. Both sum in float64, chunk by chunk, so
-that a tail does not depend on the number of threads.
+A linear's tail begins at a multiple of its mean, which is known only after a pass. So the pass
+gathers the magnitudes above a guess, and the tail is read off them. Where the guess was wrong, or
+too many magnitudes would have to be held, a second pass measures the tail. Both sum in float64,
+chunk by chunk, so a tail does not depend on the number of threads.
 """
 
 import math
@@ -20,10 +20,10 @@ from dppa_mergekit.deltas.kernel import PassBuffers, passes_over
 from dppa_mergekit.deltas.threads import in_order, share
 
 SAMPLE = 1 << 11
-"""Elements from which the mean of a linear is guessed before its visit."""
+"""Number of elements from which the mean of a linear is guessed before its visit."""
 
 MARGIN = 0.7
-"""From what share of a guessed bound on to gather: more costs less than another visit."""
+"""Share of a guessed bound from which magnitudes are gathered; a second visit would cost more."""
 
 Magnitudes: TypeAlias = NDArray[numpy.float32] | NDArray[numpy.float64]
 Tail: TypeAlias = tuple[float, int]
@@ -35,8 +35,8 @@ class Gathered:
     """The largest magnitudes of one linear's delta.
 
     Attributes:
-        floor: All magnitudes above it are held; none if it is infinite.
-        chunks: Chunk by chunk, in flat order.
+        floor: All magnitudes above this are held; none if it is infinite.
+        chunks: The magnitudes, chunk by chunk, in flat order.
     """
 
     floor: float
@@ -52,12 +52,12 @@ class Gathered:
 
 @dataclass(frozen=True)
 class Sums:
-    """What a pass finds of one delta.
+    """The result of a pass over one delta.
 
     Attributes:
-        magnitude: The sum of its magnitudes.
-        nonzero: How many are not zero.
-        gathered: The largest.
+        magnitude: Sum of its magnitudes.
+        nonzero: Number of non-zero elements.
+        gathered: Its largest magnitudes.
     """
 
     magnitude: float
@@ -67,7 +67,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class _ChunkSums:
-    """As Sums, of one chunk."""
+    """The same of one chunk."""
 
     magnitude: float
     nonzero: int
@@ -75,14 +75,14 @@ class _ChunkSums:
 
 
 def floor_below(delta: Delta, multiple: float) -> float:
-    """Above what magnitude to gather, so that all above a multiple of the mean are among it.
+    """A bound below a multiple of the mean magnitude, from which magnitudes are gathered.
 
     Args:
-        delta: Of a linear; its mean magnitude is guessed by a sample.
-        multiple: Of the mean; infinite where nothing is wanted.
+        delta: Delta of a linear; its mean magnitude is guessed from a sample.
+        multiple: Multiple of the mean; infinite if no tail is wanted.
 
     Returns:
-        Infinity where an eighth of the magnitudes or more would have to be held.
+        The bound; infinity if an eighth of the magnitudes or more would have to be held.
     """
     if delta.numel == 0 or multiple == math.inf:
         return math.inf
@@ -92,25 +92,28 @@ def floor_below(delta: Delta, multiple: float) -> float:
 
 
 def sums(deltas: Sequence[Delta], floors: Sequence[float]) -> list[Sums]:
-    """Per delta of one base: the sum of magnitudes, the non-zero ones, and those above its floor.
+    """Sum, count and gather the magnitudes of several deltas from one base.
 
     Args:
-        deltas: Of the same linear, or dense tensor, of several models.
-        floors: (deltas,) in any of their dtypes; infinite to gather none.
+        deltas: Deltas of the same linear, or dense tensor, in several models.
+        floors: (deltas,) bounds above which magnitudes are gathered; infinite to gather none.
+
+    Returns:
+        (deltas,) one result for each delta.
     """
     if not deltas:
         return []
     lowest = [
-        _largest_at_most(floor, each.dtype) for each, floor in zip(deltas, floors, strict=True)
+        _largest_at_most(floor, delta.dtype) for delta, floor in zip(deltas, floors, strict=True)
     ]
 
     compiled = [passes_over(delta) for delta in deltas]
 
-    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_ChunkSums]]]:
+    def work(spans: Iterator[tuple[int, int]]) -> list[tuple[int, list[_ChunkSums]]]:
         readers, _ = delta_chunks(deltas)
         mask, room = Buffer(torch.bool, deltas[0].device), PassBuffers()
         found = []
-        for start, stop in places:
+        for start, stop in spans:
             of_chunk = [
                 _chunk_sums(reader.read(start, stop).abs_(), floor, mask)
                 if passes is None
@@ -123,9 +126,9 @@ def sums(deltas: Sequence[Delta], floors: Sequence[float]) -> list[Sums]:
     ordered = in_order(share(work, deltas[0].chunks(), deltas[0].device))
     return [
         Sums(
-            sum(each[i].magnitude for each in ordered),
-            sum(each[i].nonzero for each in ordered),
-            Gathered(floor, [each[i].above for each in ordered]),
+            sum(of_chunk[i].magnitude for of_chunk in ordered),
+            sum(of_chunk[i].nonzero for of_chunk in ordered),
+            Gathered(floor, [of_chunk[i].above for of_chunk in ordered]),
         )
         for i, floor in enumerate(floors)
     ]
@@ -145,14 +148,14 @@ def _chunk_sums(magnitudes: torch.Tensor, floor: float, mask: Buffer) -> _ChunkS
 
 
 def tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
-    """Per bound, the sum and the number of the magnitudes above it."""
+    """(bounds,) sum and number of the magnitudes above each bound."""
     passes = passes_over(delta)
     limits = [_largest_at_most(bound, delta.dtype) for bound in bounds]
 
-    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[Tail]]]:
+    def work(spans: Iterator[tuple[int, int]]) -> list[tuple[int, list[Tail]]]:
         (reader,), _ = delta_chunks([delta])
         found = []
-        for start, stop in places:
+        for start, stop in spans:
             if passes is None:
                 magnitudes: Magnitudes = reader.read(start, stop).abs_().numpy()
                 of_chunk = [_tail(magnitudes, limit) for limit in limits]
@@ -162,11 +165,11 @@ def tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
         return found
 
     ordered = in_order(share(work, delta.chunks(), delta.device))
-    return [_total(each[i] for each in ordered) for i in range(len(bounds))]
+    return [_total(of_chunk[i] for of_chunk in ordered) for i in range(len(bounds))]
 
 
 def _tail(magnitudes: Magnitudes, limit: float) -> Tail:
-    """The sum, in float64, and the number of the magnitudes of one chunk above a limit."""
+    """Sum, in float64, and number of the magnitudes of one chunk above a limit."""
     above = magnitudes[numpy.flatnonzero(magnitudes > limit)]
     return float(above.sum(dtype=numpy.float64)), len(above)
 
@@ -179,7 +182,7 @@ def _total(tails: Iterable[Tail]) -> Tail:
 
 
 def _largest_at_most(bound: float, dtype: torch.dtype) -> float:
-    """The largest value of the dtype not above the bound: rounding it up would lose elements."""
+    """The largest value of the dtype at or below the bound; rounding up would lose elements."""
     if dtype == torch.float64:
         return bound
     rounded = numpy.float32(bound)

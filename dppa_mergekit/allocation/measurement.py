@@ -1,12 +1,11 @@
-"""Measurement of a whole model's deltas: its statistics, and what must be refused.
+"""The statistics of a whole model's deltas, measured in one pass; NaN and infinity are refused.
 
-Tensors come in one set at a time (the base's and every fine-tuned model's), block by block, on the
-CPU. Every tensor is visited once: magnitudes are summed, zeros counted, NaN and infinity refused,
-and of linears the largest magnitudes gathered. When the mean of the block is known, its tails are
-read off what was gathered. A linear of which too little was gathered is visited again: too much
-would have had to be held, or a guess at a mean was wrong. Sums are kept in float64, over
-chunks of fixed length, so that they depend neither on the number of threads nor on the order in
-which tensors arrive.
+Tensors are read one set at a time (the base's and every fine-tuned model's), block by block, on
+the CPU. Each is visited once: its magnitudes are summed, its zeros counted, and the largest
+magnitudes of a linear gathered. Once the mean of the block is known, the tails are read off the
+gathered magnitudes. A linear is visited again if too few were gathered, because too many would
+have had to be held or the guess at a mean was wrong. Sums are in float64 over chunks of fixed
+length, so they depend neither on the number of threads nor on the order of the tensors.
 """
 
 import math
@@ -35,13 +34,13 @@ class TensorSource:
     """One tensor of the base and of every fine-tuned model, read on demand.
 
     Attributes:
-        name: The tensor's name.
-        base: The key of the base model in what `load` returns.
+        name: Name of the tensor.
+        base: Key of the base model in the result of `load`.
         load: Returns model -> tensor, borrowed; a model without the tensor is left out.
-        linears: From the shape, how many linears it holds.
-        aligned: Whether vocabularies may still differ here, as mergekit aligns them later.
-        shard: Where the base keeps it; sources of one shard are read together.
-        read_ahead: Called while another tensor is measured, to begin the reading of this one.
+        linears: Returns, for a shape, the number of linears in the tensor.
+        aligned: Whether vocabularies may still differ, since mergekit aligns them later.
+        shard: File of the base that holds the tensor; sources of one shard are read together.
+        read_ahead: Called while another tensor is measured, to begin reading this one.
     """
 
     name: str
@@ -58,14 +57,14 @@ Found = dict[Hashable, dict[Multiples | None, list[LinearStatistics]]]
 
 @dataclass
 class _Tally:
-    """What the visits have gathered.
+    """The findings of the visits so far.
 
     Attributes:
-        multiples: What the tails are measured at.
-        records: Of every model.
+        multiples: The multiples at which tails are measured.
+        records: Model -> its records at each pair of multiples.
         moved: The models whose delta is not zero everywhere.
-        relative: Model, and the name of a linear without its block -> the mean magnitude of the
-            block over that of the linear, in the last block that was measured.
+        relative: Model, and name of a linear without its block -> mean magnitude of the block over
+            that of the linear, in the last block that was measured.
     """
 
     multiples: Sequence[Multiples]
@@ -74,7 +73,7 @@ class _Tally:
     relative: dict[tuple[Hashable, Linear], float] = field(default_factory=dict)
 
     def smallest_multiple(self, model: Hashable, linear: Linear) -> float:
-        """At what multiple of a linear's own mean the first of its tails should begin."""
+        """The smallest multiple of a linear's own mean at which a tail is expected to begin."""
         relative = self.relative.get((model, _without_block(linear)), 0.5)
         return min(
             (min(pair.linear, pair.of_block * relative) for pair in self.multiples),
@@ -92,9 +91,9 @@ def measure(
 
     Args:
         sources: All tensors of the models, in any order.
-        models: The keys of the fine-tuned models.
-        multiples: What the tails are measured at.
-        progress: Given the number of tensors, opens a progress bar.
+        models: Keys of the fine-tuned models.
+        multiples: The multiples at which tails are measured.
+        progress: Opens a progress bar over a number of tensors.
 
     Raises:
         CheckpointError: A tensor holds NaN or infinity, or its shape is not the base's.
@@ -135,12 +134,21 @@ def delta_statistics(
 
     Args:
         base: Name -> tensor of the base model.
-        fine_tuned: Name -> tensor of the fine-tuned model, of the same names and shapes.
+        fine_tuned: Name -> tensor of the fine-tuned model, with the same names and shapes.
         multiples: N of linears and blocks; 5 and 5 where None.
 
     Raises:
         CheckpointError: A tensor holds NaN or infinity, its shape is not the base's, or it is
             missing in the fine-tuned model.
+
+    Example:
+        >>> import torch
+        >>> from dppa_mergekit import delta_statistics
+        >>> base = {"layers.0.up.weight": torch.zeros(4, 5)}
+        >>> fine_tuned = {"layers.0.up.weight": torch.ones(4, 5)}
+        >>> (record,) = delta_statistics(base, fine_tuned).linears
+        >>> record.numel, record.nonzero, record.magnitude
+        (20, 20, 20.0)
     """
     missing = [name for name in base if name not in fine_tuned]
     if missing:
@@ -161,7 +169,7 @@ def delta_statistics(
 
 @dataclass(frozen=True)
 class _Visited:
-    """A linear after the first visit: what is known, without tails, and what was gathered."""
+    """A linear after the first visit: its record without tails, and its largest magnitudes."""
 
     record: LinearStatistics
     gathered: Gathered
@@ -177,9 +185,9 @@ def _measure_unit(
 
     Args:
         unit: The tensors, in the order of the first visit.
-        following: With each of them, what is visited next.
-        tally: Added to.
-        bar: Advanced.
+        following: Yields, for each of them, the tensor that is visited next.
+        tally: The findings are added to it.
+        bar: Progress bar to advance.
     """
     visited: dict[Hashable, dict[Linear, _Visited]] = {model: {} for model in tally.records}
     for source, upcoming in zip(unit, following, strict=False):
@@ -192,27 +200,27 @@ def _measure_unit(
     found: dict[Hashable, dict[Linear, dict[float, Tail]]] = {model: {} for model in visited}
     missing: dict[str, dict[Hashable, dict[Linear, list[float]]]] = {}
     for model, linears in visited.items():
-        for linear, each in linears.items():
+        for linear, visit in linears.items():
             wanted = sorted({bound for pair in bounds[model][linear].values() for bound in pair})
             if not wanted:
                 continue
-            if each.gathered.floor <= wanted[0]:
-                found[model][linear] = {bound: each.gathered.tail(bound) for bound in wanted}
+            if visit.gathered.floor <= wanted[0]:
+                found[model][linear] = {bound: visit.gathered.tail(bound) for bound in wanted}
             else:
                 missing.setdefault(linear.tensor, {}).setdefault(model, {})[linear] = wanted
-    # Backwards: the shard that the first visit ended in is still open.
+    # Backwards, since the shard in which the first visit ended is still open.
     for source in reversed(unit):
         if source.name in missing:
             _visit_again(source, missing[source.name], found)
     for model, linears in visited.items():
-        for linear, each in linears.items():
+        for linear, visit in linears.items():
             for pair, (own, of_block) in bounds[model][linear].items():
                 (mass, count), (block_mass, block_count) = (
                     found[model][linear][bound] for bound in (own, of_block)
                 )
                 tally.records[model][pair].append(
                     replace(
-                        each.record,
+                        visit.record,
                         mass=mass,
                         count=count,
                         block_mass=block_mass,
@@ -224,33 +232,35 @@ def _measure_unit(
 def _bounds(
     linears: Mapping[Linear, _Visited], model: Hashable, tally: _Tally
 ) -> dict[Linear, dict[Multiples, tuple[float, float]]]:
-    """Linear -> multiples -> where its tail begins, by its own mean and by that of its block.
+    """Linear -> multiples -> bounds of its tails, by its own mean and by that of its block.
 
-    The records so far, and what the next block may expect of its means, go to the tally.
+    The tally takes the records so far, and the ratios of means that the next block may expect.
     """
-    records = _in_order(each.record for each in linears.values())
+    records = _in_order(visit.record for visit in linears.values())
     tally.records[model][None].extend(records)
-    numel = sum(each.numel for each in records)
-    of_block = sum(each.magnitude for each in records) / max(1, numel)
+    numel = sum(record.numel for record in records)
+    of_block = sum(record.magnitude for record in records) / max(1, numel)
     bounds = {}
-    for each in records:
-        own = each.magnitude / max(1, each.numel)
+    for record in records:
+        own = record.magnitude / max(1, record.numel)
         if own > 0:
-            tally.relative[model, _without_block(each.linear)] = of_block / own
-        bounds[each.linear] = {
+            tally.relative[model, _without_block(record.linear)] = of_block / own
+        bounds[record.linear] = {
             pair: (pair.linear * own, pair.of_block * of_block) for pair in tally.multiples
         }
     return bounds
 
 
 def _in_order(records: Iterable[LinearStatistics]) -> list[LinearStatistics]:
-    return sorted(records, key=lambda each: (natural_order(each.linear.tensor), each.linear.expert))
+    return sorted(
+        records, key=lambda record: (natural_order(record.linear.tensor), record.linear.expert)
+    )
 
 
 def _pairs(
     source: TensorSource, models: Iterable[Hashable]
 ) -> tuple[torch.Tensor | None, dict[Hashable, torch.Tensor]]:
-    """The base's tensor and, of every model that has it, the tuned one; on the CPU."""
+    """The base's tensor, and model -> its tensor, for the models that have it; on the CPU."""
     tensors = source.load()
     base = tensors.get(source.base)
     if base is None or not base.is_floating_point():
@@ -270,20 +280,20 @@ def _visit(
     visited: dict[Hashable, dict[Linear, _Visited]],
     tally: _Tally,
 ) -> None:
-    """Sum the magnitudes, count the non-zero deltas, and gather the largest of a linear."""
+    """Sum the magnitudes, count the non-zero deltas, and gather a linear's largest magnitudes."""
     base, fine_tuned = _pairs(source, visited)
     if base is None:
         return
     for model, tensor in list(fine_tuned.items()):
         if tensor.shape != base.shape:
-            # The recipe's tokenizer aligns the two later.
+            # mergekit aligns the two vocabularies later.
             _refuse_non_finite(source.name, {source.base: base, model: tensor}, always=False)
             tally.moved.add(model)
             del fine_tuned[model]
     held = source.linears(base.shape)
     experts = {model: linear_deltas(base, tensor, held) for model, tensor in fine_tuned.items()}
     for expert in range(max(1, held)):
-        deltas = {model: each[expert] for model, each in experts.items()}
+        deltas = {model: of_model[expert] for model, of_model in experts.items()}
         linear = Linear(source.name, expert)
         floors = [
             floor_below(delta, tally.smallest_multiple(model, linear)) if held else math.inf
@@ -323,7 +333,7 @@ def _visit_again(
     missing: Mapping[Hashable, Mapping[Linear, Sequence[float]]],
     found: Mapping[Hashable, dict[Linear, dict[float, Tail]]],
 ) -> None:
-    """Measure the tails of a tensor that could not be read off what was gathered."""
+    """Measure the tails that could not be read off the gathered magnitudes."""
     base, fine_tuned = _pairs(source, missing)
     assert base is not None
     for model, linears in missing.items():
@@ -337,13 +347,13 @@ def _refuse_non_finite(name: str, tensors: Mapping[Hashable, torch.Tensor], alwa
     """Raise for the first of the tensors that holds NaN or infinity.
 
     Args:
-        name: The tensor's name.
+        name: Name of the tensor.
         tensors: Model -> its tensor.
-        always: Raise in any case: the delta itself is known not to be finite.
+        always: Raise in any case, since the delta itself is not finite.
     """
     for model, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            # float16 alone is so narrow that the recipe's cast may be what did it.
+            # Only float16 is so narrow that the recipe's cast may be the reason.
             narrow = " in float16, which ends at 65504" * (tensor.dtype == torch.float16)
             raise CheckpointError(f"{model}: tensor {name} holds NaN or infinity{narrow}.")
     if always:

@@ -1,4 +1,4 @@
-"""The statistics of a model's deltas: what density allocation needs to know, and nothing more."""
+"""The statistics of a model's deltas: all that density allocation needs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,29 +9,34 @@ from dppa_mergekit.tensor_names import Block, Linear
 
 @dataclass(frozen=True)
 class Multiples:
-    """N of the linears, and N of the blocks (the same where None)."""
+    """The multiples of the mean magnitude above which a delta is significant (paper 3.3.1).
+
+    Attributes:
+        linear: N of the linears.
+        block: N of the blocks; that of the linears where None.
+    """
 
     linear: float = 5.0
     block: float | None = None
 
     def __post_init__(self) -> None:
-        """Make equal multiples compare equal, however they were written."""
+        """Fill in the block's N, so that equal multiples compare equal."""
         if self.block is None:
             object.__setattr__(self, "block", self.linear)
 
     @property
     def of_block(self) -> float:
-        """N of the blocks, resolved."""
+        """N of the blocks, filled in."""
         return self.linear if self.block is None else self.block
 
 
 @dataclass(frozen=True)
 class LinearStatistics:
-    """What is known of the delta of one linear.
+    """The statistics of one linear's delta.
 
     Attributes:
-        linear: Its tensor and expert.
-        block: Its block; None for a tensor that came without its model.
+        linear: Tensor and expert.
+        block: The block that it is in; None for a tensor that came without its model.
         numel: Number of elements, zeros included.
         nonzero: Number of non-zero deltas.
         magnitude: Sum of |delta|.
@@ -63,8 +68,8 @@ class ModelStatistics:
     """The statistics of all linears of one model, in natural order of their names.
 
     Attributes:
-        multiples: What the tails were measured at; None where none were.
-        linears: One record a linear.
+        multiples: The multiples at which tails were measured; None if none were.
+        linears: A record for each linear.
         zero: Whether the delta is zero in every tensor, dense ones included.
     """
 
@@ -75,9 +80,9 @@ class ModelStatistics:
     @property
     def nonzero_share(self) -> float:
         """The share of the linears' deltas that are not zero, 1 where there is no linear."""
-        numel = sum(each.numel for each in self.linears)
-        return sum(each.nonzero for each in self.linears) / numel if numel else 1.0
+        numel = sum(record.numel for record in self.linears)
+        return sum(record.nonzero for record in self.linears) / numel if numel else 1.0
 
 
 Statistics = Mapping[Multiples | None, ModelStatistics]
-"""Of one model: what the tails were measured at, or None for no tails -> its statistics."""
+"""Multiples of the tails, or None for no tails -> statistics of one model."""

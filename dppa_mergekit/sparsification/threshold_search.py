@@ -1,13 +1,11 @@
-"""Exact selection: which elements of a linear are kept, for several nested kept counts at once.
+"""The exact thresholds of a linear's kept sets, for several nested kept counts at once.
 
-The elements with the largest keys are kept. Equal keys are kept in the order of the 32-bit
-finaliser of MurmurHash3 of their flat index, smallest first: bf16 checkpoints have many equal
-deltas, and keeping the first of them would favour early rows.
+The elements with the largest keys are kept, and equal keys by the tie rule (`deltas/tie_order.py`).
 
-A sample of the keys brackets the threshold of each count. One pass then counts what lies above
-each bracket and gathers what lies within; the thresholds are found exactly among those few. A
-bracket that proves wrong is drawn again from more keys, at last from all. Linears of several
-models are passed together, so that they share the reading of the base.
+A sample of the keys brackets the threshold of each count. One pass then counts the keys above each
+bracket and gathers the keys within it, and the thresholds are found exactly among those few. If a
+bracket misses its threshold, a larger sample draws it again, at last from all keys. The linears of
+several models share each pass, and so the reading of the base.
 """
 
 import math
@@ -28,14 +26,20 @@ from dppa_mergekit.deltas.threads import in_order, share
 from dppa_mergekit.deltas.tie_order import murmur_finaliser
 
 SMALL = 1 << 14
-"""Of no more keys than this, all are sorted."""
+"""Up to this number of keys, all of them are the sample."""
+
+MARGIN = 4
+"""Half width of a bracket in standard deviations of a rank; a bracket that misses costs little."""
+
+SAMPLE = 32
+"""One of so many keys is sampled to guess a threshold among the gathered keys."""
 
 Integers: TypeAlias = NDArray[numpy.int32] | NDArray[numpy.int64] | NDArray[numpy.uint32]
 
 
 @dataclass(frozen=True)
 class Request:
-    """Kept counts of one linear, each from 0 to the number of its elements."""
+    """The kept counts wanted of one linear, each from 0 to the number of its elements."""
 
     delta: Delta
     keys: Keys
@@ -43,12 +47,12 @@ class Request:
 
 
 def select(requests: Sequence[Request]) -> list[tuple[Cut, ...]]:
-    """The kept sets of every request, count by count; that of a smaller count lies within.
+    """Find the kept sets of every request, one for each count; smaller sets lie within larger ones.
 
-    Where a count reaches into elements that change nothing, they are left out of the set.
+    Elements that change nothing (a delta of zero) are left out of a set that would reach them.
 
     Args:
-        requests: For linears of equal size on one device and of one base, as of several models.
+        requests: Linears of equal size on one device and of one base, as in several models.
     """
     searches = [_Search(request) for request in requests]
     while pending := [search for search in searches if search.missing]:
@@ -67,7 +71,7 @@ def select(requests: Sequence[Request]) -> list[tuple[Cut, ...]]:
 
 @dataclass(frozen=True)
 class _Interval:
-    """Keys between which, both included, thresholds are all but sure to lie."""
+    """A range of keys, both ends included, that very likely holds a threshold."""
 
     low: int
     high: int
@@ -75,16 +79,16 @@ class _Interval:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one chunk has in a search's intervals.
+    """The keys of one chunk that lie in a search's intervals.
 
     Attributes:
-        above: (intervals,) how many keys are larger.
-        place: (held,) ascending: where the intervals' keys are, from the chunk's start.
-        keys: (held,) what they are.
+        above: (intervals,) number of keys above each interval.
+        indices: (held,) indices of the keys in the intervals, from the chunk's start, ascending.
+        keys: (held,) the keys in the intervals.
     """
 
     above: Sequence[int]
-    place: Integers
+    indices: Integers
     keys: Integers
 
 
@@ -94,10 +98,10 @@ class _Search:
     Attributes:
         delta: The linear's delta.
         keys: Its keys.
-        passes: Compiled ones, if there are any for these keys.
+        passes: The compiled passes, if there are any for these keys.
         found: Kept count -> its set.
-        intervals: Where their thresholds are looked for; ascending and apart.
-        seen: What a pass saw in the intervals, chunk by chunk.
+        intervals: The ranges in which thresholds are searched, ascending and disjoint.
+        seen: The keys that a pass found in the intervals, chunk by chunk.
     """
 
     def __init__(self, request: Request) -> None:
@@ -118,7 +122,7 @@ class _Search:
         return [count for count in self._counts if count not in self.found]
 
     def draw(self) -> None:
-        """Bracket the missing thresholds by a sample, larger than the last."""
+        """Bracket the missing thresholds by a sample that is larger than the last one."""
         sample = self.keys.sample(self._stride).cpu().numpy()
         size = len(sample)
         ranks = [_ranks(size, count / self.keys.numel, self._stride == 1) for count in self.missing]
@@ -135,38 +139,40 @@ class _Search:
         self._stride = max(1, self._stride // 8)
 
     def look(self, keys: torch.Tensor, mask: torch.Tensor, inside: torch.Tensor) -> _Seen:
-        """What one chunk, of these keys, has in the intervals.
+        """Find the keys of one chunk that lie in the intervals.
 
         Args:
-            keys: (length,) of the chunk.
+            keys: (length,) keys of the chunk.
             mask: (length,) bool, written to.
-            inside: Likewise.
+            inside: (length,) bool, written to.
         """
         inside.zero_()
         above = []
         for interval in self.intervals:
-            # Of intervals that are apart, what is above one and not above the next lies between.
+            # The intervals are disjoint: a key in one of them is flipped once, all others twice.
             inside.logical_xor_(greater(keys, interval.low - 1, out=mask))
             inside.logical_xor_(greater(keys, interval.high, out=mask))
             above.append(count_true(mask))
-        place = true_indices(inside)
-        return _Seen(above, place.cpu().numpy(), keys.index_select(0, place).cpu().numpy())
+        indices = true_indices(inside)
+        return _Seen(above, indices.cpu().numpy(), keys.index_select(0, indices).cpu().numpy())
 
     def look_compiled(self, passes: DeltaPasses, start: int, stop: int, room: PassBuffers) -> _Seen:
-        """As `look`, of magnitudes."""
-        lows, highs = zip(*((each.low, each.high) for each in self.intervals), strict=True)
+        """Do the same for magnitudes by the compiled pass."""
+        lows, highs = zip(
+            *((interval.low, interval.high) for interval in self.intervals), strict=True
+        )
         return _Seen(*passes.find_keys(start, stop, lows, highs, room))
 
     def settle(self, count: int) -> Cut | None:
-        """The kept set of a count, if its threshold lies in one of the intervals."""
-        keys = numpy.concatenate([each.keys for each in self.seen])
+        """The kept set of a count; None if its threshold lies in none of the intervals."""
+        keys = numpy.concatenate([seen.keys for seen in self.seen])
         held = len(keys)
-        # From the lowest interval up: of what is held, so much lies in this one or above it.
+        # From the lowest interval up: `held` keys lie in this interval or in a higher one.
         for position, interval in enumerate(self.intervals):
             higher = int(numpy.count_nonzero(keys > interval.high))
-            rest = count - sum(each.above[position] for each in self.seen)
+            rest = count - sum(seen.above[position] for seen in self.seen)
             if rest > held - higher and interval.low <= self.keys.idle + 1:
-                # All that remain are idle.
+                # All elements that remain change nothing.
                 return Cut(self.keys.idle)
             if 0 < rest <= held - higher:
                 threshold, larger = _from_top(keys, higher + rest)
@@ -175,9 +181,9 @@ class _Search:
         return None
 
     def _cut(self, threshold: int, wanted: int) -> Cut:
-        """The set of all keys above the threshold, and `wanted` of the seen that equal it."""
+        """The set of all keys above the threshold and `wanted` of the keys that equal it."""
         starts = [start for start, _ in self.delta.chunks()]
-        # A bijection on 32 bits, so the hashes of fewer than 2^32 indices differ from each other.
+        # The hash is a bijection on 32 bits, so fewer than 2^32 indices have different hashes.
         hashes = numpy.concatenate(
             [
                 self._hashes(start, seen, threshold)
@@ -190,11 +196,13 @@ class _Search:
         return Cut(threshold, last)
 
     def _hashes(self, start: int, seen: _Seen, key: int) -> Integers:
-        """The hashes of the indices that a chunk has at a key."""
+        """(tied,) hashes of the indices at which a chunk has a key."""
         if self.passes is not None:
-            place, keys = (each.astype(numpy.int32, copy=False) for each in (seen.place, seen.keys))
-            return self.passes.hash_ties(start, place, keys, key)
-        equal = seen.place[numpy.flatnonzero(seen.keys == key)]
+            indices, keys = (
+                values.astype(numpy.int32, copy=False) for values in (seen.indices, seen.keys)
+            )
+            return self.passes.hash_ties(start, indices, keys, key)
+        equal = seen.indices[numpy.flatnonzero(seen.keys == key)]
         hashed: Integers = murmur_finaliser(
             torch.from_numpy(equal.astype(numpy.int64)) + start
         ).numpy()
@@ -213,15 +221,15 @@ def _settle_all(
 
 
 def _look(searches: Sequence[_Search]) -> None:
-    """See what the intervals of every search hold, in one pass."""
+    """Find the keys in the intervals of every search, in one pass."""
     first = searches[0].delta
 
-    def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_Seen]]]:
+    def work(spans: Iterator[tuple[int, int]]) -> list[tuple[int, list[_Seen]]]:
         deltas, _ = delta_chunks([search.delta for search in searches])
         magnitudes, room = Buffer(first.dtype, first.device), PassBuffers()
         masks = buffers(2, torch.bool, first.device)
         passed = []
-        for start, stop in places:
+        for start, stop in spans:
             seen = []
             for search, delta in zip(searches, deltas, strict=True):
                 if search.passes is not None:
@@ -238,44 +246,41 @@ def _look(searches: Sequence[_Search]) -> None:
 
 
 def _ranks(size: int, share_kept: float, complete: bool) -> tuple[int, int]:
-    """Ranks in a sample between which, both included, the threshold is all but sure to lie.
+    """The ranks in a sample, both included, between which the threshold very likely lies.
 
     Args:
-        size: Of the sample, which is ascending from rank 0.
-        share_kept: Of all keys, the share from the threshold on.
-        complete: Whether the sample is of all keys; then the rank is known.
+        size: Size of the sample, which is ascending from rank 0.
+        share_kept: Share of all keys from the threshold on.
+        complete: Whether the sample has all keys; then the rank is known.
     """
     rank = share_kept * size
     if complete:
         return size - round(rank), size - round(rank)
-    # Of a random sample, the rank of the threshold deviates by the root; runs are less random.
+    # The rank in a random sample deviates by the square root; runs of keys are less random.
     margin = MARGIN * math.sqrt(rank * (1 - share_kept)) + 2
     return size - math.ceil(rank + margin), size - math.floor(rank - margin)
 
 
-MARGIN = 4
-"""Deviations of a threshold's rank: to look again costs little, and so may happen at times."""
-
-
 def _apart(intervals: Iterable[_Interval]) -> list[_Interval]:
-    """The union of intervals, as intervals that do not overlap, ascending."""
+    """The union of intervals as disjoint intervals, ascending."""
     apart: list[_Interval] = []
-    for each in sorted(intervals, key=lambda interval: interval.low):
-        if apart and each.low <= apart[-1].high:
+    for interval in sorted(intervals, key=lambda interval: interval.low):
+        if apart and interval.low <= apart[-1].high:
             last = apart.pop()
-            each = _Interval(last.low, max(last.high, each.high))
-        apart.append(each)
+            apart.append(_Interval(last.low, max(last.high, interval.high)))
+        else:
+            apart.append(interval)
     return apart
 
 
 def _from_top(keys: Integers, rank: int) -> tuple[int, int]:
-    """The rank-th largest of the keys, and how many are larger."""
+    """The rank-th largest of the keys, and the number of larger ones."""
     sample = keys[::SAMPLE]
     first, last = _ranks(len(sample), rank / len(keys), complete=False)
     first, last = max(0, first), min(len(sample) - 1, last)
     ordered = numpy.partition(sample, sorted({first, last}))
     low, high = int(ordered[first]), int(ordered[last])
-    # Where many keys are equal, the threshold all but always is one of the sample's.
+    # Where many keys are equal, the threshold is nearly always in the sample.
     for guess in (high, low):
         larger = int(numpy.count_nonzero(keys > guess))
         if larger < rank <= larger + int(numpy.count_nonzero(keys == guess)):
@@ -284,10 +289,6 @@ def _from_top(keys: Integers, rank: int) -> tuple[int, int]:
     held = keys[numpy.flatnonzero((keys > low) & (keys < high))]
     if not larger < rank <= larger + len(held):
         larger, held = 0, keys
-    place = len(held) - (rank - larger)
-    found = int(numpy.partition(held, place)[place])
+    position = len(held) - (rank - larger)
+    found = int(numpy.partition(held, position)[position])
     return found, larger + int(numpy.count_nonzero(held > found))
-
-
-SAMPLE = 32
-"""Of so many keys, one is looked at to guess a threshold."""
