@@ -1,4 +1,4 @@
-"""Statistics are kept for the next merge of the same files, and only for that."""
+"""Statistics are cached for later merges of the same files, and for no others."""
 
 import logging
 import os
@@ -19,11 +19,12 @@ from dppa_mergekit.deltas.delta import CHUNK, Delta
 from dppa_mergekit.merging import model_allocation
 from dppa_mergekit.sparsification import amplification
 from dppa_mergekit.sparsification.amplification import PartitionAmplification
+from dppa_mergekit.storage import cache
 
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache's folder, switched on."""
+    """The folder of the cache, turned on."""
     folder = tmp_path / "kept"
     monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(folder))
     return folder
@@ -75,7 +76,7 @@ def test_only_what_changed_is_measured_again(
     "changes",
     [{"dtype": "bfloat16"}, {"parameters": {"significance_multiple": 3}}],
 )
-def test_options_that_change_statistics_have_a_place_of_their_own(
+def test_options_that_change_statistics_have_entries_of_their_own(
     changes: dict[str, object],
     tmp_path: Path,
     run_yaml: Callable[..., Result],
@@ -86,6 +87,24 @@ def test_options_that_change_statistics_have_a_place_of_their_own(
     assert run_yaml(recipe(family)).exit_code == 0
     assert run_yaml(recipe(family, **changes), output="second").exit_code == 0
     assert measured == [["math", "law"], ["math", "law"]]
+
+
+def test_entries_of_another_format_are_ignored(
+    tmp_path: Path,
+    run_yaml: Callable[..., Result],
+    kept: Path,
+    measured: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = recipe(save_family(tmp_path / "family"))
+    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT - 1)
+    assert run_yaml(content).exit_code == 0
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    monkeypatch.undo()
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(kept))
+    assert run_yaml(content, output="second").exit_code == 0
+    assert len(list(kept.iterdir())) == 2 * len(before) == 8
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("damage", ["", "{", "0\n[]", "\x00\xff"])
