@@ -97,7 +97,6 @@ class Publishing:
         Raises:
             DppaError: There is no token, or the Hub cannot be reached or refuses.
         """
-        check_login()
         with tempfile.TemporaryDirectory(prefix=".dppa-", dir=self.folder.parent) as staged:
             for file in files:
                 link = Path(staged) / file.relative_to(self.folder)
@@ -159,7 +158,7 @@ class Publishing:
         Raises:
             DppaError: The license is not known.
         """
-        if self.license is not None:
+        if self.license:
             return self.license
         found = {find_license(model, name) for model, name in models.items()}
         agreed = found.pop() if len(found) == 1 else None
