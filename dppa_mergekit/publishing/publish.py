@@ -48,7 +48,7 @@ class Publishing:
         recipe_file: The recipe that was merged, with run records beside it; None for the one that
             mergekit left in the folder.
         names: Model of the recipe, in any spelling -> its name on the Hub.
-        license: The license of the merge; None if all models have the same one.
+        license: The license of the merge; None for the one that all models share.
         private: Whether a new repository is private.
     """
 
