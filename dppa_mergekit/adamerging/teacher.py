@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.storage.output_files import stage_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,9 +84,8 @@ class Lessons:
 
     def save(self, path: Path, key: str) -> None:
         """Write them to a safetensors file, under a key that says what they are of."""
-        beside = path.with_name(f".{path.name}.part")
-        safetensors.torch.save_file(vars(self), beside, metadata={"key": key})
-        beside.replace(path)
+        with stage_file(path) as staged:
+            safetensors.torch.save_file(vars(self), staged, metadata={"key": key})
 
     @classmethod
     def read(cls, path: Path, key: str) -> Lessons | None:

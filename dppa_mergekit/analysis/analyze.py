@@ -40,6 +40,7 @@ from dppa_mergekit.prompts import Prompt, read_prompts
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.storage.cache import CacheEntry, cache_entry, cache_folder
+from dppa_mergekit.storage.output_files import write_whole
 from dppa_mergekit.storage.run_record import write_record
 
 if TYPE_CHECKING:
@@ -161,9 +162,9 @@ def write(found: Analysis, recipe: Recipe, output: Path) -> Path:
         The path of `analysis.json`.
     """
     path = output / f"{FILE}.json"
-    path.write_bytes(_ANALYSIS.dump_json(found, indent=1) + b"\n")
+    write_whole(path, _ANALYSIS.dump_json(found, indent=1) + b"\n")
     text = f"# Deltas of {recipe.origin}\n\n{overview(found)}\n{every_linear(found)}"
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_whole(path.with_suffix(".md"), text)
     if is_installed():
         draw_analysis(found, output)
     subject: dict[str, object] = {"recipe": recipe.content}

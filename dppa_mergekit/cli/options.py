@@ -93,6 +93,7 @@ def write_page(
         files: What the command was given.
     """
     from dppa_mergekit.report.html_page import Page, Picture, render
+    from dppa_mergekit.storage.output_files import write_whole
 
     page = Page(
         title,
@@ -103,7 +104,7 @@ def write_page(
         {str(path): path.read_text(encoding="utf-8") for path in files},
     )
     path = output.with_suffix(".html")
-    path.write_text(render(page), encoding="utf-8")
+    write_whole(path, render(page))
     click.echo(f"{path}: the page", err=True)
 
 

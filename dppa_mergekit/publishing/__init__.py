@@ -1,1 +1,1 @@
-"""Model card and upload."""
+"""Model cards and upload to the Hub."""

@@ -1,6 +1,6 @@
-"""A model card: mergekit's own, completed with what is known of the merge.
+"""The model card of a merge: mergekit's own card, completed with method, recipe and scores.
 
-What is added stands between two marks, so that it can be replaced and the rest stays.
+The added text stands between two marks, so that a later run replaces it and keeps the rest.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dppa_mergekit.report.markdown_tables import table
+from dppa_mergekit.report.markdown_tables import table, with_error
+
+CARD = "README.md"
+"""The file name of a card in the folder of a model."""
 
 BEGIN, END = "<!-- dppa-mergekit: begin -->", "<!-- dppa-mergekit: end -->"
 
 TAGS = ("mergekit", "merge")
 
-METHOD = """DPPA prunes the difference of every fine-tuned model to the base by magnitude, each
-linear layer at a rate of its own (DP), and amplifies what is left, partition by partition (DPA). It
-is described in "DPPA: Pruning Method for Large Language Model to Model Merging"
-([arXiv 2403.02799](https://arxiv.org/abs/2403.02799)) and was applied by `dppa-mergekit`, a plugin
-for mergekit.
+METHOD = """DPPA prunes the difference between each fine-tuned model and the base model by
+magnitude, at a rate of its own for each linear layer (DP), and amplifies the remaining parameters
+partition by partition (DPA). The paper is "DPPA: Pruning Method for Large Language Model to Model
+Merging" ([arXiv 2403.02799](https://arxiv.org/abs/2403.02799)). This merge was made with
+`dppa-mergekit`, a plugin for mergekit.
 
 ```bibtex
 @article{dppa2024,
@@ -31,13 +34,13 @@ for mergekit.
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A score of the model.
+class CardScore:
+    """A score of the model on one task.
 
     Attributes:
-        task: By whose name.
-        value: As the task's metric has it.
-        error: Its standard error; None where it is not known.
+        task: The name of the task.
+        value: The value of the task's metric.
+        error: The standard error; None if it is not known.
         tuned_on: Whether factors or weights were chosen on the task.
     """
 
@@ -49,50 +52,50 @@ class Measured:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of the model, together.
+    """The results of one evaluation of the model.
 
     Attributes:
-        scores: Of its tasks.
+        scores: The scores, task by task.
         ratios: Domain -> Domain-Ratio in percent.
-        limit: Of each task, at most so many items were used, the first; None for all.
+        limit: At most the first so many items of each task were used; None for all.
     """
 
-    scores: Sequence[Measured] = ()
+    scores: Sequence[CardScore] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
     limit: int | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a merge; without a path of this machine.
+    """The facts about a merge that a card states; none of them contains a local path.
 
     Attributes:
-        name: Of the model.
-        is_dppa: Whether its method is one of this package.
-        base_models: Hub names of base and fine-tuned models.
-        parameters: Fine-tuned model -> its parameters.
-        found: How factors or weights were found, in Markdown; empty if it is not known.
-        picture: File name of a picture of the densities; None for none.
-        measured: Of this model.
-        recipe: YAML.
+        name: The name of the merged model.
+        is_dppa: Whether the merge method is one of this package.
+        base_models: The names on the Hub of the base model and the fine-tuned models.
+        parameters: Fine-tuned model -> its parameters in the recipe.
+        report: How factors or weights were found, in Markdown; empty if it is not known.
+        plot: The file name of the plot of densities; None if there is none.
+        measurements: The scores of this model.
+        recipe: The text of the recipe.
         versions: Package -> version.
-        license: Of the model.
+        license: The license of the model; None if it is not known.
     """
 
     name: str
     is_dppa: bool
     base_models: Sequence[str]
     parameters: Mapping[str, Mapping[str, object]]
-    found: str
-    picture: str | None
-    measured: Measurements
+    report: str
+    plot: str | None
+    measurements: Measurements
     recipe: str
     versions: Mapping[str, str]
     license: str | None
 
 
 def complete_card(text: str, facts: Facts) -> str:
-    """A card's text with the facts filled in, whether it was completed before or not."""
+    """Return the text of a card with the facts added, in place of those of an earlier run."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     card = ModelCard(_without_marks(text), ignore_metadata_errors=True)
@@ -104,19 +107,19 @@ def complete_card(text: str, facts: Facts) -> str:
     data.base_model = list(facts.base_models) or None
     data["base_model_relation"] = "merge" if facts.base_models else None
     data.license = facts.license
-    limit = facts.measured.limit
-    data.model_name = facts.name if facts.measured.scores else None
+    limit = facts.measurements.limit
+    data.model_name = facts.name if facts.measurements.scores else None
     data.eval_results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=each.task,
-            dataset_name=each.task
-            + " (tuned on)" * each.tuned_on
+            dataset_type=score.task,
+            dataset_name=score.task
+            + " (tuned on)" * score.tuned_on
             + ("" if limit is None else f" (limit {limit})"),
             metric_type="score",
-            metric_value=each.value,
+            metric_value=score.value,
         )
-        for each in facts.measured.scores
+        for score in facts.measurements.scores
     ] or None
     body = "\n\n".join(_section(facts))
     written = card.text.strip() or f"# {facts.name}"
@@ -130,65 +133,70 @@ def _without_marks(text: str) -> str:
 
 
 def _section(facts: Facts) -> Iterator[str]:
+    """Yield the paragraphs that are added to a card."""
     if facts.is_dppa:
         yield "## Method"
         yield METHOD
-    names = list(dict.fromkeys(name for each in facts.parameters.values() for name in each))
+    parameters = facts.parameters
+    names = list(dict.fromkeys(name for given in parameters.values() for name in given))
     if names:
         yield "## Factors and weights"
         rows = [
-            [_linked(model), *(_written(each[name]) if name in each else "" for name in names)]
-            for model, each in facts.parameters.items()
+            [_link(model), *(_format(given[name]) if name in given else "" for name in names)]
+            for model, given in parameters.items()
         ]
         yield table(["model", *names], rows).strip()
-    if facts.found:
+    if facts.report:
         yield "## How they were found"
-        yield facts.found.strip()
-    if facts.picture is not None:
-        yield "## What is kept"
-        yield f"![Density kept of every linear, by block]({facts.picture})"
-    measured = facts.measured
-    if measured.scores:
-        yield "## Scores"
-        yield table(
-            ["task", "score"],
-            [[each.task + "\\*" * each.tuned_on, _score(each)] for each in measured.scores],
-        ).strip()
-        if any(each.tuned_on for each in measured.scores):
-            yield "\\* Factors or weights were chosen on this task."
-        if measured.limit is not None:
-            yield f"Of each task, at most the first {measured.limit} items were used."
-    if measured.ratios:
-        yield "Domain-Ratios, in percent of the fine-tuned models:"
-        rows = [[domain, f"{value:.1f}"] for domain, value in measured.ratios.items()]
-        yield table(["domain", "ratio"], rows).strip()
-    yield "## To reproduce"
+        yield facts.report.strip()
+    if facts.plot is not None:
+        yield "## Densities"
+        yield f"![Density of every linear, by block]({facts.plot})"
+    yield from _scores(facts.measurements)
+    yield "## How to reproduce this"
     yield ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."
     yield f"```yaml\n{facts.recipe.strip()}\n```"
     yield "```sh\nmergekit-yaml recipe.yml merged/\n```"
 
 
-def _linked(model: str) -> str:
-    """A name on the Hub, as a link there."""
+def _scores(measurements: Measurements) -> Iterator[str]:
+    """Yield the paragraphs about scores and Domain-Ratios."""
+    scores = measurements.scores
+    if scores:
+        yield "## Scores"
+        rows = [
+            [score.task + "\\*" * score.tuned_on, with_error(score.value, score.error, 3)]
+            for score in scores
+        ]
+        yield table(["task", "score"], rows).strip()
+        if any(score.tuned_on for score in scores):
+            yield "\\* Factors or weights were chosen on this task."
+        if measurements.limit is not None:
+            yield f"Of each task, at most the first {measurements.limit} items were used."
+    if measurements.ratios:
+        yield "Domain-Ratios, in percent of the fine-tuned models:"
+        rows = [[domain, f"{ratio:.1f}"] for domain, ratio in measurements.ratios.items()]
+        yield table(["domain", "ratio"], rows).strip()
+
+
+def _link(model: str) -> str:
+    """Return a name on the Hub as a link, and any other name as it is."""
     return f"[{model}](https://huggingface.co/{model})" if "/" in model else model
 
 
-def _score(each: Measured) -> str:
-    return f"{each.value:.3f}" + ("" if each.error is None else f" ± {each.error:.3f}")
-
-
-def _written(value: object) -> str:
-    """A parameter: a number, or the range of one that differs by block."""
-    numbers = list(_numbers(value))
+def _format(parameter: object) -> str:
+    """Return a parameter as text: a number, or the range of one that differs between blocks."""
+    numbers = list(_numbers(parameter))
     if not numbers:
-        return str(value)
+        return str(parameter)
     low, high = min(numbers), max(numbers)
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
-def _numbers(value: object) -> Iterator[float]:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield float(value)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _numbers(each.get("value") if isinstance(each, dict) else each)
+def _numbers(parameter: object) -> Iterator[float]:
+    """Yield the numbers in a parameter, which may be a gradient or have filters."""
+    if isinstance(parameter, (int, float)) and not isinstance(parameter, bool):
+        yield float(parameter)
+    elif isinstance(parameter, list):
+        for item in parameter:
+            yield from _numbers(item.get("value") if isinstance(item, dict) else item)

@@ -1,8 +1,9 @@
-"""What run records say of evaluations: which one of some weights is the last, and what it found."""
+"""The scores of a merged folder, from the run records of past evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Literal
 import pydantic
 
 from dppa_mergekit.live.source_model import fingerprint
-from dppa_mergekit.publishing.model_card import Measured, Measurements
+from dppa_mergekit.publishing.model_card import CardScore, Measurements
 from dppa_mergekit.recipes import identity
 from dppa_mergekit.scoring.ratios import Estimate
 from dppa_mergekit.storage.run_record import read_records
 
+LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class RecordedModel:
-    """What a record says of one model.
+    """The results of one model in a record.
 
     Attributes:
         scores: Task -> score.
@@ -32,11 +35,11 @@ class RecordedModel:
 
 @dataclass(frozen=True)
 class RecordedTables:
-    """What a record says of the models.
+    """The results of all models in a record.
 
     Attributes:
-        tuned_on: As an Evaluation has it.
-        models: By name.
+        tuned_on: Tasks by which factors or weights were chosen.
+        models: Model -> its results.
     """
 
     tuned_on: Sequence[str]
@@ -45,26 +48,26 @@ class RecordedTables:
 
 @dataclass(frozen=True)
 class RecordedTasks:
-    """What a record says of the tasks.
+    """The tasks in a record.
 
     Attributes:
-        limit: Items of each that were used; None for all.
+        limit: The number of items used of each task; None for all.
     """
 
     limit: int | None
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """The record of an evaluation.
+class RecordedEvaluation:
+    """The run record of an evaluation.
 
     Attributes:
-        command: By which it was made.
-        time: When.
-        part: Of the tasks.
-        checkpoints: Model -> the fingerprint of its folder, when it was loaded.
-        tasks: By what models were scored.
-        results: The tables.
+        command: The command that wrote it.
+        time: When it was written.
+        part: `dev` or `test`: which tasks were used.
+        checkpoints: Model -> the fingerprint of its folder when it was loaded.
+        tasks: The tasks.
+        results: The results.
     """
 
     command: Literal["evaluate"]
@@ -75,70 +78,81 @@ class Recorded:
     results: tuple[RecordedTables]
 
     @classmethod
-    def of(cls, record: object) -> Recorded | None:
-        """A run record as one of an evaluation; None where it is none, or lacks a part of it."""
+    def of(cls, record: object) -> RecordedEvaluation | None:
+        """Return a run record as an evaluation; None if it is another record or incomplete."""
         try:
             return pydantic.TypeAdapter(cls).validate_python(record)
         except pydantic.ValidationError:
             return None
 
 
-def measured_last(folder: Path, places: Iterable[Path]) -> tuple[Measurements, dict[Path, str]]:
-    """What `evaluate` measured last of the weights in a folder on test tasks.
+def last_measurements(folder: Path, recipe_file: Path | None) -> Measurements:
+    """Return the newest results of `evaluate` on test tasks for the weights in a folder.
+
+    Records are looked for in the folder, beside it, in the folders beside it, and beside the
+    recipe's file. A warning names each folder with an evaluation of this model that is left out.
 
     Args:
-        folder: Of the model.
-        places: Folders in which records may be.
-
-    Returns:
-        What was measured, and place -> why what was recorded there of this folder is left out.
+        folder: The folder of the merge.
+        recipe_file: The file of its recipe; None if only the folder has it.
     """
     state = fingerprint(folder, dated=False)
     found: dict[Path, tuple[datetime, Measurements]] = {}
-    left: dict[Path, str] = {}
-    for place in places:
-        for record in read_records(place).values():
-            evaluated = Recorded.of(record)
-            measured = None if evaluated is None else _measured(evaluated, state)
-            if evaluated is None or measured is None:
+    ignored: dict[Path, str] = {}
+    for source in _record_folders(folder, recipe_file):
+        for record in read_records(source).values():
+            evaluation = RecordedEvaluation.of(record)
+            measurements = None if evaluation is None else _measurements(evaluation, state)
+            if evaluation is None or measurements is None:
                 if _is_of(record, folder):
-                    left[place] = _why_not(evaluated, folder)
-            elif evaluated.part != "test":
-                left[place] = f"is of the {evaluated.part} tasks"
+                    ignored[source] = _why_not(evaluation, folder)
+            elif evaluation.part != "test":
+                ignored[source] = f"used the {evaluation.part} tasks"
             else:
-                found[place] = evaluated.time, measured
-    newest = max(found, key=lambda place: found[place][0], default=None)
-    left.update({place: "is older than another" for place in found if place != newest})
-    return (Measurements() if newest is None else found[newest][1]), left
+                found[source] = evaluation.time, measurements
+    newest = max(found, key=lambda source: found[source][0], default=None)
+    ignored.update({source: "is older than another" for source in found if source != newest})
+    for source, reason in ignored.items():
+        LOG.warning("The evaluation in %s %s and is left out of the card.", source, reason)
+    return Measurements() if newest is None else found[newest][1]
 
 
-def _measured(evaluated: Recorded, state: str) -> Measurements | None:
-    """What an evaluation says of the model of a fingerprint; None where it is not in it."""
-    (tables,) = evaluated.results
+def _record_folders(folder: Path, recipe_file: Path | None) -> list[Path]:
+    """Return the folders that may have records of a merged folder."""
+    folder = folder.resolve()
+    candidates = [folder, folder.parent, *sorted(folder.parent.iterdir())]
+    if recipe_file is not None:
+        candidates.append(recipe_file.resolve().parent)
+    return [candidate for candidate in dict.fromkeys(candidates) if candidate.is_dir()]
+
+
+def _measurements(evaluation: RecordedEvaluation, state: str) -> Measurements | None:
+    """Return the results of the model with a fingerprint; None if it was not evaluated."""
+    (tables,) = evaluation.results
     for name, model in tables.models.items():
-        if evaluated.checkpoints.get(name) == state:
+        if evaluation.checkpoints.get(name) == state:
             scores = [
-                Measured(task, score.value, score.error, task in tables.tuned_on)
+                CardScore(task, score.value, score.error, task in tables.tuned_on)
                 for task, score in model.scores.items()
             ]
             ratios = {domain: ratio.value for domain, ratio in model.domain_ratios.items()}
-            return Measurements(scores, ratios, evaluated.tasks.limit)
+            return Measurements(scores, ratios, evaluation.tasks.limit)
     return None
 
 
 def _is_of(record: object, folder: Path) -> bool:
-    """Whether a record is of an evaluation that was asked of a folder, whatever was in it."""
+    """Return whether a record is of an evaluation of a folder, whatever weights it had then."""
     if not isinstance(record, dict) or record.get("command") != "evaluate":
         return False
     models = record.get("models")
     return isinstance(models, list) and identity(str(folder)) in map(identity, models)
 
 
-def _why_not(evaluated: Recorded | None, folder: Path) -> str:
-    """Why an evaluation that was asked of a folder says nothing of what is in it."""
-    if evaluated is None:
-        return "does not say of which weights it is"
-    (tables,) = evaluated.results
+def _why_not(evaluation: RecordedEvaluation | None, folder: Path) -> str:
+    """Return why an evaluation of a folder has no results of its present weights."""
+    if evaluation is None:
+        return "does not say which weights it measured"
+    (tables,) = evaluation.results
     if identity(str(folder)) not in map(identity, tables.models):
-        return "ended before this model's turn"
-    return "is of other weights"
+        return "ended before it scored this model"
+    return "measured other weights"

@@ -1,4 +1,4 @@
-"""What the models of a recipe are called in public, where a folder of this machine says nothing."""
+"""Public names for the models of a recipe, in place of local folders."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes import identity
+from dppa_mergekit.recipes import Recipe, identity
 
 MODEL_KEYS = ("model", "base_model", "lora", "path", "source", "tokenizer_source")
-"""Under which a recipe may name a model (mergekit/config.py and tokenizer/config.py, 0.1.5)."""
+"""Keys of a recipe that may name a model (mergekit/config.py and tokenizer/config.py, 0.1.5)."""
 
 NO_MODELS = ("base", "union")
-"""What may stand in place of a model where a recipe says from where the tokenizer comes."""
+"""Values of a tokenizer's source that are not models."""
 
 
 def public_names(content: object, given: Mapping[str, str]) -> dict[str, str]:
-    """Model, in every spelling of a recipe -> what it is called in public.
+    """Return each spelling of a model in a recipe -> its public name.
 
     Args:
-        content: Of the recipe.
-        given: Model, in any spelling -> its name on the Hub; a folder without one is called by its
-            last part.
+        content: The content of the recipe.
+        given: Model, in any spelling -> its name on the Hub. A local folder that is not given is
+            called by the last part of its path.
     """
     public = {identity(model): name for model, name in given.items()}
     for model in _spellings(content):
@@ -32,64 +32,60 @@ def public_names(content: object, given: Mapping[str, str]) -> dict[str, str]:
     return {model: public[identity(model)] for model in _spellings(content)}
 
 
+def merged_models(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
+    """Return each model that a recipe merges -> its public name; the base model comes first."""
+    base = recipe.content.get("base_model")
+    models = [*([] if base is None else [str(base)]), *recipe.fine_tuned()]
+    return {model: names.get(model, model) for model in models}
+
+
 def is_local(model: str) -> bool:
-    """Whether a model is, or is meant to be, a folder of this machine."""
+    """Return whether a model is a local folder, or is spelled like a path."""
     return Path(model).exists() or model.startswith((".", "/", "~"))
 
 
-def _is_model(key: object, value: object) -> bool:
-    """Whether what stands under a key of a recipe names a model."""
-    from_there = str(key).endswith("source") and value in NO_MODELS
-    return key in MODEL_KEYS and isinstance(value, str) and not from_there
-
-
-def _spellings(content: object) -> Iterator[str]:
-    """The models of a recipe as it spells them, wherever it may name one."""
+def rename_models(content: object, names: Mapping[str, str]) -> object:
+    """Return a copy of a recipe's content with other names for its models."""
     if isinstance(content, list):
-        for each in content:
-            yield from _spellings(each)
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            if _is_model(key, value):
-                yield value
-            else:
-                yield from _spellings(value)
-
-
-def renamed(content: object, names: Mapping[str, str]) -> object:
-    """A recipe with other names for its models."""
-    if isinstance(content, list):
-        return [renamed(each, names) for each in content]
+        return [rename_models(item, names) for item in content]
     if not isinstance(content, dict):
         return content
     return {
-        key: names[value] if _is_model(key, value) else renamed(value, names)
+        key: names[value] if _is_model(key, value) else rename_models(value, names)
         for key, value in content.items()
     }
 
 
+def public_yaml(recipe: Recipe, names: Mapping[str, str]) -> str:
+    """Return the text of a recipe with public names for its models."""
+    content = rename_models(recipe.content, names)
+    assert isinstance(content, dict)
+    return Recipe(content, recipe.origin).to_yaml()
+
+
 def refuse_paths(content: object, given: Collection[str]) -> None:
-    """Refuse a recipe that would be uploaded with a path of this machine in it.
+    """Raise DppaError if a recipe to be uploaded contains a local path.
 
     Args:
-        content: Of the recipe, with public names.
-        given: Names that are meant, even where there is a folder of that name.
+        content: The content of the recipe, with public names.
+        given: Names that the user gave, allowed even if there is a folder of that name.
     """
     if isinstance(content, (list, dict)):
-        for each in content.values() if isinstance(content, dict) else content:
-            refuse_paths(each, given)
+        for item in content.values() if isinstance(content, dict) else content:
+            refuse_paths(item, given)
     elif isinstance(content, str) and content not in given:
-        # A LoRA stands after +, a revision after @.
+        # A LoRA follows +, a revision follows @.
         for part in re.split("[+@]", content):
             if "/" in part and os.path.exists(os.path.expanduser(part)):
                 raise DppaError(
-                    f"The recipe would be uploaded with {content}, a path of this machine: name a "
-                    f"model by --name {content}=owner/name, and take out what is none."
+                    f"The uploaded recipe would contain {content}, a local path: if it is a "
+                    f"model, give its name on the Hub with --name {content}=owner/name; else "
+                    f"remove it from the recipe."
                 )
 
 
-def anonymous(text: str, names: Mapping[str, str]) -> str:
-    """A text with public names in place of the spellings of local models."""
+def anonymize(text: str, names: Mapping[str, str]) -> str:
+    """Return a text in which public names replace the spellings of local models."""
     for model, name in sorted(names.items(), key=lambda pair: -len(pair[0])):
         if model == name:
             continue
@@ -97,12 +93,32 @@ def anonymous(text: str, names: Mapping[str, str]) -> str:
             whole = re.compile(rf"(?<![\w./~-]){re.escape(model)}(?![\w/-])")
             text = name.join(whole.split(text))
             continue
-        # A bare name may be a word as well: only where mergekit writes models.
+        # A name without a slash may also be an ordinary word, so it is replaced only where
+        # mergekit's card and recipes name models.
         for before, after in (
             ("(?<=using )", "(?= as a base)"),
             (r"(?m)(?<=^\* )", "$"),
             ("(?<=model: )", r"(?=\s)"),
         ):
-            here = re.compile(before + re.escape(model) + after)
-            text = name.join(here.split(text))
+            named = re.compile(before + re.escape(model) + after)
+            text = name.join(named.split(text))
     return text
+
+
+def _is_model(key: object, value: object) -> bool:
+    """Return whether a key of a recipe and its value name a model."""
+    is_keyword = str(key).endswith("source") and value in NO_MODELS
+    return key in MODEL_KEYS and isinstance(value, str) and not is_keyword
+
+
+def _spellings(content: object) -> Iterator[str]:
+    """Yield every model in a recipe, as it is spelled there."""
+    if isinstance(content, list):
+        for item in content:
+            yield from _spellings(item)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if _is_model(key, value):
+                yield value
+            else:
+                yield from _spellings(value)

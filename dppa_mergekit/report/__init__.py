@@ -1,1 +1,1 @@
-"""HTML page, Markdown tables, and what plots share."""
+"""HTML page, Markdown tables, and the style that plots share."""

@@ -1,4 +1,4 @@
-"""Tables in Markdown that are aligned, for those who read them on a screen."""
+"""Markdown tables whose columns align, so that the source is readable too."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
-    """A table; its text ends with a line break.
+    """Return a table as text that ends with a line break.
 
     Args:
-        head: Of its columns.
-        rows: Of as many cells.
-        names: So many columns, from the first, are aligned to the left; the others are numbers.
+        head: The header of each column.
+        rows: Cells, as many in each row as there are columns.
+        names: The first so many columns hold names and are left-aligned; the others hold numbers.
     """
     widths = [max(len(line[column]) for line in (head, *rows)) for column in range(len(head))]
 
@@ -27,3 +27,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) ->
         for column, width in enumerate(widths)
     ]
     return "".join([line(head), "| " + " | ".join(ruler) + " |\n", *map(line, rows)])
+
+
+def with_error(value: float, error: float | None, digits: int) -> str:
+    """Return a number with its standard error if that is known: 93.1 ± 1.2."""
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

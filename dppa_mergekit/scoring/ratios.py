@@ -17,6 +17,8 @@ from typing import Protocol, TypeAlias
 import numpy
 from numpy.typing import NDArray
 
+from dppa_mergekit.report.markdown_tables import with_error
+
 Floats: TypeAlias = NDArray[numpy.float64]
 
 
@@ -85,7 +87,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """With one digit, as in 93.1 +- 1.2."""
-        return f"{self.value:.1f}" + ("" if self.error is None else f" ± {self.error:.1f}")
+        return with_error(self.value, self.error, 1)
 
 
 def ratio_estimate(scores: Scores, dense: Mapping[str, float]) -> Estimate:

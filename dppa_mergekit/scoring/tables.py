@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dppa_mergekit.report.markdown_tables import table
+from dppa_mergekit.report.markdown_tables import table, with_error
 from dppa_mergekit.scoring.ratios import (
     Estimate,
-    Score,
     Scores,
     domain_ratio,
     ratio_estimate,
@@ -78,7 +77,7 @@ def as_markdown(found: Evaluation) -> str:
     scores = table(
         ["model", *marked.values()],
         [
-            [name, *(_score(scores[task]) for task in found.tasks)]
+            [name, *(with_error(scores[task].value, scores[task].error, 3) for task in found.tasks)]
             for name, scores in found.models.items()
         ],
     )
@@ -138,7 +137,3 @@ def as_plain(found: Evaluation) -> dict[str, object]:
             for name, of_model in found.models.items()
         },
     }
-
-
-def _score(score: Score) -> str:
-    return f"{score.value:.3f}" + ("" if score.error is None else f" ± {score.error:.3f}")

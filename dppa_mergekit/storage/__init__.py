@@ -1,1 +1,1 @@
-"""Files that outlive a run: cache, journal, output files, run record."""
+"""Files that outlive a run: cache, journal, output files and run record."""

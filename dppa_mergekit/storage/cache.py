@@ -1,16 +1,15 @@
-"""What was found of models before: small files for each fine-tuned model on its base.
+"""The cache: a small file for each result that was computed from a model's weights.
 
-The file's name is a hash of all that its content depends on, so a file is never out of date: what
-has changed has another name. It holds JSON and a checksum. It is written beside its place and moved
-there, so that runs at the same time see all of it or nothing. DPPA_MERGEKIT_CACHE moves the folder,
-or switches it off.
+The file name is a hash of everything that the content depends on, so an entry is never out of
+date: changed inputs have another name. An entry is a checksum and a line of JSON, and is written
+whole or not at all, so that concurrent runs can share the folder. The environment variable
+DPPA_MERGEKIT_CACHE names another folder, or turns the cache off (`off` or `0`).
 """
 
 import hashlib
 import json
 import logging
 import os
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,13 @@ from typing import Generic, TypeVar
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
 
+from dppa_mergekit.storage.output_files import write_whole
 from dppa_mergekit.version import __version__
 
 LOG = logging.getLogger(__name__)
+
+FORMAT = 2
+"""Raise this number whenever stored content changes; entries of other formats are then ignored."""
 
 VARIABLE = "DPPA_MERGEKIT_CACHE"
 OFF = ("0", "off")
@@ -30,7 +33,7 @@ Content = TypeVar("Content")
 
 
 def cache_folder() -> Path | None:
-    """Where the files lie; None if the cache is switched off."""
+    """Return the folder of all entries; None if the cache is turned off."""
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() in OFF:
         return None
@@ -39,13 +42,13 @@ def cache_folder() -> Path | None:
 
 @dataclass(frozen=True)
 class CacheEntry(Generic[Content]):
-    """Where something about one model is kept.
+    """A file of the cache, which may not exist yet.
 
     Attributes:
-        path: The file, which may not exist yet.
-        model: What the recipe calls the model.
-        what: Is kept there, in the plural.
-        adapter: Of its type.
+        path: The file.
+        model: The model's name in the recipe, for warnings.
+        what: The kind of content, a noun in the plural, for warnings.
+        adapter: Reads and writes the content as JSON.
     """
 
     path: Path
@@ -54,17 +57,18 @@ class CacheEntry(Generic[Content]):
     adapter: TypeAdapter[Content]
 
     def read(self) -> Content | None:
-        """The content, if there is any; a damaged file is a warning and counts for none."""
+        """Return the content; None without a file, or, with a warning, if it is damaged."""
         try:
             checksum, content = self.path.read_text(encoding="utf-8").split("\n", 1)
             if checksum != _checksum(content):
-                raise ValueError("its checksum does not fit")
+                raise ValueError("its checksum is wrong")
             return self.adapter.validate_json(content)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             LOG.warning(
-                "%s: the cached %s %s are damaged or cannot be read (%s); they are measured again.",
+                "%s: the cached %s in %s are damaged or cannot be read (%s); they are computed "
+                "again.",
                 self.model,
                 self.what,
                 self.path,
@@ -73,21 +77,14 @@ class CacheEntry(Generic[Content]):
             return None
 
     def write(self, found: Content) -> None:
-        """Keep the content; where that is not possible, a warning says so."""
+        """Store the content; log a warning if the file cannot be written."""
         content = self.adapter.dump_json(found).decode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".part")
-            try:
-                with open(handle, "w", encoding="utf-8") as file:
-                    file.write(f"{_checksum(content)}\n{content}")
-                os.replace(temporary, self.path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            write_whole(self.path, f"{_checksum(content)}\n{content}")
         except OSError as error:
             LOG.warning(
-                "%s: its %s cannot be kept in %s (%s); %s names another folder, or off.",
+                "%s: its %s cannot be cached in %s (%s); set %s to another folder, or to off.",
                 self.model,
                 self.what,
                 self.path.parent,
@@ -99,18 +96,19 @@ class CacheEntry(Generic[Content]):
 def cache_entry(
     where: Path, model: str, what: str, adapter: TypeAdapter[Content], depends: object
 ) -> CacheEntry[Content]:
-    """Where something about a model is kept.
+    """Return the cache entry of one kind of content of a model.
 
     Args:
-        where: The folder.
-        model: What the recipe calls the model.
-        what: Is kept, in the plural.
-        adapter: Of its type.
-        depends: Plain data that says what it depends on: files, tensors, dtypes, options.
+        where: The folder of the cache.
+        model: The model's name in the recipe.
+        what: The kind of content, a noun in the plural.
+        adapter: Reads and writes the content as JSON.
+        depends: Everything that the content depends on, as plain data: files, tensors, dtypes,
+            options.
     """
-    found_by = [__version__, *(version(name) for name in ("mergekit", "transformers"))]
-    content = json.dumps([found_by, what, depends], sort_keys=True)
-    name = f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+    versions = [__version__, FORMAT, *(version(name) for name in ("mergekit", "transformers"))]
+    key = json.dumps([versions, what, depends], sort_keys=True)
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     return CacheEntry(where / name, model, what, adapter)
 
 

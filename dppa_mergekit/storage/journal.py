@@ -1,7 +1,8 @@
-"""The journal of a long run: every finished piece of work, on disk before the next one begins.
+"""The journal of a long run: each finished piece of work is on disk before the next one begins.
 
-One JSON line each, after a header that says what the run is of. A run that was killed reads it and
-goes on; it makes no piece twice. A search keeps its evaluations in one, AdaMerging its states.
+A journal is a file of JSON lines: a header that describes the run, then an entry for each piece of
+work. A run that was killed reads its journal and continues without repeating any piece. Searches
+journal their evaluations, AdaMerging its states.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+FORMAT = 2
+"""Raise this number whenever the content of entries changes; older journals are then refused."""
+
 Entry = dict[str, object]
 
 
@@ -33,8 +37,8 @@ class Journal:
     """An open journal.
 
     Attributes:
-        path: Of its file.
-        entries: What was in it, and what was added.
+        path: The file.
+        entries: Every entry of the file, without the header, in order.
     """
 
     path: Path
@@ -43,66 +47,76 @@ class Journal:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, entry: Entry) -> None:
-        """Write one entry, and wait until the disk has it; from any thread."""
+        """Append an entry and wait until it is on disk. Any thread may call this."""
         with self._lock:
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._write(entry)
             self.entries.append(entry)
+
+    def _write(self, line: Entry) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 @contextmanager
 def open_journal(path: Path, subject: Mapping[str, object]) -> Iterator[Journal]:
-    """The journal in a file, new or gone on with, locked against other runs.
+    """Open a new journal or continue an existing one, locked against other processes.
 
     Args:
-        path: Of the file.
-        subject: Plain data about what the run is of, part by part.
+        path: The file; its folder exists.
+        subject: What the run depends on, as plain data: name -> value. It is stored in the header.
 
     Raises:
-        DppaError: Another run has it open, it is of another subject, or it cannot be written.
+        DppaError: Another process has the journal open, or the journal is damaged, has another
+            subject or format, or cannot be written.
     """
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise DppaError(f"Another run is writing {path}; wait for it, or end it.") from None
+        raise DppaError(f"Another run is writing {path}; wait until it ends, or stop it.") from None
     except OSError as error:
         raise DppaError(f"{path} cannot be written: {error}.") from error
     try:
-        header = json.loads(json.dumps(subject))
+        # Through JSON, so that tuples compare equal to the lists that a header holds.
+        header = json.loads(json.dumps({"format": FORMAT, **subject}))
         entries = _read(path, header)
         with path.open("a", encoding="utf-8") as file:
             journal = Journal(path, entries, file)
             if path.stat().st_size == 0:
-                journal.add(header)
-                journal.entries.clear()
+                journal._write(header)
             yield journal
     finally:
         lock.release()
 
 
 def _read(path: Path, header: Entry) -> list[Entry]:
-    """The entries of a journal that exists; a last line that was torn is cut off."""
+    """Return the entries of a journal if it exists, after cutting off an incomplete last line."""
     if not path.exists():
         return []
     content = path.read_bytes()
-    whole, newline, torn = content.rpartition(b"\n")
-    if torn:
-        LOG.warning("%s: its last line is incomplete and is dropped.", path)
+    whole, newline, incomplete = content.rpartition(b"\n")
+    if incomplete:
+        LOG.warning("%s: the last line is incomplete and is dropped.", path)
         with path.open("rb+") as file:
             file.truncate(len(whole) + len(newline))
     try:
         lines = [json.loads(line) for line in whole.splitlines()]
     except ValueError as error:
-        raise DppaError(f"{path} is damaged: {error}; delete it to begin anew.") from error
+        raise DppaError(f"{path} is damaged: {error}; delete it to start over.") from error
     if not lines:
         return []
     first, *entries = lines
+    if first.get("format") != FORMAT:
+        raise DppaError(
+            f"{path} was written by another version of dppa-mergekit: its format is "
+            f"{first.get('format', 1)}, and this version continues format {FORMAT} only; delete it "
+            f"to start over, or name another output."
+        )
     differing = [key for key in {**header, **first} if first.get(key) != header.get(key)]
     if differing:
         raise DppaError(
             f"{path} is the journal of another run: it differs in {', '.join(differing)}; "
-            f"delete it to begin anew, or name another output."
+            f"delete it to start over, or name another output."
         )
     return entries

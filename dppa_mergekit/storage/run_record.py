@@ -1,4 +1,4 @@
-"""Run records: beside what a command produced, how it came to be."""
+"""Run records: how the outputs of commands were produced, in a file beside them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ PACKAGES = ("mergekit", "torch", "transformers")
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """Return package -> version, for the packages that a result depends on."""
     return {"dppa-mergekit": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def write_record(
     output: Path, command: str, subject: Mapping[str, object], results: Sequence[object]
 ) -> None:
-    """Add to the record beside an output, or replace what it says of it.
+    """Add an output to the records in its folder, or replace its previous record.
 
     Args:
         output: The file or folder that was produced.
-        command: What produced it.
-        subject: Plain data about the inputs, arguments and seeds.
-        results: Plain data.
+        command: The command that produced it.
+        subject: Inputs, arguments and seeds, as plain data.
+        results: What the command found, as plain data.
     """
     path = output.with_name(FILE)
     record = {
@@ -46,24 +46,24 @@ def write_record(
         **subject,
         "results": list(results),
     }
-    # Another command may end in the same folder at the same time.
+    # Another command may finish in the same folder at the same time.
     with FileLock(path.with_name(f".{FILE}.lock")):
         records = {**read_records(path.parent), output.name: record}
         write_whole(path, json.dumps(records, indent=1) + "\n")
 
 
 def digest(output: Path) -> str | None:
-    """Of the content of a file; None for a folder."""
+    """Return the SHA-256 of a file's content; None for a folder."""
     return hashlib.sha256(output.read_bytes()).hexdigest() if output.is_file() else None
 
 
 def read_records(folder: Path) -> dict[str, object]:
-    """The records of what was produced in a folder: file or folder -> what is known of it."""
+    """Return the records in a folder: name of the output -> its record."""
     path = folder / FILE
     try:
         if not path.exists():
             return {}
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        LOG.warning("%s is damaged and is left out.", path)
+        LOG.warning("%s is damaged and is ignored.", path)
         return {}

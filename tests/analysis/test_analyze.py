@@ -223,7 +223,7 @@ def test_an_output_below_a_file(family: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     done = analyze(tmp_path, plain(family, 0.2), f"--output={tmp_path / 'file' / 'x'}")
     assert done.exit_code == 1
-    assert "cannot be written: its folder must exist, and be open" in done.stderr
+    assert "cannot be written: it must not be a folder, and its parent must be" in done.stderr
 
 
 def test_prompts_of_no_model(family: Path, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ def test_the_wheel_holds_the_package_and_the_autoload_files_at_its_root(wheel: P
         "dppa_mergekit/deltas/kernel/passes.c",
         "dppa_mergekit/deltas/kernel/passes_of_dtype.h",
         "dppa_mergekit/py.typed",
+        "dppa_mergekit/report/page.html.jinja",
         "dppa_mergekit.pth",
         "dppa_mergekit_autoload.py",
     }

@@ -75,7 +75,7 @@ def test_scores_and_how_factors_were_found(merged: Path, hub: Hub) -> None:
     with (merged / "recipe.yml").open("a", encoding="utf-8") as file:
         file.write("# mine\n")
     done = hub.publish(merged, *options, *NAMES)
-    assert "recipe.yml was changed since search wrote it" in done.stderr
+    assert "recipe.yml has changed since search wrote it" in done.stderr
     assert "How they were found" not in (merged / "out" / "README.md").read_text(encoding="utf-8")
 
 
@@ -96,12 +96,12 @@ def test_scores_of_other_weights_are_left_out(
 ) -> None:
     out, tables = merged / "out", merged / "tables"
     for record, reason in (
-        (evaluated(out, merged / "math", "10:00"), "is of other weights"),
-        (evaluated(out, out, "10:00", part="dev"), "is of the dev tasks"),
+        (evaluated(out, merged / "math", "10:00"), "measured other weights"),
+        (evaluated(out, out, "10:00", part="dev"), "used the dev tasks"),
         (evaluated(out, out, "10:00", results=[{"tuned_on": [], "models": {}}]), "ended before"),
         (
             {**evaluated(out, out, "10:00"), "checkpoints": None},
-            "does not say of which weights it is",
+            "does not say which weights it measured",
         ),
     ):
         save_record(tables, record)

@@ -52,7 +52,7 @@ def test_recipes_are_uploaded_without_paths(merged: Path, hub: Hub) -> None:
     for path in uploaded.iterdir():
         assert str(merged).encode() not in path.read_bytes(), path
     # One model that is spelled in two ways is told once.
-    assert done.stderr.count("is a folder of this machine") == 1
+    assert done.stderr.count("is a local folder") == 1
 
 
 def test_a_path_that_has_no_name_is_refused(merged: Path, hub: Hub) -> None:
@@ -63,7 +63,7 @@ def test_a_path_that_has_no_name_is_refused(merged: Path, hub: Hub) -> None:
     left.write_text(yaml.safe_dump(content), encoding="utf-8")
     done = hub.publish(merged, "out", "me/merge", "--license", "mit")
     assert done.returncode == 1
-    assert f"The recipe would be uploaded with {model}, a path of this machine" in done.stderr
+    assert f"The uploaded recipe would contain {model}, a local path" in done.stderr
     assert not (hub.root / "requests").exists()
     names = {model: "org/mine"}
     Publishing(merged / "out", "me/merge", None, names, "mit").prepare(dry_run=True)

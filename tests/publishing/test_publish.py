@@ -106,7 +106,7 @@ def test_a_failed_upload_can_be_repeated(merged: Path, hub: Hub) -> None:
     options = ("out", "me/merge", "--license", "mit", *NAMES)
     done = hub.publish(merged, *options)
     assert done.returncode == 1
-    assert "the same command tries again" in done.stderr
+    assert "run the same command again to retry" in done.stderr
     assert "Traceback" not in done.stderr
     (hub.root / "broken").unlink()
     assert hub.publish(merged, *options).returncode == 0
@@ -128,9 +128,9 @@ def test_dry_run_asks_nothing_of_the_hub(merged: Path, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("licenses", "options", "sentence"),
     [
-        (("mit", "mit", "llama2"), (), "name the merge's with --license"),
+        (("mit", "mit", "llama2"), (), "set the license of the merge with --license"),
         (("mit", "mit", "mit"), ("--name=math",), "allowed is MODEL=HUB_NAME"),
-        (("mit", "mit", "mit"), ("--name=math=a b",), "a b is no name on the Hub"),
+        (("mit", "mit", "mit"), ("--name=math=a b",), "a b is not a valid name on the Hub"),
     ],
 )
 def test_mistakes(
@@ -158,7 +158,7 @@ def test_no_network(merged: Path, hub: Hub) -> None:
     hub.environment = {**hub.environment, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = hub.publish(merged, "out", "me/merge", "--license", "mit")
     assert done.returncode == 1
-    assert "the same command tries again" in done.stderr
+    assert "run the same command again to retry" in done.stderr
     assert "Traceback" not in done.stderr
 
 

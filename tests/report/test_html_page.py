@@ -1,4 +1,4 @@
-"""Pages: one file, nothing from elsewhere, well-formed, and what the tables say."""
+"""HTML pages: one well-formed file that loads nothing and shows every table."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +14,7 @@ VOID = {"meta", "img", "br", "hr"}
 
 
 class Outline(HTMLParser):
-    """Tags that are open, in order; what is embedded or linked; text."""
+    """The open tags in order, the sources that a page embeds or links, all tags, and the text."""
 
     def __init__(self) -> None:
         super().__init__()

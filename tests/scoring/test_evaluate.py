@@ -19,7 +19,7 @@ from dppa_mergekit.checks import mergekit_schema
 from dppa_mergekit.cli.main import main
 from dppa_mergekit.errors import CheckpointError, DppaError
 from dppa_mergekit.live.source_model import fingerprint
-from dppa_mergekit.publishing.past_evaluations import Recorded
+from dppa_mergekit.publishing.past_evaluations import RecordedEvaluation
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.ratios import Score, Scores
 from dppa_mergekit.scoring.tables import Evaluation, as_markdown, as_plain
@@ -261,7 +261,7 @@ def test_what_was_scored_is_kept(
     text = (folder / "evaluation.md").read_text(encoding="utf-8")
     assert f"| {models[2]} " in text
     assert f"Not scored yet: {models[0]}." in text
-    recorded = Recorded.of(read_records(folder)["evaluation.json"])
+    recorded = RecordedEvaluation.of(read_records(folder)["evaluation.json"])
     assert recorded is not None
     assert set(recorded.checkpoints) == set(models[1:])
 

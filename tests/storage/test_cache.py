@@ -1,4 +1,4 @@
-"""Statistics are kept for the next merge of the same files, and only for that."""
+"""Statistics are cached for later merges of the same files, and for no others."""
 
 import logging
 import os
@@ -19,11 +19,12 @@ from dppa_mergekit.deltas.delta import CHUNK, Delta
 from dppa_mergekit.merging import model_allocation
 from dppa_mergekit.sparsification import pruning
 from dppa_mergekit.sparsification.amplification import PartitionAmplification
+from dppa_mergekit.storage import cache
 
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache's folder, switched on."""
+    """The folder of the cache, turned on."""
     folder = tmp_path / "kept"
     monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(folder))
     return folder
@@ -31,7 +32,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The models of every measurement that takes place."""
+    """The models of each measurement."""
     calls: list[list[str]] = []
     measure = model_allocation.measure
 
@@ -75,7 +76,7 @@ def test_only_what_changed_is_measured_again(
     "changes",
     [{"dtype": "bfloat16"}, {"parameters": {"significance_multiple": 3}}],
 )
-def test_options_that_change_statistics_have_a_place_of_their_own(
+def test_options_that_change_statistics_have_entries_of_their_own(
     changes: dict[str, object],
     tmp_path: Path,
     run_yaml: Callable[..., Result],
@@ -86,6 +87,24 @@ def test_options_that_change_statistics_have_a_place_of_their_own(
     assert run_yaml(recipe(family)).exit_code == 0
     assert run_yaml(recipe(family, **changes), output="second").exit_code == 0
     assert measured == [["math", "law"], ["math", "law"]]
+
+
+def test_entries_of_another_format_are_ignored(
+    tmp_path: Path,
+    run_yaml: Callable[..., Result],
+    kept: Path,
+    measured: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = recipe(save_family(tmp_path / "family"))
+    monkeypatch.setattr(cache, "FORMAT", cache.FORMAT - 1)
+    assert run_yaml(content).exit_code == 0
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    monkeypatch.undo()
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(kept))
+    assert run_yaml(content, output="second").exit_code == 0
+    assert len(list(kept.iterdir())) == 2 * len(before) == 8
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("damage", ["", "{", "0\n[]", "\x00\xff"])
@@ -124,7 +143,7 @@ def test_a_folder_that_cannot_be_made_is_a_warning(
 
 @pytest.fixture
 def selected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of linears whose thresholds were looked for, merge by merge; 0 is appended."""
+    """The number of linears whose thresholds were computed, merge by merge; tests append a 0."""
     numbers: list[int] = []
     select = pruning.select
 
@@ -204,7 +223,7 @@ def test_statistics_beside_float64_are_others(
     both = recipe(family)
     assert run_yaml({**both, "models": both["models"][:1]}).exit_code == 0
     file = family / "law" / "model.safetensors"
-    save_file({name: each.double() for name, each in load_file(file).items()}, file)
+    save_file({name: tensor.double() for name, tensor in load_file(file).items()}, file)
     assert run_yaml(both).exit_code == 0
     assert measured == [["math"], ["math", "law"]]
 
@@ -241,8 +260,8 @@ def test_the_order_of_mergekit_pytorch_is_none(tmp_path: Path) -> None:
     family = save_family(tmp_path / "family")
     content = recipe(family)
     content["base_model"] += "/model.safetensors"
-    for each in content["models"]:
-        each["model"] += "/model.safetensors"
+    for model in content["models"]:
+        model["model"] += "/model.safetensors"
     write_recipe(tmp_path / "recipe.yml", content)
     numbers = []
     for seed in ("1", "2"):
@@ -264,8 +283,8 @@ def test_threads_change_nothing(multiple: float) -> None:
     names = [f"model.layers.{i}.mlp.{kind}.weight" for i in range(2) for kind in ("up", "down")]
     base = {name: (torch.randn(shape, generator=generator) * 0.02).bfloat16() for name in names}
     tuned = {
-        name: (each.float() + torch.randn(shape, generator=generator) * 3e-4 * (1 + i)).bfloat16()
-        for i, (name, each) in enumerate(base.items())
+        name: (tensor.float() + torch.randn(shape, generator=generator) * 3e-4 * (1 + i)).bfloat16()
+        for i, (name, tensor) in enumerate(base.items())
     }
     delta = (tuned[names[0]].float() - base[names[0]].float()).flatten()
     count = delta.numel() // 5
@@ -279,7 +298,7 @@ def test_threads_change_nothing(multiple: float) -> None:
         assert statistics == results[0][0]
         assert torch.equal(sparse, results[0][1])
     # Against plain float64 sums.
-    first = next(each for each in results[0][0].linears if each.linear.tensor == names[0])
+    first = next(found for found in results[0][0].linears if found.linear.tensor == names[0])
     magnitudes = Delta(delta).sample(1).abs().double()
     mean = float(magnitudes.mean())
     tail = magnitudes[magnitudes > multiple * mean]

@@ -1,4 +1,4 @@
-"""The journal: killed at any moment, a search goes on and ends as an undisturbed one does."""
+"""The journal: a search that is killed at any moment continues and ends as an undisturbed one."""
 
 import json
 import signal
@@ -12,7 +12,8 @@ import landscape
 import pytest
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.storage.journal import open_journal
+from dppa_mergekit.storage import journal as journals
+from dppa_mergekit.storage.journal import FORMAT, open_journal
 
 SCRIPT = Path(landscape.__file__)
 
@@ -63,7 +64,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, caplog: pytest.LogCaptureFi
         assert journal.entries == [{"fold": 0}]
         journal.add({"fold": 1})
     assert "incomplete and is dropped" in caplog.text
-    assert lines(path) == [{"recipe": 1}, {"fold": 0}, {"fold": 1}]
+    assert lines(path) == [{"format": FORMAT, "recipe": 1}, {"fold": 0}, {"fold": 1}]
 
 
 def test_a_header_that_was_torn(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_header_that_was_torn(tmp_path: Path) -> None:
     path.write_text('{"reci', encoding="utf-8")
     with open_journal(path, {"recipe": 1}) as journal:
         assert journal.entries == []
-    assert lines(path) == [{"recipe": 1}]
+    assert lines(path) == [{"format": FORMAT, "recipe": 1}]
 
 
 def test_a_journal_of_another_search(tmp_path: Path) -> None:
@@ -81,6 +82,36 @@ def test_a_journal_of_another_search(tmp_path: Path) -> None:
     with (
         pytest.raises(DppaError, match=r"differs in tasks, seed; delete it"),
         open_journal(path, {"recipe": 1, "tasks": [3], "seed": 1}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("header", [{"recipe": 1}, {"format": FORMAT + 1, "recipe": 1}])
+def test_a_journal_of_another_format_is_refused_and_kept(
+    header: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    content = f'{json.dumps(header)}\n{{"fold": 0}}\n'
+    path.write_text(content, encoding="utf-8")
+    found = header.get("format", 1)
+    sentence = f"its format is {found}, and this version continues format {FORMAT} only"
+    with pytest.raises(DppaError, match=sentence), open_journal(path, {"recipe": 1}):
+        pass
+    assert path.read_text(encoding="utf-8") == content
+
+
+def test_a_raised_format_refuses_the_journals_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    with open_journal(path, {"recipe": 1}) as journal:
+        journal.add({"fold": 0})
+    with open_journal(path, {"recipe": 1}) as journal:
+        assert journal.entries == [{"fold": 0}]
+    monkeypatch.setattr(journals, "FORMAT", FORMAT + 1)
+    with (
+        pytest.raises(DppaError, match="another version of dppa-mergekit"),
+        open_journal(path, {"recipe": 1}),
     ):
         pass
 

@@ -1,4 +1,4 @@
-"""Run records of commands that end in one folder."""
+"""Run records of commands that write to the same folder."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def test_commands_that_end_at_the_same_time_keep_each_others_records(tmp_path: P
         spawning.Process(target=write_some, args=(tmp_path, writer, ready))
         for writer in range(WRITERS)
     ]
-    for each in writers:
-        each.start()
-    for each in writers:
-        each.join()
-    assert [each.exitcode for each in writers] == [0] * WRITERS
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join()
+    assert [process.exitcode for process in writers] == [0] * WRITERS
     found = read_records(tmp_path)
     assert set(found) == {
         f"{writer}_{number}.yml" for writer in range(WRITERS) for number in range(RECORDS)
