@@ -222,12 +222,11 @@ class Publishing:
 
         if not is_installed():
             return None
-        from dppa_mergekit.analysis.analyze import Analysing
+        from dppa_mergekit.analysis.analyze import analyze
         from dppa_mergekit.analysis.plots import draw_density
-        from dppa_mergekit.live.source_model import AS_STORED
 
         try:
-            found = Analysing(recipe, {}, AS_STORED, self.folder.parent).run()
+            found = analyze(recipe)
         except DppaError as problem:
             LOG.warning("There will be no picture of the densities: %s", problem.message)
             return None
