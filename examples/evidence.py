@@ -96,7 +96,7 @@ class Test:
 
     def _scores(self, model: Path, domains: Sequence[str]) -> Scores:
         items = {
-            task: list(range(self._harness.items(task)))
+            task: list(range(self._harness.item_count(task)))
             for domain in domains
             for task in self._tasks.domains[domain].test
         }

@@ -30,10 +30,10 @@ from dppa_mergekit.method_table import summing
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.scoring.lm_eval_harness import Harness, release
+from dppa_mergekit.scoring.lm_eval_harness import Harness, lm_eval_version
 from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
 from dppa_mergekit.scoring.ratios import Estimate, Items, Scores
-from dppa_mergekit.scoring.tasks import TasksFile, check_dense, folder_hash
+from dppa_mergekit.scoring.tasks import TasksFile, check_fine_tuned_scores, folder_hash
 from dppa_mergekit.storage.journal import Entry, Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
 from dppa_mergekit.storage.run_record import write_record
@@ -168,7 +168,7 @@ class AdaMerge:
         """The tokens of a domain's dev prompts, given a live model and its tokenizer."""
         assert self.tasks is not None
         assert harness is not None
-        items = {task: range(harness.items(task)) for task in self.tasks.domains[domain].dev}
+        items = {task: range(harness.item_count(task)) for task in self.tasks.domains[domain].dev}
         return partial(harness.prompts, items=items)
 
     def _write(self, found: Learned) -> None:
@@ -191,7 +191,7 @@ class AdaMerge:
         del descent["steps"], descent["patience"]
         return {
             "version": __version__,
-            "lm_eval": None if self.tasks is None else release(),
+            "lm_eval": None if self.tasks is None else lm_eval_version(),
             "recipe": self.recipe.content,
             "prompts": {
                 name: [asdict(each) for each in prompts] for name, prompts in self.prompts.items()
@@ -316,7 +316,7 @@ class _DevScore:
 
         scores = score_experts(experts_of(self.tasks, self.recipe), self._items(), score)
         self.dense = {task: score.value for task, score in scores.items()}
-        check_dense(self.dense)
+        check_fine_tuned_scores(self.dense)
         journal.add({"dense": dict(self.dense)})
 
     def of(self, merge: WeightedMerge) -> Callable[[], Evaluation]:
@@ -333,4 +333,4 @@ class _DevScore:
         return evaluate
 
     def _items(self) -> dict[str, Sequence[int]]:
-        return {task: range(self.harness.items(task)) for task in self.tasks.metrics("dev")}
+        return {task: range(self.harness.item_count(task)) for task in self.tasks.metrics("dev")}

@@ -1,12 +1,13 @@
-"""From a recipe to what its deltas are like: what `mergekit-dppa analyze` does.
+"""Analyse the deltas of a recipe; `mergekit-dppa analyze` runs it.
 
-mergekit plans the merge and it is not carried out. The statistics that allocation needs are taken
-as a merge takes them, or come from its cache; one more pass over the linears, a tensor at a time,
-finds the rest. What was found is kept, so that the same recipe is not read again.
+mergekit plans the merge but does not carry it out. The statistics for the allocation are measured
+as in a merge, or come from a merge's cache. A further pass over the linears, a tensor at a time,
+finds the rest. The results are cached, so that the same recipe is not read twice.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,16 +25,11 @@ from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
 from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.analysis.delta_pass import inspect_deltas
 from dppa_mergekit.analysis.plots import draw_analysis
-from dppa_mergekit.analysis.results import (
-    Analysis,
-    Divergences,
-    ModelAnalysis,
-    verdict,
-)
+from dppa_mergekit.analysis.results import Analysis, Divergences, verdict
 from dppa_mergekit.analysis.tables import every_linear, overview
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
-from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
 from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts
@@ -48,94 +44,153 @@ if TYPE_CHECKING:
 
     from dppa_mergekit.merging.merge_plan import Plan
 
+FILE = "analysis"
+"""The name, without suffix, of the files that `write_analysis` writes."""
+
 INSTEAD = method_table.DPPA.name
-"""Whose allocation is shown where the recipe's method has none that differs by linears."""
+"""The method whose allocation is shown if the recipe's own is the same for all linears."""
+
+DARE, DP = method_table.DARE_DPA.name, method_table.DP.name
+"""The methods that prompts compare; `dare_dpa` at factors 1 is DARE on the linears alone."""
 
 BATCH = 16
-"""Prompts of a batch."""
+"""The number of prompts in a batch."""
 
 _ANALYSIS = TypeAdapter(Analysis)
 
 
 @dataclass(frozen=True)
-class Analysing:
-    """An analysis.
-
-    Attributes:
-        recipe: Of any method with a base and fine-tuned models.
-        prompts: Model, as the recipe spells it -> prompts by which DARE and DP are compared; empty
-            not to.
-        placement: Where and how models are held that answer prompts.
-        workspace: A folder on a disk that has room for a merged model.
-    """
+class AnalysisRequest:
+    """What to analyse, and where; see `analyze` for the attributes."""
 
     recipe: Recipe
     prompts: Mapping[str, Sequence[Prompt]]
     placement: Placement
     workspace: Path
 
-    def run(self) -> Analysis:
-        """Read the deltas, or what was found of them before.
 
-        Raises:
-            DppaError: Whatever the user can mend.
-        """
-        found = self._deltas()
-        if not self.prompts:
-            return found
-        models = [
-            replace(each, divergences=self._divergences(self.recipe.named(each.model), each))
-            for each in tqdm(found.models, desc="divergences", unit="model", delay=2)
-        ]
-        return replace(found, models=tuple(models))
+def analyze(
+    recipe: Recipe,
+    prompts: Mapping[str, Sequence[Prompt]] | None = None,
+    placement: Placement = AS_STORED,
+    workspace: Path | None = None,
+) -> Analysis:
+    """Analyse the deltas of a recipe's fine-tuned models: offsets, densities, structure, overlaps.
 
-    def _deltas(self) -> Analysis:
-        recipe = allocating(self.recipe)
-        with dry_run(recipe, "", trust_remote_code=self.placement.trust_remote_code) as planned:
-            plan = planned.plan
-            assert plan is not None
-            kept = _place(plan, self.recipe)
-            known = None if kept is None else kept.read()
-            if known is None:
-                known = inspect_deltas(plan)
-                if kept is not None:
-                    kept.write(known)
-        return known
+    An earlier analysis of the same recipe and checkpoints comes from the cache.
 
-    def _divergences(self, model: str, found: ModelAnalysis) -> Divergences | None:
-        prompts = self.prompts.get(model)
-        if prompts is None or not 0 < found.density < 1:
-            return None
+    Example::
 
-        def tokens(live: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-            encoded = [tokenizer(each.text)["input_ids"] for each in prompts]
-            return shorten(model, encoded, live, ANSWER_TOKENS)
+        from pathlib import Path
 
-        teacher = SourceModel(model, self.placement)
-        lessons = lessons_of(teacher, tokens, BATCH, None)
-        dare, dp = (
-            self._divergence(pruned(self.recipe, model, by), teacher, lessons) for by in (DARE, DP)
+        from dppa_mergekit import Prompt, Recipe, analyze
+
+        found = analyze(
+            Recipe.read(Path("recipe.yml")),
+            {"./math": [Prompt("What is 7 times 8?")]},
         )
-        return Divergences(dare, dp, len(prompts))
+        for model in found.models:
+            print(model.model, model.density, model.divergences)
 
-    def _divergence(self, recipe: Recipe, teacher: SourceModel, lessons: Lessons) -> float:
-        where = self.placement
-        with merge_into_folder(recipe, self.workspace, None, where.trust_remote_code) as folder:
-            live, tokenizer = load_model(folder, where.device, where.dtype, where.trust_remote_code)
-        check_words(teacher, lessons, live, tokenizer)
-        teaching = Teaching(lessons)
-        total = 0.0
-        with torch.no_grad():
-            for places in torch.split(torch.arange(teaching.number), BATCH):
-                total += float(teaching.of(live, places)) * len(places)
-        return total / teaching.number
-
-
-def prompts_of(recipe: Recipe, files: Sequence[Path]) -> dict[str, list[Prompt]]:
-    """The prompts of every model: those of the files named as it is, or else of all the others.
+    Args:
+        recipe: A recipe of any method, with a base and fine-tuned models.
+        prompts: Fine-tuned model, as the recipe spells it -> prompts on which DARE and DP are
+            compared; None or empty for no comparison.
+        placement: The device and dtype of the models that answer prompts.
+        workspace: A folder on a disk with room for a merged model; None for the system's
+            temporary folder. Only used with prompts.
 
     Raises:
-        DppaError: A file cannot be read, or a model would have none.
+        DppaError: The recipe has no base or no fine-tuned model, or a model cannot be read.
+    """
+    request = AnalysisRequest(
+        recipe,
+        prompts or {},
+        placement,
+        Path(tempfile.gettempdir()) if workspace is None else workspace,
+    )
+    found = _deltas(request)
+    return _add_divergences(request, found) if request.prompts else found
+
+
+def _deltas(request: AnalysisRequest) -> Analysis:
+    """Return the analysis of the deltas, from the cache or by reading them."""
+    recipe = allocating(request.recipe)
+    with dry_run(recipe, "", trust_remote_code=request.placement.trust_remote_code) as planned:
+        plan = planned.plan
+        assert plan is not None
+        kept = _cache_entry(plan, request.recipe)
+        known = None if kept is None else kept.read()
+        if known is None:
+            known = inspect_deltas(plan)
+            if kept is not None:
+                kept.write(known)
+    return known
+
+
+def _cache_entry(plan: Plan, recipe: Recipe) -> CacheEntry[Analysis] | None:
+    """Return where the analysis of a plan is cached; None if the cache is switched off."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    return cache_entry(folder, recipe.origin, "analyses", _ANALYSIS, plan.fingerprint())
+
+
+def _add_divergences(request: AnalysisRequest, found: Analysis) -> Analysis:
+    """Add the divergences under DARE and DP to every model that has prompts and is pruned."""
+    models = []
+    for model in tqdm(found.models, desc="divergences", unit="model", delay=2):
+        name = request.recipe.named(model.model)
+        prompts = request.prompts.get(name)
+        divergences = None
+        if prompts is not None and 0 < model.density < 1:
+            divergences = _measure_divergences(request, name, prompts)
+        models.append(replace(model, divergences=divergences))
+    return replace(found, models=tuple(models))
+
+
+def _measure_divergences(
+    request: AnalysisRequest, model: str, prompts: Sequence[Prompt]
+) -> Divergences:
+    """Let a model answer prompts, and measure how far it moves from its answers when pruned."""
+
+    def tokens(live: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        encoded = [tokenizer(prompt.text)["input_ids"] for prompt in prompts]
+        return shorten(model, encoded, live, ANSWER_TOKENS)
+
+    teacher = SourceModel(model, request.placement)
+    lessons = lessons_of(teacher, tokens, BATCH, None)
+    dare, dp = (
+        _measure_divergence(request, pruned_alone(request.recipe, model, method), teacher, lessons)
+        for method in (DARE, DP)
+    )
+    return Divergences(dare, dp, len(prompts))
+
+
+def _measure_divergence(
+    request: AnalysisRequest, recipe: Recipe, teacher: SourceModel, lessons: Lessons
+) -> float:
+    """Return the mean divergence of a merged recipe from the teacher's answers, in nats."""
+    placement, trusted = request.placement, request.placement.trust_remote_code
+    with merge_into_folder(recipe, request.workspace, None, trusted) as folder:
+        live, tokenizer = load_model(folder, placement.device, placement.dtype, trusted)
+    check_words(teacher, lessons, live, tokenizer)
+    teaching = Teaching(lessons)
+    total = 0.0
+    with torch.no_grad():
+        for batch in torch.split(torch.arange(teaching.number), BATCH):
+            total += float(teaching.of(live, batch)) * len(batch)
+    return total / teaching.number
+
+
+def assign_prompts(recipe: Recipe, files: Sequence[Path]) -> dict[str, list[Prompt]]:
+    """Read prompts files, and return the prompts of every fine-tuned model.
+
+    A file named after a model belongs to that model. The models without such a file share all
+    other files.
+
+    Raises:
+        DppaError: A file cannot be read, or a model would have no prompts.
     """
     if not files:
         return {}
@@ -149,14 +204,19 @@ def prompts_of(recipe: Recipe, files: Sequence[Path]) -> dict[str, list[Prompt]]
         found[model] = of_model or shared
         if not found[model]:
             raise DppaError(
-                f"{model} has no prompts: no file is named {name}, and none is named otherwise, "
-                f"to serve all models."
+                f"{model} has no prompts; it takes those of a file named {name}, or of the files "
+                f"that are named after no model."
             )
     return found
 
 
-def write(found: Analysis, recipe: Recipe, output: Path) -> Path:
-    """Write `analysis.json`, tables, pictures where the extra `plots` is there, and a record.
+def write_analysis(found: Analysis, recipe: Recipe, output: Path) -> Path:
+    """Write `analysis.json`, the tables, a run record and, with the extra `plots`, the plots.
+
+    Args:
+        found: The analysis.
+        recipe: The recipe that was analysed.
+        output: A folder that exists.
 
     Returns:
         The path of `analysis.json`.
@@ -168,26 +228,19 @@ def write(found: Analysis, recipe: Recipe, output: Path) -> Path:
     if is_installed():
         draw_analysis(found, output)
     subject: dict[str, object] = {"recipe": recipe.content}
-    verdicts = [{"model": each.model, "verdict": verdict(each)} for each in found.models]
+    verdicts = [{"model": model.model, "verdict": verdict(model)} for model in found.models]
     write_record(path, "analyze", subject, verdicts)
     return path
 
 
-FILE = "analysis"
-"""The name of what is written, before its ending."""
-
-DARE, DP = method_table.DARE_DPA.name, method_table.DP.name
-"""Methods that are compared; the first at factors 1 is DARE, of the linears alone."""
-
-
 def allocating(recipe: Recipe) -> Recipe:
-    """The recipe by a method that allocates densities, with weights where they are missing.
+    """Return the recipe with a method that allocates densities, and a weight for every model.
 
     Raises:
-        RecipeError: It has no base, or no fine-tuned model.
+        RecipeError: The recipe has no base, or no fine-tuned model.
     """
     if recipe.content.get("base_model") is None:
-        raise RecipeError(f"{recipe.origin} has no base_model, and without one no deltas.")
+        raise RecipeError(f"{recipe.origin} has no base_model; deltas are relative to one.")
     if not recipe.fine_tuned():
         raise RecipeError(f"{recipe.origin} has no fine-tuned models, and so no deltas.")
     content = deepcopy(recipe.content)
@@ -196,15 +249,8 @@ def allocating(recipe: Recipe) -> Recipe:
     return Recipe(content, recipe.origin).with_start(1.0)
 
 
-def pruned(recipe: Recipe, model: str, method: str) -> Recipe:
-    """One model of a recipe alone, at its density, pruned by a method without amplification."""
-    plain = dict.fromkeys([each.name for each in (*AMPLIFICATIONS, AMPLIFY_DENSE)], 1.0)
-    alone = recipe.alone(model).with_parameters(model, plain)
+def pruned_alone(recipe: Recipe, model: str, method: str) -> Recipe:
+    """Return a recipe of one model alone, pruned by a method at its density, all factors 1."""
+    factors = {parameter.name: 1.0 for parameter in (*AMPLIFICATIONS, AMPLIFY_DENSE)}
+    alone = recipe.alone(model).with_parameters(model, factors)
     return Recipe({**alone.content, "merge_method": method}, recipe.origin)
-
-
-def _place(plan: Plan, recipe: Recipe) -> CacheEntry[Analysis] | None:
-    where = cache_folder()
-    if where is None:
-        return None
-    return cache_entry(where, recipe.origin, "analyses", _ANALYSIS, plan.fingerprint())

@@ -1,6 +1,7 @@
-"""What is known of the deltas of a merge: the content of `analysis.json`, and its verdicts.
+"""The results of an analysis: the content of `analysis.json`, and the verdicts drawn from it.
 
-Plain data, and pure functions of it. Rates are in percent; shares are from 0 to 1.
+Plain data and pure functions. Rates are in percent, shares from 0 to 1. The fields' names are keys
+of files that users have, so they stay.
 """
 
 from __future__ import annotations
@@ -14,35 +15,37 @@ import numpy
 from numpy.typing import NDArray
 
 RATES = (90, 80)
-"""Pruning rates at which kept sets are looked at."""
+"""The pruning rates at which kept elements are analysed, in percent."""
 
-PROFILE = 21
-"""Points of a profile of rows or columns."""
+PROFILE_POINTS = 21
+"""The number of points of a profile of rows or columns."""
 
 SLIGHT, HEAVY = 0.07, 0.13
-"""Noise of DARE's rescaling, relative to the base's weights. Up to 0.07 it left SmolLM2-135M's
-fine-tuned models 96 % or more of their skill, at 0.13 89 to 100 %, at 0.19 74 % or less
-(examples/paper/RESULTS.md); at 0.13 it left Abel-7B 73 % (rate 90 %, paper Tables 1 and 4), under
-the 90 % from which the paper calls for DPPA (4.6.1)."""
+"""Limits of the noise of DARE's rescaling, relative to the base's weights.
+
+With noise up to 0.07, fine-tuned models of SmolLM2-135M kept 96 % or more of their scores; at 0.13,
+89 to 100 %; at 0.19, 74 % or less (examples/paper/RESULTS.md). At 0.13, Abel-7B kept 73 % (rate
+90 %, paper Tables 1 and 4). Below 90 % the paper calls for DPPA (4.6.1).
+"""
 
 CLOSE = 1.25
-"""A divergence that is at most so many times another's is no worse."""
+"""DARE's divergence counts as no worse up to this multiple of DP's."""
 
-DENSE = "unpruned"
-"""The key of what holds before pruning, where others are rates."""
+UNPRUNED = "unpruned"
+"""The key of the overlap before pruning; the other keys are rates."""
 
 Counts = NDArray[numpy.int64]
 
 
 @dataclass(frozen=True)
 class TensorClass:
-    """One tensor of the output.
+    """The class of one tensor of the merge: linear or dense.
 
     Attributes:
-        name: Its name.
-        shape: Its shape.
+        name: The tensor's name.
+        shape: The tensor's shape.
         linears: How many linears it holds; 0 if it is dense.
-        dense_because: Why it is dense; None if it is not.
+        dense_because: Why it is dense; None if it holds linears.
     """
 
     name: str
@@ -53,16 +56,17 @@ class TensorClass:
 
 @dataclass(frozen=True)
 class Offsets:
-    """The deltas of all linears of a model (paper Tables 4 and 8).
+    """The distribution of the deltas of all linears of a model (paper Tables 4 and 8).
 
     Attributes:
-        minimum: Exact.
+        minimum: The smallest delta, exact.
         deciles: (9,) the 10 % ... 90 % quantiles, to a relative error of 2^-8.
-        maximum: Exact.
-        zeros: Share of deltas that are zero.
-        deviation: Root of the mean square.
-        relative: The same over that of the base's weights.
-        histogram: (bins,) shares, of bins of one width from -`reach` to `reach`; some lie beyond.
+        maximum: The largest delta, exact.
+        zeros: The share of deltas that are zero.
+        deviation: The root of the mean squared delta.
+        relative: The deviation over the root of the mean square of the base's weights.
+        histogram: (bins,) the share of deltas in each of the equally wide bins from -`reach` to
+            `reach`; the deltas beyond are in none.
         reach: The larger of the magnitudes of the 0.1 % and the 99.9 % quantile.
     """
 
@@ -78,15 +82,16 @@ class Offsets:
 
 @dataclass(frozen=True)
 class Structure:
-    """How what is kept of a linear is spread (paper Fig. 3).
+    """How the kept elements of a linear are spread over its rows and columns (paper Fig. 3).
 
     Attributes:
-        kept: Share of its elements.
-        rows_with_half: The least share of rows that hold half of what is kept; 0.5 if all hold as
-            much.
-        columns_with_half: Likewise.
-        rows: (21,) share kept of a row, from the fullest to the emptiest, at even distances.
-        columns: (21,) likewise.
+        kept: The share of elements that are kept.
+        rows_with_half: The smallest share of rows that hold half of the kept elements; 0.5 if all
+            rows hold equally many, 0 if none is kept.
+        columns_with_half: The same for columns.
+        rows: (21,) the kept share of a row, at evenly spaced ranks from the fullest row to the
+            emptiest.
+        columns: (21,) the same for columns.
     """
 
     kept: float
@@ -101,14 +106,14 @@ class LinearAnalysis:
     """One linear of one model.
 
     Attributes:
-        tensor: The tensor that holds it.
-        expert: Its number there, where there are several.
-        kind: Its name in a block, such as `mlp.up_proj`.
-        numel: Number of elements.
-        magnitude: Mean |delta|.
-        significance: As the recipe measures it; None where its allocation needs none.
-        kept: Number of elements that the recipe keeps.
-        structure: Rate -> how what is kept is spread.
+        tensor: The name of the tensor that holds it.
+        expert: Its index in a tensor of stacked experts; else 0.
+        kind: Its name within the block, such as `mlp.up_proj`.
+        numel: The number of elements.
+        magnitude: The mean |delta|.
+        significance: As the recipe measures it; None if its allocation needs none.
+        kept: The number of elements that the recipe keeps.
+        structure: Rate -> how the kept elements are spread at that rate.
     """
 
     tensor: str
@@ -122,21 +127,21 @@ class LinearAnalysis:
 
     @property
     def density(self) -> float:
-        """Share that the recipe keeps."""
+        """The share of elements that the recipe keeps."""
         return self.kept / self.numel
 
 
 @dataclass(frozen=True)
 class BlockAnalysis:
-    """One block of one model; as a linear.
+    """One block of one model: the same measures as for a linear.
 
     Attributes:
-        stack: The stack that it is in.
-        number: Its number there.
-        numel: Elements of its linears.
-        magnitude: Their mean |delta|.
-        significance: Of all of them as one set.
-        kept: Elements that the recipe keeps.
+        stack: The name of its stack, such as `model.layers`.
+        number: Its number in the stack.
+        numel: The number of elements of its linears.
+        magnitude: The mean |delta| over them.
+        significance: That of all its linears as one set; None if the allocation needs none.
+        kept: The number of elements that the recipe keeps.
     """
 
     stack: str
@@ -148,18 +153,18 @@ class BlockAnalysis:
 
     @property
     def density(self) -> float:
-        """Share that the recipe keeps."""
+        """The share of elements that the recipe keeps."""
         return self.kept / self.numel
 
 
 @dataclass(frozen=True)
 class Divergences:
-    """Mean Kullback-Leibler divergence from the fine-tuned model, in nats a token of its answers.
+    """Mean Kullback-Leibler divergences from a fine-tuned model, in nats per token of its answers.
 
     Attributes:
-        dare: Of the model pruned by DARE, at the recipe's density.
-        dp: Pruned by DP.
-        prompts: How many prompts were answered.
+        dare: That of the model pruned by DARE at the recipe's density.
+        dp: That of the model pruned by DP at the same density.
+        prompts: The number of prompts that the model answered.
     """
 
     dare: float
@@ -172,11 +177,11 @@ class ModelAnalysis:
     """One fine-tuned model.
 
     Attributes:
-        model: As the recipe names it.
-        offsets: Of all its linears' deltas.
-        linears: Every linear, in order.
+        model: Its name in the recipe.
+        offsets: The distribution of the deltas of all its linears.
+        linears: Every linear, in natural order of tensor names.
         blocks: Every block, in order.
-        divergences: Where prompts were given.
+        divergences: Under DARE and DP; None if no prompts were given or nothing is pruned.
     """
 
     model: str
@@ -187,29 +192,30 @@ class ModelAnalysis:
 
     @property
     def numel(self) -> int:
-        """Elements of all linears."""
-        return sum(each.numel for each in self.linears)
+        """The number of elements of all linears."""
+        return sum(linear.numel for linear in self.linears)
 
     @property
     def kept(self) -> int:
-        """Those that the recipe keeps."""
-        return sum(each.kept for each in self.linears)
+        """The number of elements that the recipe keeps."""
+        return sum(linear.kept for linear in self.linears)
 
     @property
     def density(self) -> float:
-        """Share that the recipe keeps."""
+        """The share of elements that the recipe keeps."""
         return self.kept / max(1, self.numel)
 
     @property
     def clipped(self) -> int:
-        """Linears that are kept whole or not at all."""
-        return sum(each.kept in (0, each.numel) for each in self.linears)
+        """The number of linears that are kept whole or not at all."""
+        return sum(linear.kept in (0, linear.numel) for linear in self.linears)
 
     @property
     def noise(self) -> float:
-        """Deviation of what DARE's random choice and rescaling add, relative to the base's weights.
+        """The deviation that DARE's random choice adds, relative to the base's weights.
 
-        Of a delta x, DARE makes x / d with probability d, else 0: its variance is x^2 (1 - d) / d.
+        DARE turns a delta x into x / d with probability d, else into 0: a variance of
+        x^2 (1 - d) / d.
         """
         if self.density == 0:
             return math.inf
@@ -218,12 +224,12 @@ class ModelAnalysis:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The kept sets of two models.
+    """The overlap of the kept elements of two models; zero deltas count as not kept.
 
     Attributes:
-        either: Share of elements that at least one keeps, and has a delta there.
-        both: Share of elements that both do.
-        opposite: Share of elements that both do, with opposite signs.
+        either: The share of elements that at least one model keeps.
+        both: The share of elements that both models keep.
+        opposite: The share of elements that both models keep with opposite signs.
     """
 
     either: float
@@ -232,22 +238,22 @@ class Overlap:
 
     @property
     def shared(self) -> float:
-        """Of what either keeps, the share that both do."""
+        """The share that both keep, of the elements that either keeps."""
         return self.both / self.either if self.either else 0.0
 
     @property
     def conflict(self) -> float:
-        """Of what both keep, the share with opposite signs."""
+        """The share with opposite signs, of the elements that both keep."""
         return self.opposite / self.both if self.both else 0.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models.
+    """Two fine-tuned models.
 
     Attributes:
         models: Their names.
-        overlaps: `unpruned`, "90" and "80" -> their kept sets.
+        overlaps: "unpruned", "90" or "80" -> the overlap of their kept elements.
     """
 
     models: tuple[str, str]
@@ -256,13 +262,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that is known of the deltas of a merge.
+    """The analysis of all deltas of a merge.
 
     Attributes:
-        method: By whose allocation the densities are.
-        tensors: Every tensor of the output.
+        method: The merge method whose allocation gave the densities.
+        tensors: Every tensor of the merge, in natural order of names.
         models: Every fine-tuned model.
-        pairs: Every pair of them.
+        pairs: Every pair of fine-tuned models.
     """
 
     method: str
@@ -272,53 +278,55 @@ class Analysis:
 
 
 def verdict(found: ModelAnalysis) -> str:
-    """In plain words, whether DARE would probably do for a model or DPPA is called for (4.6.1)."""
+    """Return a sentence on whether DARE would do for a model or DPPA is called for (4.6.1)."""
     density = found.density
     if found.offsets.deviation == 0:
-        return "There is nothing to prune: its linears are those of the base."
+        return "There is nothing to prune: its linears equal those of the base."
     if density >= 1:
         return "Nothing is pruned at density 1, by either method."
     measured = found.divergences
     if measured is not None:
         numbers = (
-            f"pruned to density {density:.2g}, it diverges from itself by {measured.dare:.3g} nats "
-            f"a token under DARE and by {measured.dp:.3g} under DP, on {measured.prompts} prompts"
+            f"pruned to density {density:.2g}, the model diverges from its unpruned self by "
+            f"{measured.dare:.3g} nats per token under DARE and by {measured.dp:.3g} under DP, on "
+            f"{measured.prompts} prompts"
         )
         if measured.dare <= measured.dp * CLOSE:
             return f"DARE would do: {numbers}."
         return f"DPPA is called for: {numbers}."
     numbers = (
-        f"its deltas deviate by {found.offsets.relative:.2g} of the base's weights, and at density "
-        f"{density:.2g} DARE's rescaling makes noise of {found.noise:.2g} of that"
+        f"the deviation of its deltas is {found.offsets.relative:.2g} of that of the base's "
+        f"weights, and at density {density:.2g} DARE's rescaling adds noise of {found.noise:.2g} "
+        f"of it"
     )
     if found.noise <= SLIGHT:
         return f"DARE would probably do: {numbers} (slight up to {SLIGHT})."
     if found.noise >= HEAVY:
         return f"DPPA is called for: {numbers} (heavy from {HEAVY})."
     return (
-        f"It can be either: {numbers}, between {SLIGHT} and {HEAVY}; --prompts measures what each "
-        f"method does to its answers."
+        f"Either may be right: {numbers}, between {SLIGHT} and {HEAVY}; --prompts measures how "
+        f"each method changes the answers."
     )
 
 
-def structure(rows: Counts, columns: Counts) -> Structure:
-    """How the kept elements of a matrix are spread.
+def measure_structure(rows: Counts, columns: Counts) -> Structure:
+    """Measure how the kept elements of a matrix are spread over its rows and columns.
 
     Args:
-        rows: (rows,) kept elements of each row.
-        columns: (columns,) of each column.
+        rows: (rows,) the number of kept elements of each row.
+        columns: (columns,) the number of kept elements of each column.
     """
     return Structure(
         int(rows.sum()) / max(1, len(rows) * len(columns)),
-        _with_half(rows),
-        _with_half(columns),
+        _share_with_half(rows),
+        _share_with_half(columns),
         _profile(rows / len(columns)),
         _profile(columns / len(rows)),
     )
 
 
-def _with_half(counts: Counts) -> float:
-    """The least share of items that together have half of the total."""
+def _share_with_half(counts: Counts) -> float:
+    """Return the smallest share of the items whose counts add up to half of the total."""
     total = int(counts.sum())
     if total == 0:
         return 0.0
@@ -327,18 +335,18 @@ def _with_half(counts: Counts) -> float:
 
 
 def _profile(shares: NDArray[numpy.float64]) -> tuple[float, ...]:
-    """From the largest to the smallest, at even distances."""
+    """Return (21,) the shares at evenly spaced ranks, from the largest to the smallest."""
     ordered = numpy.sort(shares)[::-1]
-    places = numpy.linspace(0, len(ordered) - 1, PROFILE)
-    return tuple(numpy.interp(places, numpy.arange(len(ordered)), ordered).tolist())
+    ranks = numpy.linspace(0, len(ordered) - 1, PROFILE_POINTS)
+    return tuple(numpy.interp(ranks, numpy.arange(len(ordered)), ordered).tolist())
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Model -> the last part of its name, where that tells it from the others."""
+    """Return model -> the last part of its name, or the whole name if last parts repeat."""
     last = {model: PurePath(model).name or model for model in models}
     return last if len(set(last.values())) == len(last) else {model: model for model in models}
 
 
 def kinds(linears: Sequence[LinearAnalysis]) -> list[str]:
-    """The kinds of linears, in the order in which they first come."""
-    return list(dict.fromkeys(each.kind for each in linears))
+    """Return the kinds of linears, in the order of their first occurrence."""
+    return list(dict.fromkeys(linear.kind for linear in linears))

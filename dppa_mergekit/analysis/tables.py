@@ -1,9 +1,9 @@
-"""What an analysis found, as text for people: verdicts first, then tables."""
+"""An analysis as Markdown: verdicts first, then tables."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import mean
 
 from dppa_mergekit.analysis.results import (
@@ -12,89 +12,62 @@ from dppa_mergekit.analysis.results import (
     BlockAnalysis,
     LinearAnalysis,
     ModelAnalysis,
+    TensorClass,
     kinds,
     short_names,
     verdict,
 )
 from dppa_mergekit.report.markdown_tables import table
 
+MEASURES = ("magnitude", "significance", "density")
+"""The columns that `_measures` fills."""
+
 
 def overview(found: Analysis) -> str:
-    """All that fits a screen: every linear is in `every_linear`."""
+    """Return the verdicts and summary tables; `every_linear` has the details."""
     return "\n".join(_overview(found))
 
 
 def every_linear(found: Analysis) -> str:
-    """A table of all linears of every model, and one of all tensors."""
+    """Return a table of the linears of each model, and one of all tensors."""
     parts = ["# Every linear"]
     for model in found.models:
-        rows = [[_name(each), *_measures(each)] for each in model.linears]
+        rows = [[_name(linear), *_measures(linear)] for linear in model.linears]
         parts += [f"\n## {model.model}\n", table(["linear", *MEASURES], rows)]
     rows = [
-        [each.name, "x".join(map(str, each.shape)), _class(each.linears, each.dense_because)]
-        for each in found.tensors
+        [tensor.name, "x".join(map(str, tensor.shape)), _class(tensor)] for tensor in found.tensors
     ]
     parts += ["\n# Every tensor\n", table(["tensor", "shape", "class"], rows, names=3)]
     return "\n".join(parts)
-
-
-MEASURES = ("magnitude", "significance", "density")
 
 
 def _overview(found: Analysis) -> Iterator[str]:
     names = short_names([model.model for model in found.models])
     for model in found.models:
         yield f"{model.model}: {verdict(model)}"
-    yield "\nDeltas of all linears: least, quantiles (to 0.4 % of their value), largest; zeros.\n"
-    yield table(
+    yield "\nDeltas of all linears: minimum, quantiles (to 0.4 % of their value), maximum, zeros.\n"
+    yield _offsets_table(found, names)
+    yield f"Kept elements, as {found.method} allocates them; deviation relative to the base's.\n"
+    yield _kept_table(found, names)
+    for model in found.models:
+        yield f"Blocks of {names[model.model]}.\n"
+        yield _block_table(model)
+    yield "Kinds of linears: mean density, and the share of rows and columns that hold half of the"
+    yield "kept elements; 50 % if they are spread evenly.\n"
+    yield _kind_table(found, names)
+    if found.pairs:
+        yield "Pairs of models: the share that both keep, of the elements that either keeps; the"
+        yield "share of opposite signs, of the elements that both keep.\n"
+        yield _pair_table(found, names)
+    classes = Counter(_class(tensor) for tensor in found.tensors)
+    yield "Tensors: " + ", ".join(f"{number} {name}" for name, number in classes.items()) + ".\n"
+
+
+def _offsets_table(found: Analysis, names: Mapping[str, str]) -> str:
+    return table(
         ["model", "min", *(f"{tenth}0 %" for tenth in range(1, 10)), "max", "zeros"],
         [[names[model.model], *_offsets(model)] for model in found.models],
     )
-    yield f"What is kept, allocated as {found.method} does; deviation relative to the base's.\n"
-    yield table(
-        ["model", "deviation", "density", "least", "most", "whole or none", "kept", "of"],
-        [[names[model.model], *_kept(model)] for model in found.models],
-    )
-    for model in found.models:
-        yield f"Blocks of {names[model.model]}.\n"
-        yield table(
-            ["block", *MEASURES],
-            [[f"{each.stack}.{each.number}", *_measures(each)] for each in model.blocks],
-        )
-    yield "Kinds of linears: mean density, and what share of rows and columns holds half of what is"
-    yield "kept; 50 % where it is spread evenly.\n"
-    rates = [f"{what} {rate} %" for rate in RATES for what in ("rows", "columns")]
-    yield table(
-        ["model", "kind", "density", *rates],
-        [
-            [names[model.model], kind, *_of_kind(model, kind)]
-            for model in found.models
-            for kind in kinds(model.linears)
-        ],
-        names=2,
-    )
-    if found.pairs:
-        yield "Pairs: of what either keeps, the share that both do; of that, opposite signs.\n"
-        states = list(found.pairs[0].overlaps)
-        yield table(
-            [
-                "models",
-                *(f"{what}, {_rate(state)}" for state in states for what in ("both", "signs")),
-            ],
-            [
-                [
-                    " and ".join(names[model] for model in pair.models),
-                    *(
-                        f"{100 * value:.1f} %"
-                        for state in states
-                        for value in (pair.overlaps[state].shared, pair.overlaps[state].conflict)
-                    ),
-                ]
-                for pair in found.pairs
-            ],
-        )
-    classes = Counter(_class(each.linears, each.dense_because) for each in found.tensors)
-    yield "Tensors: " + ", ".join(f"{number} {what}" for what, number in classes.items()) + ".\n"
 
 
 def _offsets(model: ModelAnalysis) -> list[str]:
@@ -103,8 +76,15 @@ def _offsets(model: ModelAnalysis) -> list[str]:
     return [*(f"{value:.2g}" for value in values), f"{100 * offsets.zeros:.1f} %"]
 
 
+def _kept_table(found: Analysis, names: Mapping[str, str]) -> str:
+    return table(
+        ["model", "deviation", "density", "lowest", "highest", "whole or none", "kept", "of"],
+        [[names[model.model], *_kept(model)] for model in found.models],
+    )
+
+
 def _kept(model: ModelAnalysis) -> list[str]:
-    densities = [each.density for each in model.linears]
+    densities = [linear.density for linear in model.linears]
     return [
         f"{model.offsets.relative:.3f}",
         f"{model.density:.3f}",
@@ -116,34 +96,57 @@ def _kept(model: ModelAnalysis) -> list[str]:
     ]
 
 
-def _measures(each: LinearAnalysis | BlockAnalysis) -> list[str]:
-    significance = "" if each.significance is None else f"{each.significance:.2e}"
-    return [f"{each.magnitude:.2e}", significance, f"{each.density:.3f}"]
+def _block_table(model: ModelAnalysis) -> str:
+    return table(
+        ["block", *MEASURES],
+        [[f"{block.stack}.{block.number}", *_measures(block)] for block in model.blocks],
+    )
+
+
+def _measures(part: LinearAnalysis | BlockAnalysis) -> list[str]:
+    significance = "" if part.significance is None else f"{part.significance:.2e}"
+    return [f"{part.magnitude:.2e}", significance, f"{part.density:.3f}"]
+
+
+def _kind_table(found: Analysis, names: Mapping[str, str]) -> str:
+    columns = [f"{side} {rate} %" for rate in RATES for side in ("rows", "columns")]
+    rows = [
+        [names[model.model], kind, *_of_kind(model, kind)]
+        for model in found.models
+        for kind in kinds(model.linears)
+    ]
+    return table(["model", "kind", "density", *columns], rows, names=2)
 
 
 def _of_kind(model: ModelAnalysis, kind: str) -> list[str]:
-    members = [each for each in model.linears if each.kind == kind]
-    halves = [
-        f"{100 * mean(_halves(each, rate)[side] for each in members):.0f} %"
-        for rate in RATES
-        for side in (0, 1)
-    ]
-    return [f"{mean(each.density for each in members):.3f}", *halves]
+    members = [linear for linear in model.linears if linear.kind == kind]
+    cells = [f"{mean(linear.density for linear in members):.3f}"]
+    for rate in RATES:
+        structures = [linear.structure[rate] for linear in members]
+        cells.append(f"{100 * mean(found.rows_with_half for found in structures):.0f} %")
+        cells.append(f"{100 * mean(found.columns_with_half for found in structures):.0f} %")
+    return cells
 
 
-def _halves(each: LinearAnalysis, rate: int) -> tuple[float, float]:
-    return each.structure[rate].rows_with_half, each.structure[rate].columns_with_half
+def _pair_table(found: Analysis, names: Mapping[str, str]) -> str:
+    states = list(found.pairs[0].overlaps)
+    when = [f"{state} %" if state.isdigit() else state for state in states]
+    rows = []
+    for pair in found.pairs:
+        cells = [" and ".join(names[model] for model in pair.models)]
+        for state in states:
+            overlap = pair.overlaps[state]
+            cells += [f"{100 * overlap.shared:.1f} %", f"{100 * overlap.conflict:.1f} %"]
+        rows.append(cells)
+    columns = [f"{measure}, {state}" for state in when for measure in ("both", "signs")]
+    return table(["models", *columns], rows)
 
 
-def _name(each: LinearAnalysis) -> str:
-    return each.tensor + (f", expert {each.expert}" if each.expert else "")
+def _name(linear: LinearAnalysis) -> str:
+    return linear.tensor + (f", expert {linear.expert}" if linear.expert else "")
 
 
-def _rate(name: str) -> str:
-    return f"{name} %" if name.isdigit() else name
-
-
-def _class(linears: int, because: str | None) -> str:
-    if because is None:
-        return "linear" if linears == 1 else f"linears, {linears} each"
-    return f"dense ({because})"
+def _class(tensor: TensorClass) -> str:
+    if tensor.dense_because is not None:
+        return f"dense ({tensor.dense_because})"
+    return "linear" if tensor.linears == 1 else f"linear x {tensor.linears}"

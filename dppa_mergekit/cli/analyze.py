@@ -40,7 +40,8 @@ def analyze(
     \b
         mergekit-dppa analyze recipe.yml --output analysis/
     """
-    from dppa_mergekit.analysis.analyze import FILE, Analysing, prompts_of, write
+    from dppa_mergekit.analysis.analyze import FILE, assign_prompts, write_analysis
+    from dppa_mergekit.analysis.analyze import analyze as analyze_deltas
     from dppa_mergekit.analysis.plots import PICTURES
     from dppa_mergekit.analysis.results import verdict
     from dppa_mergekit.analysis.tables import overview
@@ -52,15 +53,15 @@ def analyze(
         check_output_folder(output, f"{FILE}.json")
     options.check_first(recipe)
     read = Recipe.read(recipe)
-    prompts = prompts_of(read, files)
+    prompts = assign_prompts(read, files)
     placement = options.placement(device, dtype, trust_remote_code)
     options.quiet_transformers()
     workspace = Path.cwd() if output is None else output
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-    found = Analysing(read, prompts, placement, workspace).run()
+    found = analyze_deltas(read, prompts, placement, workspace)
     if output is not None:
-        path = write(found, read, output)
+        path = write_analysis(found, read, output)
         if html:
             verdicts = [f"{each.model}: {verdict(each)}" for each in found.models]
             title = f"Deltas of {recipe.name}"

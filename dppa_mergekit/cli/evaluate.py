@@ -66,7 +66,7 @@ def evaluate(
     """
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.recipes import Recipe
-    from dppa_mergekit.scoring.evaluate import Evaluating
+    from dppa_mergekit.scoring.evaluate import evaluate as score_models
     from dppa_mergekit.scoring.tables import FILE, as_markdown
 
     if not models and not recipes:
@@ -79,9 +79,7 @@ def evaluate(
     read = [Recipe.read(path) for path in recipes]
     workspace = Path.cwd() if output is None else output
     options.quiet_transformers()
-    found = Evaluating(
-        list(dict.fromkeys(models)), read, tasks, part, output, placement, workspace
-    ).run()
+    found = score_models(models, tasks, read, part, output, placement, workspace)
     click.echo(as_markdown(found))
     if html and output is not None:
         bars = {f"{FILE}.png": "Domain-Ratios, with standard errors; 100 is the fine-tuned model."}

@@ -1,13 +1,14 @@
-"""From models and a tasks file to tables of their scores: what `mergekit-dppa evaluate` does."""
+"""Evaluation: score models and merges on a tasks file; `mergekit-dppa evaluate` runs it."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,14 @@ from tqdm import tqdm
 from dppa_mergekit.checks.checkpoint_files import of_folder
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
-from dppa_mergekit.live.source_model import Placement, SourceModel, fingerprint
+from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel, fingerprint
 from dppa_mergekit.recipes import Recipe, identity
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.plots import draw_evaluation
 from dppa_mergekit.scoring.ratios import Score, Scores
 from dppa_mergekit.scoring.tables import FILE, Evaluation, as_markdown, as_plain
-from dppa_mergekit.scoring.tasks import Part, TasksError, TasksFile, check_dense
+from dppa_mergekit.scoring.tasks import Part, TasksError, TasksFile, check_fine_tuned_scores
 from dppa_mergekit.storage.output_files import check_output_folder, write_whole
 from dppa_mergekit.storage.run_record import read_records, write_record
 
@@ -33,219 +34,164 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Evaluating:
-    """An evaluation of several models.
+def evaluate(
+    models: Sequence[str],
+    tasks: TasksFile,
+    recipes: Sequence[Recipe] = (),
+    part: Part = "test",
+    output: Path | None = None,
+    placement: Placement = AS_STORED,
+    workspace: Path | None = None,
+) -> Evaluation:
+    """Score models and merges on all tasks, and return their scores and ratios.
 
-    Attributes:
-        models: Fine-tuned ones, bases and merges, by folder or name.
-        recipes: Merges that are made for this and not kept.
-        tasks: By what they are scored.
-        part: On which tasks.
-        output: A folder for the tables; None for none.
-        placement: Where and how models are held.
-        workspace: A folder on a disk that has room for a merged model.
+    The fine-tuned model of each domain is scored on its own domain too, even if it is not asked
+    for. The scores before an error or Ctrl-C stay in the output folder.
+
+    Example::
+
+        from pathlib import Path
+
+        from dppa_mergekit import evaluate
+        from dppa_mergekit.scoring.tasks import TasksFile
+
+        found = evaluate(["./base", "./merged"], TasksFile.read(Path("tasks.yml")))
+        print(found.domain_ratio("./merged", "math"))  # 93.1 ± 1.2
+
+    Args:
+        models: Fine-tuned models, bases and merges: folders, or names on the Hub.
+        tasks: The tasks file, with at least one domain.
+        recipes: Merges to make, score and delete.
+        part: Which tasks to score: "test", or "dev".
+        output: A folder for tables, chart and run record; None to write nothing.
+        placement: The device and dtype of the live models.
+        workspace: A folder on a disk with room for a merged model; None for the system's
+            temporary folder.
+
+    Raises:
+        DppaError: A model, a recipe, a task or the output cannot be used; if possible, before the
+            first model is loaded.
     """
+    request = EvaluationRequest(
+        tuple(dict.fromkeys(models)),
+        tuple(recipes),
+        tasks,
+        part,
+        output,
+        placement,
+        Path(tempfile.gettempdir()) if workspace is None else workspace,
+    )
+    _check_request(request)
+    harness = Harness(tasks, tasks.metrics(part))
+    if tasks.apply_chat_template:
+        _check_chat_templates(request)
+    return _score_and_write(request, harness)
 
-    models: Sequence[str]
-    recipes: Sequence[Recipe]
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to score, on which tasks, and where; see `evaluate` for the attributes."""
+
+    models: tuple[str, ...]
+    recipes: tuple[Recipe, ...]
     tasks: TasksFile
     part: Part
     output: Path | None
     placement: Placement
     workspace: Path
 
-    def run(self) -> Evaluation:
-        """Score every model on all tasks, and each domain's fine-tuned model on its own.
-
-        What is scored before an error, or before Ctrl-C, stays in the output folder.
-
-        Raises:
-            DppaError: Whatever the user can mend; before the first model is loaded where possible.
-        """
-        self._check()
-        harness = Harness(self.tasks, self.tasks.metrics(self.part))
-        if self.tasks.apply_chat_template:
-            self._check_templates()
-        if self.output is not None:
-            self.output.mkdir(parents=True, exist_ok=True)
-        states: dict[str, str] = {}
-        kept: Evaluation | None = None
-        try:
-            for found in self._grown(harness, states):
-                if self.output is not None:
-                    self._write(self.output, found, states)
-                    kept = found
-        except BaseException:
-            if kept is not None and kept.missing:
-                LOG.warning(
-                    "%s has what was scored so far; missing: %s.",
-                    self.output,
-                    ", ".join(kept.missing),
-                )
-            raise
-        return found
-
-    def _check(self) -> None:
-        """Refuse what can be refused before anything is loaded."""
-        if self.output is not None:
-            check_output_folder(self.output, f"{FILE}.json")
-        for name, tasks in self._domains.items():
-            if not tasks:
-                raise DppaError(f"Domain {name} has no {self.part} tasks.")
-        if not self._domains:
-            raise DppaError("The tasks file has no domains, and ratios need some.")
-        for model in [*self.models, *(each.model for each in self.tasks.domains.values())]:
-            _refuse_broken(SourceModel(model, self.placement).folder(), model)
-
-    def _check_templates(self) -> None:
-        """Refuse models without a chat template, through which prompts are to go."""
-        from transformers import AutoTokenizer
-
-        domains = self.tasks.domains.values()
-        whose = {model: model for model in [*self.models, *(each.model for each in domains)]}
-        for recipe in self.recipes:
-            donor = _template_donor(recipe)
-            if donor is not None:
-                whose.setdefault(donor, f"{donor}, and so of {recipe.origin},")
-        for model, spelled in whose.items():
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    SourceModel(model, self.placement).folder(),
-                    trust_remote_code=self.placement.trust_remote_code,
-                )
-            # Whatever transformers raises for what it does not know or cannot read.
-            except Exception as error:
-                raise DppaError(
-                    f"{model}: transformers cannot load its tokenizer ({first_line(error)})."
-                ) from error
-            if not tokenizer.chat_template:
-                raise TasksError(
-                    f"apply_chat_template: the tokenizer of {spelled} has no chat template."
-                )
-
     @property
-    def _domains(self) -> dict[str, list[str]]:
-        """Domain -> its tasks."""
-        return {name: list(each.of(self.part)) for name, each in self.tasks.domains.items()}
-
-    @property
-    def _rows(self) -> list[str]:
-        """What the models and merges are called."""
+    def names(self) -> list[str]:
+        """The rows of the tables: the names of models and recipes."""
         return [*self.models, *(recipe.origin for recipe in self.recipes)]
 
-    def _teachers(self) -> dict[str, list[str]]:
-        """Fine-tuned model, spelled as it is among the models where it is there -> its domains."""
-        spelled: dict[object, str] = {}
+    @property
+    def all_tasks(self) -> list[str]:
+        """The tasks of the part, of all domains and the guard."""
+        return list(self.tasks.metrics(self.part))
+
+    @property
+    def domains(self) -> dict[str, list[str]]:
+        """Domain -> its tasks of the part."""
+        return {name: list(domain.of(self.part)) for name, domain in self.tasks.domains.items()}
+
+    @property
+    def fine_tuned(self) -> dict[str, list[str]]:
+        """Fine-tuned model -> its domains; spelled as among the models if it is one of them."""
+        spelling: dict[object, str] = {}
         for model in self.models:
-            spelled.setdefault(identity(model), model)
+            spelling.setdefault(identity(model), model)
         found: dict[str, list[str]] = {}
         for name, domain in self.tasks.domains.items():
-            model = spelled.setdefault(identity(domain.model), domain.model)
+            model = spelling.setdefault(identity(domain.model), domain.model)
             found.setdefault(model, []).append(name)
         return found
 
-    def _grown(self, harness: Harness, states: dict[str, str]) -> Iterator[Evaluation]:
-        """The evaluation so far, each time that one more model is scored.
 
-        The fine-tuned models come first: without their scores there are no ratios.
+@dataclass
+class _Progress:
+    """The scores so far.
 
-        Args:
-            harness: That scores.
-            states: Gains the fingerprint of every folder that is loaded.
-        """
-        every = list(self.tasks.metrics(self.part))
-        rows: dict[str, Scores] = {}
-        dense: dict[str, Score] = {}
-        teachers = self._teachers()
-        total = len({*teachers, *self.models}) + len(self.recipes)
-        with tqdm(total=total, desc="evaluate", unit="model", delay=2) as bar:
-            for model, domains in teachers.items():
-                own = [task for name in domains for task in self._domains[name]]
-                asked = every if model in self.models else own
-                found = self._scored(harness, self._loaded(model, states), asked)
-                check_dense({task: found[task].value for task in own})
-                dense.update((task, found[task]) for task in own)
-                if model in self.models:
-                    rows[model] = found
-                bar.update()
-                yield self._so_far(dense, rows)
-            for model in self.models:
-                if model not in rows:
-                    rows[model] = self._scored(harness, self._loaded(model, states), every)
-                    bar.update()
-                    yield self._so_far(dense, rows)
-            for recipe in self.recipes:
-                rows[recipe.origin] = self._merged(harness, recipe, every)
-                bar.update()
-                yield self._so_far(dense, rows)
+    Attributes:
+        fine_tuned_scores: Task -> score of its domain's fine-tuned model.
+        models: Name of a model or recipe -> its scores.
+        checkpoints: Folder of a model that was loaded -> its fingerprint.
+    """
 
-    def _so_far(self, dense: Scores, rows: Mapping[str, Scores]) -> Evaluation:
-        """The tables of what is scored; of a domain only when its fine-tuned model is."""
-        domains = {
-            name: tasks
-            for name, tasks in self._domains.items()
-            if all(task in dense for task in tasks)
-        }
-        guard = list(self.tasks.guard.of(self.part))
-        tuned_on = frozenset(self._tuned_on(list(self.tasks.metrics(self.part))))
-        known = {name: rows[name] for name in self._rows if name in rows}
-        missing = [name for name in self._rows if name not in rows]
-        for model, names in self._teachers().items():
-            if model not in self._rows and not all(name in domains for name in names):
-                missing.append(model)
-        return Evaluation(domains, guard, dict(dense), known, tuned_on, missing)
+    fine_tuned_scores: dict[str, Score] = field(default_factory=dict)
+    models: dict[str, Scores] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
 
-    def _loaded(
-        self, model: str, states: dict[str, str]
-    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        if os.path.isdir(model):
-            # Weights that only transformers finds are those of no merge.
-            with suppress(CheckpointError):
-                states[model] = fingerprint(Path(model), dated=False)
-        return SourceModel(model, self.placement).load()
 
-    def _merged(self, harness: Harness, recipe: Recipe, tasks: Sequence[str]) -> Scores:
-        where = self.placement
-        with merge_into_folder(recipe, self.workspace, None, where.trust_remote_code) as folder:
-            live = load_model(folder, where.device, where.dtype, where.trust_remote_code)
-        return self._scored(harness, live, tasks)
+def _check_request(request: EvaluationRequest) -> None:
+    """Refuse whatever can be refused before anything is loaded."""
+    if request.output is not None:
+        check_output_folder(request.output, f"{FILE}.json")
+    for name, tasks in request.domains.items():
+        if not tasks:
+            raise DppaError(f"Domain {name} has no {request.part} tasks.")
+    if not request.domains:
+        raise DppaError("The tasks file has no domains; ratios need at least one.")
+    domains = request.tasks.domains.values()
+    for model in [*request.models, *(domain.model for domain in domains)]:
+        _refuse_broken(SourceModel(model, request.placement).folder(), model)
 
-    def _scored(
-        self,
-        harness: Harness,
-        live: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-        tasks: Sequence[str],
-    ) -> Scores:
-        return harness.score(*live, {task: range(harness.items(task)) for task in tasks})
 
-    def _tuned_on(self, tasks: Sequence[str]) -> Iterator[str]:
-        """The tasks that a search, or AdaMerging, of one of these models or recipes has seen."""
-        folders = [Path(model).resolve().parent for model in self.models if Path(model).exists()]
-        folders += [Path(recipe.origin).resolve().parent for recipe in self.recipes]
-        seen = {task for folder in set(folders) for task in _dev_tasks(read_records(folder))}
-        yield from (task for task in tasks if task in seen)
+def _refuse_broken(folder: Path, model: str) -> None:
+    """Refuse a folder that is incomplete or holds two merges: its scores would mean nothing."""
+    _, findings = of_folder(folder, model)
+    for finding in findings:
+        if finding.severity == "error":
+            raise CheckpointError(f"{model}: {finding.sentence}")
 
-    def _write(self, folder: Path, found: Evaluation, states: Mapping[str, str]) -> None:
-        plain = {"part": self.part, **as_plain(found)}
-        path = folder / f"{FILE}.json"
-        write_whole(path, json.dumps(plain, indent=1) + "\n")
-        write_whole(path.with_suffix(".md"), as_markdown(found))
-        if found.models and is_installed():
-            draw_evaluation(found, path.with_suffix(".png"))
-        subject: dict[str, object] = {
-            "models": list(self.models),
-            "recipes": {recipe.origin: recipe.content for recipe in self.recipes},
-            "tasks": self.tasks.model_dump(mode="json"),
-            "part": self.part,
-            "checkpoints": dict(states),
-            "dtype": str(self.placement.dtype),
-        }
-        write_record(path, "evaluate", subject, [plain])
+
+def _check_chat_templates(request: EvaluationRequest) -> None:
+    """Refuse models without a chat template, since the prompts are to be put into one."""
+    from transformers import AutoTokenizer
+
+    domains = request.tasks.domains.values()
+    owners = {model: model for model in [*request.models, *(domain.model for domain in domains)]}
+    for recipe in request.recipes:
+        donor = _template_donor(recipe)
+        if donor is not None:
+            owners.setdefault(donor, f"{donor}, and so of {recipe.origin},")
+    for model, owner in owners.items():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                SourceModel(model, request.placement).folder(),
+                trust_remote_code=request.placement.trust_remote_code,
+            )
+        # transformers raises many types for what it does not know or cannot read.
+        except Exception as error:
+            raise DppaError(
+                f"{model}: transformers cannot load its tokenizer ({first_line(error)})."
+            ) from error
+        if not tokenizer.chat_template:
+            raise TasksError(f"apply_chat_template: the tokenizer of {owner} has no chat template.")
 
 
 def _template_donor(recipe: Recipe) -> str | None:
-    """The model whose chat template a merge gets; None where the recipe or mergekit chooses one.
+    """Return the model whose chat template a merge gets; None if no single model gives it.
 
     As in mergekit/merge.py and mergekit/tokenizer/build.py, 0.1.5.
     """
@@ -259,16 +205,123 @@ def _template_donor(recipe: Recipe) -> str | None:
     return None if donor is None else str(donor)
 
 
-def _refuse_broken(folder: Path, model: str) -> None:
-    """Refuse a folder that is not whole, or holds two merges: its scores would say nothing."""
-    _, found = of_folder(folder, model)
-    for each in found:
-        if each.severity == "error":
-            raise CheckpointError(f"{model}: {each.sentence}")
+def _score_and_write(request: EvaluationRequest, harness: Harness) -> Evaluation:
+    """Score everything, and write the tables anew after each model."""
+    if request.output is not None:
+        request.output.mkdir(parents=True, exist_ok=True)
+    progress = _Progress()
+    steps = tqdm(
+        _score_one_by_one(request, harness, progress),
+        desc="evaluate",
+        total=len({*request.fine_tuned, *request.models}) + len(request.recipes),
+        unit="model",
+        delay=2,
+    )
+    written: Evaluation | None = None
+    try:
+        for _ in steps:
+            found = _tabulate(request, progress)
+            if request.output is not None:
+                _write(request, request.output, found, progress.checkpoints)
+                written = found
+    except BaseException:
+        if written is not None and written.missing:
+            LOG.warning(
+                "%s has the scores so far; missing: %s.",
+                request.output,
+                ", ".join(written.missing),
+            )
+        raise
+    return found
+
+
+def _score_one_by_one(
+    request: EvaluationRequest, harness: Harness, progress: _Progress
+) -> Iterator[None]:
+    """Score every model and merge, and yield after each, when `progress` has its scores.
+
+    The fine-tuned models come first, since ratios need their scores.
+    """
+    tasks = request.all_tasks
+    for model, domains in request.fine_tuned.items():
+        own = [task for name in domains for task in request.domains[name]]
+        asked = tasks if model in request.models else own
+        scores = _score(harness, _load(request, model, progress), asked)
+        check_fine_tuned_scores({task: scores[task].value for task in own})
+        progress.fine_tuned_scores.update((task, scores[task]) for task in own)
+        if model in request.models:
+            progress.models[model] = scores
+        yield
+    for model in request.models:
+        if model not in progress.models:
+            progress.models[model] = _score(harness, _load(request, model, progress), tasks)
+            yield
+    for recipe in request.recipes:
+        progress.models[recipe.origin] = _score(harness, _merge(request, recipe), tasks)
+        yield
+
+
+def _load(
+    request: EvaluationRequest, model: str, progress: _Progress
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model, and note the fingerprint of its folder."""
+    if os.path.isdir(model):
+        # mergekit finds no weights in a folder that only transformers can read.
+        with suppress(CheckpointError):
+            progress.checkpoints[model] = fingerprint(Path(model), dated=False)
+    return SourceModel(model, request.placement).load()
+
+
+def _merge(
+    request: EvaluationRequest, recipe: Recipe
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Merge a recipe into a temporary folder, and load the result."""
+    placement, trusted = request.placement, request.placement.trust_remote_code
+    with merge_into_folder(recipe, request.workspace, None, trusted) as folder:
+        return load_model(folder, placement.device, placement.dtype, trusted)
+
+
+def _score(
+    harness: Harness,
+    live: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    tasks: Sequence[str],
+) -> Scores:
+    """Score a live model on all items of some tasks."""
+    return harness.score(*live, {task: range(harness.item_count(task)) for task in tasks})
+
+
+def _tabulate(request: EvaluationRequest, progress: _Progress) -> Evaluation:
+    """Return the evaluation so far; a domain is in it once its fine-tuned model is scored."""
+    domains = {
+        name: tasks
+        for name, tasks in request.domains.items()
+        if all(task in progress.fine_tuned_scores for task in tasks)
+    }
+    names = request.names
+    missing = [name for name in names if name not in progress.models]
+    for model, own in request.fine_tuned.items():
+        if model not in names and not all(name in domains for name in own):
+            missing.append(model)
+    return Evaluation(
+        domains,
+        list(request.tasks.guard.of(request.part)),
+        dict(progress.fine_tuned_scores),
+        {name: progress.models[name] for name in names if name in progress.models},
+        _seen_tasks(request),
+        missing,
+    )
+
+
+def _seen_tasks(request: EvaluationRequest) -> frozenset[str]:
+    """Return the tasks that a search or AdaMerging of one of the models or recipes has seen."""
+    folders = {Path(model).resolve().parent for model in request.models if Path(model).exists()}
+    folders |= {Path(recipe.origin).resolve().parent for recipe in request.recipes}
+    seen = {task for folder in folders for task in _dev_tasks(read_records(folder))}
+    return frozenset(seen.intersection(request.all_tasks))
 
 
 def _dev_tasks(records: Mapping[str, object]) -> Iterator[str]:
-    """The dev tasks of the searches and learnings in run records."""
+    """Yield the dev tasks of the searches and AdaMergings in run records."""
     for record in records.values():
         if not isinstance(record, dict) or record.get("command") not in ("search", "adamerge"):
             continue
@@ -277,3 +330,24 @@ def _dev_tasks(records: Mapping[str, object]) -> Iterator[str]:
             continue
         for domain in (*tasks["domains"].values(), tasks.get("guard") or {}):
             yield from domain.get("dev", ())
+
+
+def _write(
+    request: EvaluationRequest, folder: Path, found: Evaluation, checkpoints: Mapping[str, str]
+) -> None:
+    """Write `evaluation.json`, the Markdown tables, the chart and the run record."""
+    plain = {"part": request.part, **as_plain(found)}
+    path = folder / f"{FILE}.json"
+    write_whole(path, json.dumps(plain, indent=1) + "\n")
+    write_whole(path.with_suffix(".md"), as_markdown(found))
+    if found.models and is_installed():
+        draw_evaluation(found, path.with_suffix(".png"))
+    subject: dict[str, object] = {
+        "models": list(request.models),
+        "recipes": {recipe.origin: recipe.content for recipe in request.recipes},
+        "tasks": request.tasks.model_dump(mode="json"),
+        "part": request.part,
+        "checkpoints": dict(checkpoints),
+        "dtype": str(request.placement.dtype),
+    }
+    write_record(path, "evaluate", subject, [plain])

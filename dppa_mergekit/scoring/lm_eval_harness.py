@@ -1,6 +1,6 @@
-"""Scoring by lm-evaluation-harness: tasks loaded once, a live model scored item by item.
+"""Scoring by lm-evaluation-harness: load the tasks once, score live models item by item.
 
-Read off lm-eval 0.4.13. It needs the extra `search`.
+Written against lm-eval 0.4.13. Needs the extra `search`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import difflib
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FEWSHOT_SEED = 1234
-"""lm-eval's own default."""
+"""The default of lm-eval."""
 
 KNOWN_TESTS = frozenset(
     {
@@ -54,7 +54,7 @@ KNOWN_TESTS = frozenset(
         "medqa_4options",
     }
 )
-"""lm-eval tasks of public benchmarks, on the part that papers report."""
+"""lm-eval tasks that score public benchmarks on the split that papers report."""
 
 
 class Harness:
@@ -66,43 +66,19 @@ class Harness:
 
     Raises:
         DppaError: lm-eval is not installed.
-        TasksError: lm-eval has no such task, or the task no such metric.
+        TasksError: A task cannot be loaded or must not be run, or has no such metric.
     """
 
     def __init__(self, tasks: TasksFile, metrics: Metrics) -> None:
-        try:
-            from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise DppaError(
-                "Scoring needs lm-evaluation-harness: pip install 'dppa-mergekit[search]'."
-            ) from error
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._settings = tasks
         self._metrics = dict(metrics)
-        manager = TaskManager(
-            include_path=None if tasks.include_path is None else str(tasks.include_path),
-            include_defaults=tasks.include_defaults,
-        )
-        for task in metrics:
-            if task in manager.all_groups:
-                raise TasksError(f"{task} is a group of lm-eval's; allowed are the tasks in it.")
-            if task not in manager.all_subtasks:
-                raise TasksError(_unknown(task, manager.all_subtasks, tasks.include_defaults))
-        self._tasks: dict[str, ConfigurableTask] = {}
-        for task in metrics:
-            try:
-                with _quiet():
-                    self._tasks[task] = manager.load([task])["tasks"][task]
-            # Whatever lm-eval or datasets raise for a task that is written wrongly, or whose data
-            # are not there.
-            except Exception as error:
-                raise TasksError(f"Task {task} cannot be loaded: {first_line(error)}.") from error
+        self._tasks = _load_tasks(tasks, metrics)
         for task, metric in metrics.items():
             self._check_metric(task, metric)
             self._configure(self._tasks[task])
 
-    def items(self, task: str) -> int:
-        """How many items of a task are used, within the limit."""
+    def item_count(self, task: str) -> int:
+        """Return how many items of a task are used, within the limit."""
         number = len(self._tasks[task].eval_docs)
         limit = self._settings.limit
         return number if limit is None else min(limit, number)
@@ -113,16 +89,19 @@ class Harness:
         tokenizer: PreTrainedTokenizerBase,
         items: Mapping[str, Sequence[int]],
     ) -> Scores:
-        """Scores of a live model.
+        """Return the scores of a live model.
 
         Args:
             model: In evaluation mode, on its device.
-            tokenizer: Its tokenizer.
-            items: Task -> indices of its items, at least one for each.
+            tokenizer: The model's tokenizer.
+            items: Task -> indices of the items to score, at least one for each task.
+
+        Raises:
+            TasksError: A chat template is to be applied, and the tokenizer has none.
         """
         from lm_eval import evaluate
 
-        self._draw_shots_anew(items)
+        self._reset_fewshot_seed(items)
         with _quiet():
             results = evaluate(
                 self._language_model(model, tokenizer),
@@ -145,14 +124,17 @@ class Harness:
         tokenizer: PreTrainedTokenizerBase,
         items: Mapping[str, Sequence[int]],
     ) -> list[list[int]]:
-        """The tokens of the prompts of some items, as they are scored by; each once.
+        """Return the tokens of the prompts that items are scored with, without repetitions.
 
         Args:
-            model: Only its settings matter.
-            tokenizer: Its tokenizer.
+            model: A live model; only its configuration is used.
+            tokenizer: The model's tokenizer.
             items: Task -> indices of its items.
+
+        Raises:
+            TasksError: A chat template is to be applied, and the tokenizer has none.
         """
-        self._draw_shots_anew(items)
+        self._reset_fewshot_seed(items)
         with _quiet():
             language_model = self._language_model(model, tokenizer)
             texts: dict[str, None] = {}
@@ -167,13 +149,13 @@ class Harness:
                     chat_template=language_model.apply_chat_template if templated else None,
                     tokenizer_name=language_model.tokenizer_name if templated else "",
                 )
-                texts.update((str(each.args[0]), None) for each in loaded.instances)
+                texts.update((str(instance.args[0]), None) for instance in loaded.instances)
             return [list(language_model.tok_encode(text)) for text in texts]
 
-    def _draw_shots_anew(self, tasks: Iterable[str]) -> None:
-        """Let the same items have the same few-shot examples every time.
+    def _reset_fewshot_seed(self, tasks: Iterable[str]) -> None:
+        """Give the same items the same few-shot examples in every call.
 
-        lm-eval draws them from one stream of random numbers, on and on from call to call.
+        lm-eval draws them from one stream of random numbers that goes on from call to call.
         """
         for task in tasks:
             self._tasks[task].set_fewshot_seed(FEWSHOT_SEED)
@@ -189,7 +171,7 @@ class Harness:
     def _score(
         self, task: str, result: Mapping[str, object], samples: Iterable[Mapping[str, object]]
     ) -> Score:
-        """The value of the task's metric, and its items where it is their mean."""
+        """Return the value of the task's metric, with its items if it is their mean."""
         key = self._metrics[task]
         metric, _, chosen = key.partition(",")
         value = _number(result[key])
@@ -203,68 +185,104 @@ class Harness:
         return Score.of(items)
 
     def _check_metric(self, task: str, metric: str) -> None:
+        """Refuse a metric that the task lacks or that falls with skill, and tasks that run code."""
         loaded = self._tasks[task]
-        filters = [str(each["name"]) for each in loaded.config.filter_list or ()] or ["none"]
-        known = [f"{name},{each}" for name in loaded.aggregation() for each in filters]
+        filters = [str(entry["name"]) for entry in loaded.config.filter_list or ()] or ["none"]
+        known = [f"{name},{chosen}" for name in loaded.aggregation() for chosen in filters]
         if metric not in known:
             raise TasksError(
                 f"Task {task} has no metric {metric!r}; it has {', '.join(sorted(known))}."
             )
-        # None where neither the task nor lm-eval says it.
+        # None if neither the task nor lm-eval knows.
         if loaded.higher_is_better().get(metric.partition(",")[0]) is False:
             raise TasksError(
-                f"Task {task}: of {metric}, less is better; allowed is a metric that grows with "
-                f"skill."
+                f"Task {task}: lower values of {metric} are better; allowed is a metric whose "
+                f"higher values are better."
             )
         if getattr(loaded, "UNSAFE_CODE", False):
             raise TasksError(
-                f"Task {task} runs code that models write (unsafe_code), which is not done here."
+                f"Task {task} runs code that models write (unsafe_code), which is not supported."
             )
 
     def _configure(self, task: ConfigurableTask) -> None:
+        """Apply the settings of the tasks file, as lm-eval's command line does."""
         shots = self._settings.num_fewshot
         own = task.get_config("num_fewshot")
-        # As lm-eval: what a task sets to 0 stays 0.
+        # As in lm-eval, a task's own 0 stays 0.
         if own is None or (shots is not None and own != 0):
             task.set_config("num_fewshot", shots or 0)
         if self._settings.gen_kwargs and task.get_config("output_type") == "generate_until":
             task.set_config("generation_kwargs", dict(self._settings.gen_kwargs), update=True)
 
 
-def release() -> str:
-    """Of lm-eval: another may score otherwise."""
+def lm_eval_version() -> str:
+    """Return the installed release of lm-eval; scores may differ between releases."""
     return version("lm_eval")
 
 
 def known_tests(metrics: Iterable[str]) -> list[str]:
-    """The tasks that are public test splits, which a search must not see."""
+    """Return the tasks that are public test splits, which a search must not see."""
     return [task for task in metrics if task in KNOWN_TESTS or task.startswith(("mmlu_", "bbh_"))]
 
 
+def _load_tasks(tasks: TasksFile, names: Collection[str]) -> dict[str, ConfigurableTask]:
+    """Load tasks by lm-eval.
+
+    Raises:
+        DppaError: lm-eval is not installed.
+        TasksError: lm-eval has no such task, or cannot load it.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise DppaError(
+            "Scoring needs lm-evaluation-harness: pip install 'dppa-mergekit[search]'."
+        ) from error
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager(
+        include_path=None if tasks.include_path is None else str(tasks.include_path),
+        include_defaults=tasks.include_defaults,
+    )
+    for task in names:
+        if task in manager.all_groups:
+            raise TasksError(f"{task} is a group of lm-eval's; allowed are the tasks in it.")
+        if task not in manager.all_subtasks:
+            raise TasksError(_explain_unknown(task, manager.all_subtasks, tasks.include_defaults))
+    loaded: dict[str, ConfigurableTask] = {}
+    for task in names:
+        try:
+            with _quiet():
+                loaded[task] = manager.load([task])["tasks"][task]
+        # lm-eval and datasets raise many types for a faulty task file or missing data.
+        except Exception as error:
+            raise TasksError(f"Task {task} cannot be loaded: {first_line(error)}.") from error
+    return loaded
+
+
 def _is_mean(aggregation: Callable[[list[float]], object]) -> bool:
-    """Whether a task's metric is the mean of its items, by what it makes of three of them."""
+    """Return whether an aggregation is the mean, judged by its value for three numbers."""
     try:
         return abs(_number(aggregation([0.0, 0.0, 1.0])) - 1 / 3) < 1e-6
-    # Whatever an aggregation raises that is of anything but numbers.
+    # An aggregation of something other than numbers may raise anything.
     except Exception:
         return False
 
 
 def _number(value: object) -> float:
-    """A metric's value, which may be NumPy's."""
+    """Convert a metric's value, which may be a NumPy scalar."""
     return float(value)  # type: ignore[arg-type]
 
 
-def _unknown(task: str, known: Sequence[str], include_defaults: bool) -> str:
+def _explain_unknown(task: str, known: Sequence[str], include_defaults: bool) -> str:
     near = difflib.get_close_matches(task, known, 3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {len(known)} tasks."
     if not include_defaults and not near:
-        hint += " lm-eval's own need include_defaults: true."
+        hint += " The tasks that come with lm-eval need include_defaults: true."
     return f"lm-eval knows no task {task}: {hint}"
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without lm-eval's progress bars and warnings, of which there are many for each model."""
+    """Hide lm-eval's progress bars and warnings, of which there are many for each model."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield

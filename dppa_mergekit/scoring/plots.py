@@ -1,4 +1,4 @@
-"""Bars of an evaluation."""
+"""The bar chart of an evaluation."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from pathlib import Path
 from dppa_mergekit.report.plot_style import PANEL, color_of
 from dppa_mergekit.scoring.tables import Evaluation
 
+GROUP_WIDTH = 0.8
+"""Width of the bars of one domain together; the distance between domains is 1."""
+
 
 def draw_evaluation(found: Evaluation, path: Path) -> None:
-    """Write a PNG: a bar for the Domain-Ratio of every model and domain, with standard errors."""
+    """Write a PNG with one bar for each Domain-Ratio of each model, with standard errors."""
     from matplotlib.figure import Figure
 
     number = len(found.models)
     width = max(PANEL[0], 0.5 + 0.3 * number * len(found.domains))
     figure = Figure(figsize=(width, PANEL[1] + 0.25 * number), layout="constrained")
     panel = figure.subplots()
-    for place, model in enumerate(found.models):
+    for index, model in enumerate(found.models):
         estimates = [found.domain_ratio(model, domain) for domain in found.domains]
+        offset = (index - (number - 1) / 2) * GROUP_WIDTH / number
         panel.bar(
-            [
-                domain + (place - (number - 1) / 2) * 0.8 / number
-                for domain in range(len(estimates))
-            ],
-            [each.value for each in estimates],
-            0.8 / number,
-            yerr=[each.error or 0.0 for each in estimates],
+            [domain + offset for domain in range(len(estimates))],
+            [estimate.value for estimate in estimates],
+            GROUP_WIDTH / number,
+            yerr=[estimate.error or 0.0 for estimate in estimates],
             label=model,
-            color=color_of(place),
+            color=color_of(index),
             ecolor="grey",
         )
     panel.axhline(100, color="grey", linewidth=0.8, linestyle=":")

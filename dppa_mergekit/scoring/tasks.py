@@ -1,4 +1,4 @@
-"""The tasks file: by what models are scored, shared by search, adamerge and evaluate."""
+"""The tasks file: the tasks that models are scored on, read by search, adamerge and evaluate."""
 
 from __future__ import annotations
 
@@ -21,22 +21,27 @@ Metrics = dict[str, str]
 """lm-evaluation-harness task -> metric and filter: {"gsm8k": "exact_match,strict-match"}."""
 
 Part = Literal["dev", "test"]
+"""The tasks that a search may see, or those that results are reported on."""
+
+GUARD = "guard"
+"""The key of the guard; no domain may have this name."""
 
 
-def check_dense(dense: Mapping[str, float]) -> None:
-    """Refuse tasks on which an unmerged model scores nothing.
+def check_fine_tuned_scores(fine_tuned_scores: Mapping[str, float]) -> None:
+    """Refuse scores to which no ratio can be taken.
 
     Args:
-        dense: Task -> score of the fine-tuned model of its domain, or, of a guard, of the base.
+        fine_tuned_scores: Task -> score of its domain's fine-tuned model, or, of a guard task, of
+            the base model.
 
     Raises:
-        TasksError: A score is not above 0.
+        TasksError: A score is 0, negative or NaN.
     """
-    for task, value in dense.items():
+    for task, value in fine_tuned_scores.items():
         if not value > 0:
             raise TasksError(
-                f"Task {task}: the unmerged model itself scores {value:g}, and a ratio to that "
-                f"says nothing: leave the task out, or mend it."
+                f"Task {task}: the model before merging scores {value:g}, but ratios to its score "
+                f"need one above 0; remove the task or correct it."
             )
 
 
@@ -45,18 +50,18 @@ class _Strict(pydantic.BaseModel):
 
 
 class Parts(_Strict):
-    """Tasks by what they may be used for.
+    """Tasks in two parts.
 
     Attributes:
-        dev: What a search may see.
-        test: What is reported.
+        dev: The tasks that a search may see.
+        test: The tasks that results are reported on.
     """
 
     dev: Metrics = {}
     test: Metrics = {}
 
     def of(self, part: Part) -> Metrics:
-        """The tasks of one part."""
+        """Return the tasks of one part."""
         return self.dev if part == "dev" else self.test
 
 
@@ -74,17 +79,17 @@ class TasksFile(_Strict):
     """A tasks file.
 
     Attributes:
-        include_path: Folder of lm-eval task YAMLs; from the file's own folder on.
+        include_path: Folder of lm-eval task YAMLs, relative to the tasks file.
         include_defaults: Whether lm-eval's own tasks are loaded too.
-        batch_size: Of the evaluation: a number, or "auto".
-        limit: Items for each task and evaluation; all where None.
-        num_fewshot: As lm-eval has it; the tasks' own where None.
-        apply_chat_template: As lm-eval has it, as the next three.
-        fewshot_as_multiturn: Whether few-shot examples are turns of a conversation.
-        system_instruction: What comes before the prompt.
-        gen_kwargs: Changes to the tasks' own generation settings.
-        domains: By name, in order.
-        guard: What the base can do and a merge must not lose.
+        batch_size: Items that lm-eval scores at once: a number, or "auto".
+        limit: How many items of each task are used; None for all.
+        num_fewshot: As in lm-eval; None for each task's own number.
+        apply_chat_template: As in lm-eval.
+        fewshot_as_multiturn: As in lm-eval: whether few-shot examples are turns of a conversation.
+        system_instruction: As in lm-eval: text before the prompt.
+        gen_kwargs: As in lm-eval: changes to the tasks' own generation settings.
+        domains: Domain -> its tasks, in the order of the file.
+        guard: Tasks that the base model can do and a merge must not lose.
     """
 
     include_path: Path | None = None
@@ -100,18 +105,19 @@ class TasksFile(_Strict):
     guard: Parts = Parts()
 
     def metrics(self, part: Part, guard: bool = True) -> Metrics:
-        """Task -> metric, of all domains and, if it is wanted, of the guard."""
-        parts = [domain.of(part) for domain in self.domains.values()]
+        """Return task -> metric for one part of all domains and, if wanted, of the guard."""
+        holders: list[Parts] = list(self.domains.values())
         if guard:
-            parts.append(self.guard.of(part))
-        return {task: metric for each in parts for task, metric in each.items()}
+            holders.append(self.guard)
+        return {task: metric for held in holders for task, metric in held.of(part).items()}
 
     @classmethod
     def read(cls, path: Path) -> TasksFile:
         """Read a tasks file.
 
         Raises:
-            TasksError: It cannot be read, holds what is not allowed, or uses one task twice.
+            TasksError: The file cannot be read or is not YAML, has a key or a value that is not
+                allowed, or names a task twice.
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -122,13 +128,13 @@ class TasksFile(_Strict):
             raise TasksError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise TasksError(f"{path}: {place or 'the file'}: {first['msg']}.") from error
+            key = ".".join(str(part) for part in first["loc"])
+            raise TasksError(f"{path}: {key or 'the file'}: {first['msg']}.") from error
         for name in tasks.domains:
-            if not name or name == "guard" or set(name) & set("/\\\0"):
+            if not name or name == GUARD or set(name) & set("/\\\0"):
                 raise TasksError(
-                    f"{path}: {name!r} is no name of a domain, after which files are named: "
-                    f"allowed is a name without / and \\, and not guard."
+                    f"{path}: {name!r} cannot name a domain, since files are named after it; "
+                    f"allowed is any name but {GUARD}, without / or \\."
                 )
         tasks._refuse_repeated(path)
         if tasks.include_path is not None:
@@ -139,22 +145,23 @@ class TasksFile(_Strict):
         return tasks
 
     def _refuse_repeated(self, path: Path) -> None:
-        seen: dict[str, str] = {}
-        named = {**self.domains, "guard": self.guard}
-        for name, parts in named.items():
+        """Raise TasksError if a task stands in two domains or parts."""
+        keys: dict[str, str] = {}
+        holders = {**self.domains, GUARD: self.guard}
+        for name, parts in holders.items():
             for part, tasks in (("dev", parts.dev), ("test", parts.test)):
                 for task in tasks:
-                    place = f"{name}.{part}"
-                    if task in seen:
+                    key = f"{name}.{part}"
+                    if task in keys:
                         raise TasksError(
-                            f"{path}: task {task} is under {seen[task]} and under {place}; a task "
+                            f"{path}: task {task} is under {keys[task]} and under {key}; a task "
                             f"belongs to one domain and one part."
                         )
-                    seen[task] = place
+                    keys[task] = key
 
 
 def folder_hash(folder: Path | None) -> str | None:
-    """Of the contents of a folder of tasks."""
+    """Return the SHA-256 of all files in a folder of tasks; None for no folder."""
     if folder is None:
         return None
     digest = hashlib.sha256()

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.recipes import Setting
-from dppa_mergekit.scoring.ratios import DomainObjective, Estimate, Items, Objective, Score, Scores
-from dppa_mergekit.scoring.tasks import check_dense
+from dppa_mergekit.scoring.objectives import DomainObjective, Objective
+from dppa_mergekit.scoring.ratios import Estimate, Items, Score, Scores
+from dppa_mergekit.scoring.tasks import check_fine_tuned_scores
 from dppa_mergekit.search.factor_trials import Bench, Proposal
 from dppa_mergekit.search.racing import ONE, BudgetError, Candidate, Contest, choosing_folds, deal
 from dppa_mergekit.search.strategies import STRATEGIES, Space
@@ -237,7 +238,7 @@ class CandidateSearch:
             [(DENSE_CANDIDATE, ALL)],
             lambda missing: (self.bench.dense(every) for _ in missing),
         )
-        check_dense({task: score.value for task, score in scores.items()})
+        check_fine_tuned_scores({task: score.value for task, score in scores.items()})
         return scores
 
     def _folds(self) -> list[Items]:

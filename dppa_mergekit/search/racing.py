@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
 
-from dppa_mergekit.scoring.ratios import DEVIATIONS, Estimate, Objective, Scores, joined
+from dppa_mergekit.scoring.objectives import DEVIATIONS, Objective
+from dppa_mergekit.scoring.ratios import Estimate, Scores, join_scores
 
 Candidate: TypeAlias = tuple[int, ...]
 """Factors or weights, in hundredths."""
@@ -110,7 +111,7 @@ class Contest:
         """
         wanted = [(candidate, fold) for fold in folds]
         self._know(wanted)
-        return joined([self.known[each] for each in wanted])
+        return join_scores([self.known[each] for each in wanted])
 
     def _know(self, wanted: Iterable[tuple[Candidate, int]]) -> None:
         """Score what is not known, in order, together.

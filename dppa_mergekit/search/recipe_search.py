@@ -20,9 +20,9 @@ from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.source_model import Placement, fingerprints
 from dppa_mergekit.recipes import Recipe, Setting
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, release
+from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
 from dppa_mergekit.scoring.merge_objective import experts_of, objective_of
-from dppa_mergekit.scoring.ratios import MergeObjective
+from dppa_mergekit.scoring.objectives import MergeObjective
 from dppa_mergekit.scoring.tasks import TasksFile, folder_hash
 from dppa_mergekit.search.candidate_search import (
     DENSE_CANDIDATE,
@@ -170,7 +170,9 @@ class Search:
 
         def search_of(name: str, bench: Bench) -> CandidateSearch:
             domain = self.tasks.domains[name]
-            items = {task: 0 if harness is None else harness.items(task) for task in domain.dev}
+            items = {
+                task: 0 if harness is None else harness.item_count(task) for task in domain.dev
+            }
             model = self.recipe.named(domain.model)
             return CandidateSearch(
                 name,
@@ -231,7 +233,7 @@ class Search:
             return CandidateSearch(
                 MERGE,
                 str(self.recipe.content["base_model"]),
-                {task: 0 if harness is None else harness.items(task) for task in self._dev()},
+                {task: 0 if harness is None else harness.item_count(task) for task in self._dev()},
                 bench,
                 self.options,
                 journal,
@@ -366,7 +368,7 @@ class Search:
             del domain["test"]
         return {
             "version": __version__,
-            "lm_eval": None if self.score_command is not None else release(),
+            "lm_eval": None if self.score_command is not None else lm_eval_version(),
             "recipe": self.recipe.content,
             "tasks": tasks,
             "task files": folder_hash(self.tasks.include_path),

@@ -1,4 +1,4 @@
-"""`mergekit-dppa analyze`, against NumPy and against what mergekit itself writes."""
+"""`mergekit-dppa analyze`, against NumPy and against the merges that mergekit writes."""
 
 import json
 import os
@@ -16,8 +16,10 @@ from click.testing import CliRunner, Result
 from pydantic import TypeAdapter
 
 from dppa_mergekit.analysis import analyze as analysis
-from dppa_mergekit.analysis.results import Analysis, structure
+from dppa_mergekit.analysis.results import Analysis, measure_structure
 from dppa_mergekit.cli.main import main
+from dppa_mergekit.prompts import Prompt
+from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.tensor_names import linears_in
 
 Merge = Callable[..., dict[str, torch.Tensor]]
@@ -42,8 +44,8 @@ def read(tmp_path: Path, content: Mapping[str, object], *options: str) -> Analys
 
 def plain(family: Path, density: float, method: str = "dp") -> dict:
     content = recipe(family)
-    for each in content["models"]:
-        each["parameters"] = {"weight": 1.0, "density": density}
+    for model in content["models"]:
+        model["parameters"] = {"weight": 1.0, "density": density}
     return {**content, "merge_method": method}
 
 
@@ -56,12 +58,14 @@ def test_offsets_are_numpys(family: Path, tmp_path: Path) -> None:
     content = plain(family, 0.2)
     found = read(tmp_path, content)
     base = tensors_of(Path(content["base_model"]))
-    for each, model in zip(found.models, content["models"], strict=True):
-        tuned = tensors_of(Path(model["model"]))
+    for analyzed, model in zip(found.models, content["models"], strict=True):
+        fine_tuned = tensors_of(Path(model["model"]))
         names = [name for name, tensor in base.items() if linears_in(name, tensor.shape)]
-        deltas = [(tuned[name].float() - base[name].float()).flatten().numpy() for name in names]
+        deltas = [
+            (fine_tuned[name].float() - base[name].float()).flatten().numpy() for name in names
+        ]
         delta = numpy.concatenate(deltas)
-        offsets = each.offsets
+        offsets = analyzed.offsets
         assert (offsets.minimum, offsets.maximum) == (delta.min(), delta.max())
         assert offsets.zeros == pytest.approx((delta == 0).mean(), abs=1e-12)
         exact = numpy.quantile(delta, numpy.arange(1, 10) / 10, method="inverted_cdf")
@@ -73,7 +77,9 @@ def test_offsets_are_numpys(family: Path, tmp_path: Path) -> None:
         assert 0.99 < sum(offsets.histogram) <= 1 + 1e-12
 
 
-def test_what_is_kept_is_what_mergekit_writes(family: Path, tmp_path: Path, merge: Merge) -> None:
+def test_kept_elements_are_those_that_mergekit_writes(
+    family: Path, tmp_path: Path, merge: Merge
+) -> None:
     content = plain(family, 0.3)
     found = read(tmp_path, content)
     base = tensors_of(Path(content["base_model"]))
@@ -97,22 +103,22 @@ def test_what_is_kept_is_what_mergekit_writes(family: Path, tmp_path: Path, merg
             for rate, density in ((90, 0.1), (80, 0.2)):
                 rows = numpy.count_nonzero(at[density], axis=1)
                 columns = numpy.count_nonzero(at[density], axis=0)
-                assert linear.structure[rate] == structure(rows, columns)
+                assert linear.structure[rate] == measure_structure(rows, columns)
                 assert linear.structure[rate].rows[0] == rows.max() / len(columns)
-        assert model.kept == sum(each.kept for each in model.linears)
+        assert model.kept == sum(linear.kept for linear in model.linears)
         assert {block.number for block in model.blocks} == {0, 1, 2}
         for block in model.blocks:
-            members = [each for each in model.linears if f".{block.number}." in each.tensor]
-            assert block.kept == sum(each.kept for each in members)
-    names = [each.tensor for each in found.models[0].linears]
+            members = [linear for linear in model.linears if f".{block.number}." in linear.tensor]
+            assert block.kept == sum(member.kept for member in members)
+    names = [linear.tensor for linear in found.models[0].linears]
     pairs = list(combinations(range(len(found.models)), 2))
     assert len(found.pairs) == len(pairs) > 0
     for pair, (one, other) in zip(found.pairs, pairs, strict=True):
         assert pair.models == (found.models[one].model, found.models[other].model)
         for key, density in (("unpruned", 1.0), ("90", 0.1), ("80", 0.2)):
             first, second = (
-                numpy.concatenate([signs[each, density][name].ravel() for name in names])
-                for each in (one, other)
+                numpy.concatenate([signs[number, density][name].ravel() for name in names])
+                for number in (one, other)
             )
             overlap = pair.overlaps[key]
             assert overlap.either == ((first != 0) | (second != 0)).mean()
@@ -120,13 +126,13 @@ def test_what_is_kept_is_what_mergekit_writes(family: Path, tmp_path: Path, merg
             assert overlap.opposite == (first * second < 0).mean()
 
 
-def test_half_of_what_is_kept_is_held_by() -> None:
-    even = structure(numpy.full(8, 3), numpy.full(6, 4))
+def test_shares_of_rows_and_columns_with_half_of_the_kept_elements() -> None:
+    even = measure_structure(numpy.full(8, 3), numpy.full(6, 4))
     assert (even.rows_with_half, even.columns_with_half) == (0.5, 0.5)
-    skewed = structure(numpy.array([6, 0, 0, 0]), numpy.ones(6, numpy.int64))
+    skewed = measure_structure(numpy.array([6, 0, 0, 0]), numpy.ones(6, numpy.int64))
     assert skewed.rows_with_half == 0.25
     assert skewed.kept == 0.25
-    none = structure(numpy.zeros(3, numpy.int64), numpy.zeros(2, numpy.int64))
+    none = measure_structure(numpy.zeros(3, numpy.int64), numpy.zeros(2, numpy.int64))
     assert none.rows_with_half == 0
 
 
@@ -136,13 +142,13 @@ def test_architectures(tmp_path: Path, architecture: str) -> None:
     found = read(tmp_path, plain(family, 0.2))
     for model in found.models:
         assert model.kept == pytest.approx(0.2 * model.numel, abs=len(model.linears))
-    linears = sum(each.linears for each in found.tensors)
+    linears = sum(tensor.linears for tensor in found.tensors)
     assert linears == len(found.models[0].linears)
-    for each in found.tensors:
-        assert (each.linears == 0) == (each.dense_because is not None)
-    norms = [each for each in found.tensors if "norm" in each.name or ".ln_" in each.name]
+    for tensor in found.tensors:
+        assert (tensor.linears == 0) == (tensor.dense_because is not None)
+    norms = [tensor for tensor in found.tensors if "norm" in tensor.name or ".ln_" in tensor.name]
     assert norms
-    assert all(each.dense_because for each in norms)
+    assert all(tensor.dense_because for tensor in norms)
 
 
 def test_a_second_run_reads_no_weights(
@@ -154,13 +160,13 @@ def test_a_second_run_reads_no_weights(
     def fail(*_: object) -> None:
         raise AssertionError("the weights were read again")
 
-    monkeypatch.setattr(analysis, "inspected", fail)
+    monkeypatch.setattr(analysis, "inspect_deltas", fail)
     assert read(tmp_path, plain(family, 0.2)) == first
     done = analyze(tmp_path, plain(family, 0.3))
     assert "read again" in str(done.exception)
 
 
-def test_another_process_finds_it_too(family: Path, tmp_path: Path) -> None:
+def test_another_process_finds_the_cached_analysis(family: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yml", plain(family, 0.2))
     cache = tmp_path / "cache"
     program = "from dppa_mergekit.cli.main import main; main()"
@@ -169,7 +175,7 @@ def test_another_process_finds_it_too(family: Path, tmp_path: Path) -> None:
     for _ in range(3):
         command = [sys.executable, "-c", program, "analyze", str(path)]
         subprocess.run(command, env=environment, check=True, capture_output=True)
-        kept.append(sorted(each.name for each in cache.iterdir()))
+        kept.append(sorted(path.name for path in cache.iterdir()))
     assert len(kept[0]) == 3
     assert kept[1] == kept[2] == kept[0]
 
@@ -179,7 +185,7 @@ def test_verdict_by_prompts(family: Path, tmp_path: Path) -> None:
     prompts.write_text("w1 w2 w3\nw4 w5 w6 w7\n", encoding="utf-8")
     done = analyze(tmp_path, plain(family, 0.1), f"--prompts={prompts}")
     assert done.exit_code == 0, done.output
-    assert done.stdout.count("nats a token under DARE") == 2
+    assert done.stdout.count("nats per token under DARE") == 2
     close = read(tmp_path, plain(family, 0.95), f"--prompts={prompts}")
     far = read(tmp_path, plain(family, 0.05), f"--prompts={prompts}")
     for near, distant in zip(close.models, far.models, strict=True):
@@ -188,6 +194,20 @@ def test_verdict_by_prompts(family: Path, tmp_path: Path) -> None:
         assert near.divergences.prompts == 2
         assert abs(near.divergences.dp) < distant.divergences.dp
         assert near.divergences.dare < distant.divergences.dare
+
+
+def test_the_function_gives_what_the_command_writes(family: Path, tmp_path: Path) -> None:
+    content = plain(family, 0.1)
+    prompts = tmp_path / "any.txt"
+    prompts.write_text("w1 w2 w3\n", encoding="utf-8")
+    models = [model["model"] for model in content["models"]]
+    given = {model: [Prompt("w1 w2 w3")] for model in models}
+    found = analysis.analyze(Recipe(content), given)
+    assert found == read(tmp_path, content, f"--prompts={prompts}")
+    without = analysis.analyze(Recipe(content))
+    assert [model.divergences for model in without.models] == [None, None]
+    only_first = analysis.analyze(Recipe(content), {models[0]: given[models[0]]})
+    assert only_first.models == (found.models[0], without.models[1])
 
 
 def test_mergekits_own_methods_show_what_dppa_would_keep(family: Path, tmp_path: Path) -> None:
@@ -211,8 +231,8 @@ def test_mistakes(
     change(content)
     if content["base_model"] is None:
         del content["base_model"]
-        for each in content["models"]:
-            del each["parameters"]["density"]
+        for model in content["models"]:
+            del model["parameters"]["density"]
     done = analyze(tmp_path, content)
     assert done.exit_code == 1
     assert sentence in done.stderr
@@ -244,4 +264,4 @@ def test_pictures_and_record(family: Path, tmp_path: Path) -> None:
     assert names == {"analysis.json", "analysis.md", *kept, *pictures}
     record = json.loads((folder / "dppa_run.json").read_text(encoding="utf-8"))["analysis.json"]
     assert record["command"] == "analyze"
-    assert [Path(each["model"]).name for each in record["results"]] == ["math", "law"]
+    assert [Path(result["model"]).name for result in record["results"]] == ["math", "law"]

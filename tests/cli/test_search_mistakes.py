@@ -63,7 +63,7 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
          "--tune-dense does nothing here: it needs factors that are not --per-block"),
         (command(output=tmp_path / "tuned.md"), "allowed are .yml and .yaml"),
         (command(tasks=tasks(lambda c: c["domains"].update({"a/b": c["domains"].pop("law")}))),
-         "'a/b' is no name of a domain, after which files are named"),
+         "'a/b' cannot name a domain, since files are named after it"),
         (command("--ray-address=auto"), "it needs --workers"),
         (command("--strategy=distill", "--per-block", recipe=recipe(in_slices)),
          "--per-block writes gradients, which mergekit counts anew in each slice"),
@@ -100,7 +100,7 @@ def test_a_fine_tuned_model_that_scores_nothing_ends_it_early(
     path = changed(saved, tmp_path, "tasks.yml", lambda c: c.update(include_path=str(tasks)))
     result = command(tasks=path)
     assert result.exit_code == 1
-    assert "Task law_dev: the unmerged model itself scores 0" in result.stderr
+    assert "Task law_dev: the model before merging scores 0" in result.stderr
     candidates = [each["candidate"] for each in journal(tmp_path)[1:]]
     assert candidates == ["dense", "dense"]
 

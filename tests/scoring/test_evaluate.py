@@ -1,4 +1,4 @@
-"""Evaluation tables: the paper's, from the scores that it prints, and those of tiny models."""
+"""Evaluations: the paper's tables from its printed scores, and tiny models."""
 
 import json
 import math
@@ -25,10 +25,10 @@ from dppa_mergekit.scoring.ratios import Score, Scores
 from dppa_mergekit.scoring.tables import Evaluation, as_markdown, as_plain
 from dppa_mergekit.storage.run_record import read_records
 
-DENSE = {"gsm8k": Score(0.5981), "MATH": Score(0.13)}
+FINE_TUNED = {"gsm8k": Score(0.5981), "MATH": Score(0.13)}
 
-# The paper's Appendix A, of mathematics: gsm8k and MATH by method and pruning rate; and the
-# Domain-Ratios of its Tables 1 and 2.
+# Mathematics in the paper: method and pruning rate, gsm8k and MATH (Appendix A), and the
+# Domain-Ratio (Tables 1 and 2).
 PRINTED = [
     ("Magnitude 10 %", 0.59893859, 0.1208, 96.46),
     ("OWL 10 %", 0.595905989, 0.122, 96.69),
@@ -43,31 +43,31 @@ PRINTED = [
 ]
 
 
-def printed() -> Evaluation:
+def evaluation_of_paper() -> Evaluation:
     models = {
         name: {"gsm8k": Score(gsm8k), "MATH": Score(hard)} for name, gsm8k, hard, _ in PRINTED
     }
-    return Evaluation({"math": ["gsm8k", "MATH"]}, [], DENSE, models)
+    return Evaluation({"math": ["gsm8k", "MATH"]}, [], FINE_TUNED, models)
 
 
 def test_the_papers_tables() -> None:
-    found = printed()
+    found = evaluation_of_paper()
     for name, gsm8k, hard, ratio in PRINTED:
         computed = found.domain_ratio(name, "math")
         assert computed.error is None
         assert computed.value == pytest.approx(
             100 * math.sqrt(gsm8k / 0.5981 * hard / 0.13), abs=1e-9
         )
-        # The paper cuts its figures off, or rounds them.
+        # The paper truncates some of its figures and rounds others.
         assert ratio - 0.005 < computed.value < ratio + 0.01, name
         assert found.task_ratio(name, "MATH") == pytest.approx(100 * hard / 0.13)
 
 
 def test_as_text_and_data() -> None:
-    text = as_markdown(printed())
+    text = as_markdown(evaluation_of_paper())
     assert "| DARE 90 % " in text
     assert text.count("73.4") == 2
-    assert as_plain(printed())["tuned_on"] == []
+    assert as_plain(evaluation_of_paper())["tuned_on"] == []
 
 
 def test_errors_and_marks() -> None:
@@ -126,7 +126,7 @@ def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> N
     assert plain["part"] == "test"
     of_math = plain["models"][models[1]]
     assert of_math["domain_ratios"]["math"] == {"value": 100.0, "error": 0.0}
-    # Right by construction: the tasks' answers are the fine-tuned model's own.
+    # The answers of the tasks are those of the fine-tuned models.
     assert of_math["scores"]["math_test"] == {"value": 1.0, "error": 0.0, "items": 48}
     assert plain["dense"]["law_test"]["value"] == 1.0
     merge = plain["models"][whole]
@@ -137,7 +137,7 @@ def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> N
     assert (tmp_path / "tables" / "evaluation.png").stat().st_size > 5000
     record = json.loads((tmp_path / "tables" / "dppa_run.json").read_text())
     assert record["evaluation.json"]["command"] == "evaluate"
-    # law is loaded, too, to be measured by.
+    # law is loaded too: ratios in its domain are relative to its scores.
     assert record["evaluation.json"]["checkpoints"] == {
         str(saved / name): fingerprint(saved / name, dated=False)
         for name in ("base", "math", "law")
@@ -153,17 +153,17 @@ def test_models_and_merges(evaluate: Evaluate, saved: Path, tmp_path: Path) -> N
     ]
 
 
-def test_tasks_that_were_tuned_on_are_marked(
+def test_tasks_that_a_search_has_seen_are_marked(
     evaluate: Evaluate, saved: Path, tmp_path: Path
 ) -> None:
-    tuned = tmp_path / "tuned.yml"
-    arguments = [str(saved / "recipe.yml"), f"--tasks={saved / 'tasks.yml'}", f"--output={tuned}"]
+    found = tmp_path / "found.yml"
+    arguments = [str(saved / "recipe.yml"), f"--tasks={saved / 'tasks.yml'}", f"--output={found}"]
     searched = CliRunner().invoke(main, ["search", *arguments, "--max-evaluations=2"])
     assert searched.exit_code == 0, searched.output
-    on_test = evaluate(f"--recipe={tuned}", "--limit=9")
+    on_test = evaluate(f"--recipe={found}", "--limit=9")
     assert on_test.exit_code == 0, on_test.output
     assert "*" not in on_test.stdout
-    on_dev = evaluate(f"--recipe={tuned}", "--part=dev", "--limit=9")
+    on_dev = evaluate(f"--recipe={found}", "--part=dev", "--limit=9")
     assert "math_dev*" in on_dev.stdout
     assert "law_dev*" in on_dev.stdout
 
@@ -184,7 +184,7 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
         "Domain law has no test tasks.",
     )
     refused(evaluate(f"--recipe={saved / 'tasks.yml'}"), "merge_method")
-    # A model that is not there is said before any is scored.
+    # A missing model is reported before any model is scored.
     refused(evaluate(str(saved / "base"), "./bse"), "./bse: there is no such folder.")
     content["domains"]["law"].update(test={"law_test": "acc,none"}, model="./lwa")
     path = write_recipe(tmp_path / "tasks.yml", content)
@@ -207,22 +207,22 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
 
 
 class Spy:
-    """Stands before the harness: what is scored, by the tasks; and where it ends."""
+    """Notes the tasks of each scoring, ends before the third, and can set one score to 0."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.scored: list[set[str]] = []
-        self.last: BaseException | None = None
+        self.ends_with: BaseException | None = None
         self.zero: str | None = None
         score = Harness.score
 
-        def spied(harness: Harness, model: object, tokenizer: object, items: dict) -> Scores:
-            if self.last is not None and len(self.scored) == 2:
-                raise self.last
+        def spy(harness: Harness, model: object, tokenizer: object, items: dict) -> Scores:
+            if self.ends_with is not None and len(self.scored) == 2:
+                raise self.ends_with
             self.scored.append(set(items))
             found = score(harness, model, tokenizer, items)
             return {task: Score(0.0) if task == self.zero else found[task] for task in found}
 
-        monkeypatch.setattr(Harness, "score", spied)
+        monkeypatch.setattr(Harness, "score", spy)
 
 
 @pytest.fixture
@@ -230,17 +230,17 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     return Spy(monkeypatch)
 
 
-def test_what_others_are_measured_by_comes_first(evaluate: Evaluate, saved: Path, spy: Spy) -> None:
+def test_fine_tuned_models_are_scored_first(evaluate: Evaluate, saved: Path, spy: Spy) -> None:
     spy.zero = "law_test"
     done = evaluate(*(str(saved / name) for name in ("base", "math")), "--limit=9")
     assert done.exit_code == 1
-    assert "Task law_test: the unmerged model itself scores 0" in done.output
-    # math, which is asked for, and law, which is not.
+    assert "Task law_test: the model before merging scores 0" in done.output
+    # math is asked for and scored on all tasks; law is not and is scored on its own.
     assert spy.scored == [{"math_test", "law_test"}, {"law_test"}]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), DppaError("The device is lost.")])
-def test_what_was_scored_is_kept(
+def test_scores_before_an_error_are_kept(
     evaluate: Evaluate,
     saved: Path,
     tmp_path: Path,
@@ -248,12 +248,12 @@ def test_what_was_scored_is_kept(
     caplog: pytest.LogCaptureFixture,
     error: BaseException,
 ) -> None:
-    spy.last = error
+    spy.ends_with = error
     models = [str(saved / name) for name in ("base", "math", "law")]
     folder = tmp_path / "some" / "tables"
     done = evaluate(*models, f"--output={folder}", "--limit=9")
     assert done.exit_code == 1
-    assert f"{folder} has what was scored so far; missing: {models[0]}." in caplog.text
+    assert f"{folder} has the scores so far; missing: {models[0]}." in caplog.text
     plain = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     assert list(plain["models"]) == models[1:]
     assert plain["missing"] == models[:1]
@@ -266,7 +266,7 @@ def test_what_was_scored_is_kept(
     assert set(recorded.checkpoints) == set(models[1:])
 
 
-def test_tables_begin_with_the_first_model_that_others_are_measured_by(
+def test_tables_begin_with_the_first_fine_tuned_model(
     evaluate: Evaluate, saved: Path, tmp_path: Path, spy: Spy
 ) -> None:
     spy.zero = "law_test"
@@ -278,7 +278,7 @@ def test_tables_begin_with_the_first_model_that_others_are_measured_by(
     assert plain["missing"] == [str(saved / "law")]
 
 
-def test_chat_templates_are_looked_at_first(
+def test_chat_templates_are_checked_first(
     evaluate: Evaluate, saved: Path, tmp_path: Path, spy: Spy
 ) -> None:
     def refused(sentence: str, *arguments: str) -> None:
@@ -291,18 +291,18 @@ def test_chat_templates_are_looked_at_first(
     content.update(apply_chat_template=True, include_path=str(saved / "tasks"), limit=2)
     for name in ("math", "law"):
         shutil.copytree(saved / name, tmp_path / name)
-        template = "{% for each in messages %}{{ each.content }} {% endfor %}"
+        template = "{% for message in messages %}{{ message.content }} {% endfor %}"
         (tmp_path / name / "chat_template.jinja").write_text(template, encoding="utf-8")
     content["domains"]["math"]["model"] = str(tmp_path / "math")
     tasks = write_recipe(tmp_path / "tasks.yml", content)
-    # Of a model that others are measured by, of one that is asked for, of a merge's base.
+    # A domain's fine-tuned model, a model that is asked for, and a merge's base lack a template.
     refused(f"{saved / 'law'}", str(tmp_path / "math"))
     content["domains"]["law"]["model"] = str(tmp_path / "law")
     tasks = write_recipe(tmp_path / "tasks.yml", content)
     refused(f"{saved / 'base'}", str(tmp_path / "math"), str(saved / "base"))
     whole = saved / "recipe.yml"
     refused(f"{saved / 'base'}, and so of {whole},", f"--recipe={whole}")
-    # mergekit gives the merge another one.
+    # These recipes give the merge another template.
     given = yaml.safe_load(whole.read_text(encoding="utf-8"))
     for number, change in enumerate(
         ({"chat_template": "chatml"}, {"tokenizer": {"source": str(tmp_path / "math")}})
@@ -318,14 +318,14 @@ def test_methods_of_other_plugins_are_left_to_mergekit(
 ) -> None:
     monkeypatch.setattr(mergekit_schema, "METHODS", {"dppa": mergekit_schema.METHODS["dppa"]})
     given = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
-    for each in given["models"]:
-        each["parameters"] = {"weight": 0.5}
+    for model in given["models"]:
+        model["parameters"] = {"weight": 0.5}
     path = write_recipe(tmp_path / "linear.yml", {**given, "merge_method": "task_arithmetic"})
     done = evaluate(f"--recipe={path}")
     assert done.exit_code == 0, done.output
 
 
-def test_a_copy_has_the_same_fingerprint_and_another_state_another(tmp_path: Path) -> None:
+def test_fingerprints_tell_contents_apart_and_not_copies(tmp_path: Path) -> None:
     folder = save_family(tmp_path, shard="50KB") / "math"
     assert len(list(folder.glob("*.safetensors"))) > 1
     copy = tmp_path / "elsewhere" / "named otherwise"

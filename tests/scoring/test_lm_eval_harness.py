@@ -1,4 +1,4 @@
-"""Scoring by lm-evaluation-harness: what is drawn, and what is refused."""
+"""Scoring by lm-evaluation-harness: few-shot examples, items, and refused tasks."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def harness(
     saved: Path, folder: Path, metric: str = "acc,none", more: str = "", **changes: object
 ) -> Harness:
-    """Of math's dev task, with more lines in its YAML file, and changes to it."""
+    """A harness for math's dev task, with more lines in its YAML file and changed keys."""
     shutil.copytree(saved / "tasks", folder / "tasks")
     lines = (folder / "tasks" / "math_dev.yaml").read_text(encoding="utf-8")
     loader = "custom_dataset: !function loader.load\n"
@@ -34,7 +34,7 @@ def harness(
     )
 
 
-def test_items_have_the_same_shots_every_time(saved: Path, tmp_path: Path) -> None:
+def test_items_have_the_same_fewshot_examples_every_time(saved: Path, tmp_path: Path) -> None:
     found = harness(saved, tmp_path, num_fewshot=2, fewshot_split="test")
     model = AutoModelForCausalLM.from_pretrained(saved / "math")
     tokenizer = AutoTokenizer.from_pretrained(saved / "math")
@@ -46,14 +46,14 @@ def test_items_have_the_same_shots_every_time(saved: Path, tmp_path: Path) -> No
     assert found.score(model, tokenizer, items) == first
 
 
-def test_a_metric_of_which_less_is_better(saved: Path, tmp_path: Path) -> None:
+def test_a_metric_whose_lower_values_are_better(saved: Path, tmp_path: Path) -> None:
     metrics = [{"metric": "acc", "aggregation": "mean", "higher_is_better": False}]
-    with pytest.raises(TasksError, match=r"^Task math_dev: of acc,none, less is better"):
+    with pytest.raises(TasksError, match=r"^Task math_dev: lower values of acc,none are better"):
         harness(saved, tmp_path, metric_list=metrics)
 
 
-def test_a_metric_of_ones_own(saved: Path, tmp_path: Path) -> None:
-    # lm-eval does not know whether more of it is better.
+def test_a_custom_metric(saved: Path, tmp_path: Path) -> None:
+    # lm-eval does not know whether higher values of it are better.
     (saved / "tasks" / "hits.py").write_text(
         "def hits(doc, results):\n    return {'hit': 1.0}\n", encoding="utf-8"
     )
@@ -64,7 +64,7 @@ def test_a_metric_of_ones_own(saved: Path, tmp_path: Path) -> None:
         "process_results: !function hits.hits\n",
         metric_list=[{"metric": "hit", "aggregation": "mean"}],
     )
-    assert found.items("math_dev") == 48
+    assert found.item_count("math_dev") == 48
 
 
 def test_a_task_that_runs_code(saved: Path, tmp_path: Path) -> None:
@@ -73,10 +73,8 @@ def test_a_task_that_runs_code(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("aggregation", "number"), [("mean", 48), ("median", 0)])
-def test_items_are_those_of_a_mean(
-    aggregation: str, number: int, saved: Path, tmp_path: Path
-) -> None:
-    # Of a model that is always right, the median of the items is their mean by chance.
+def test_only_a_mean_has_items(aggregation: str, number: int, saved: Path, tmp_path: Path) -> None:
+    # The model is always right, so the median of the items happens to be their mean.
     metrics = [{"metric": "acc", "aggregation": aggregation, "higher_is_better": True}]
     found = harness(saved, tmp_path, metric_list=metrics)
     model = AutoModelForCausalLM.from_pretrained(saved / "math")

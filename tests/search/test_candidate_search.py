@@ -8,7 +8,8 @@ import pytest
 from landscape import Landscape, hill
 
 from dppa_mergekit.errors import ParameterError
-from dppa_mergekit.scoring.ratios import DomainObjective, Items, MergeObjective, Score, Scores
+from dppa_mergekit.scoring.objectives import DomainObjective, MergeObjective
+from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tasks import TasksError
 from dppa_mergekit.search.candidate_search import CandidateSearch, Options, SearchResult
 from dppa_mergekit.search.factor_trials import Proposal
@@ -170,7 +171,7 @@ def test_a_dense_score_of_zero_names_the_task() -> None:
         def dense(self, items: Items) -> Scores:
             return {task: Score.of([0.0] * len(chosen)) for task, chosen in items.items()}
 
-    with pytest.raises(TasksError, match="Task a: the unmerged model itself scores 0"):
+    with pytest.raises(TasksError, match="Task a: the model before merging scores 0"):
         run(Nothing(hill(1.0, 1.0)))
 
 
