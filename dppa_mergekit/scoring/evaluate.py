@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from dppa_mergekit.checks.checkpoint_files import of_folder
+from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
 from dppa_mergekit.live.source_model import Placement, SourceModel, fingerprint
@@ -261,7 +261,7 @@ def _template_donor(recipe: Recipe) -> str | None:
 
 def _refuse_broken(folder: Path, model: str) -> None:
     """Refuse a folder that is not whole, or holds two merges: its scores would say nothing."""
-    _, found = of_folder(folder, model)
+    _, found = inspect_folder(folder, model)
     for each in found:
         if each.severity == "error":
             raise CheckpointError(f"{model}: {each.sentence}")
