@@ -11,7 +11,7 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "a method that is a list",
         lambda content: content.update(merge_method=["dppa"]),
-        "merge_method: ['dppa'] is not one",
+        "merge_method: unknown method ['dppa']",
     ),
     (
         "no weight",
@@ -28,12 +28,12 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "models that are no list",
         lambda content: content.update(models="./math"),
-        "models: it is no list.",
+        "models: it is not a list.",
     ),
     (
         "misspelt method",
         lambda content: content.update(merge_method="dpaa"),
-        "merge_method: dpaa is not one; did you mean dppa?",
+        "merge_method: unknown method dpaa; did you mean dppa?",
     ),
     (
         "misspelt parameter",
@@ -48,7 +48,8 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "parameter of another method",
         lambda content: content["models"][0]["parameters"].update(gamma=0.1),
-        "dppa has no parameter gamma",
+        "dppa has no parameter gamma, and mergekit ignores it: breadcrumbs and "
+        "breadcrumbs_ties have it.",
     ),
     (
         "beside parameters",
@@ -114,7 +115,7 @@ MISTAKES: list[tuple[str, Change, str]] = [
         "the filter 'attnn' is in no tensor's name",
     ),
     ("no base", lambda content: content.pop("base_model"), "dppa needs one, and there is none"),
-    ("dtype", lambda content: content.update(dtype="bf16"), "'bf16' is not one; allowed is"),
+    ("dtype", lambda content: content.update(dtype="bf16"), "dtype: it is 'bf16'; allowed is"),
     (
         "no folder",
         lambda content: content["models"][0].update(model="./nowhere"),
@@ -123,7 +124,7 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "a name that no file can have",
         lambda content: content["models"][0].update(model="x" * 5000),
-        "it is no folder, and the Hub has it not",
+        "it is neither a local folder nor a repository on the Hub",
     ),
     (
         "a model that is a number",
@@ -143,7 +144,7 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "no folder of the base",
         lambda content: content.update(base_model="./nowhere"),
-        "its base model is not here to compare the others with.",
+        "its base model cannot be read here to compare the others with.",
     ),
     (
         "given twice",
@@ -175,10 +176,10 @@ def test_mergekits_own_methods(family: Path, tmp_path: Path) -> None:
     done = of_recipe(tmp_path, recipe(family, "ties", models))
     assert said(done, "error") == [
         f"error: models, {family / 'math'}: ties has no parameter amplify_90, and mergekit ignores "
-        f"it: known are int8_mask, normalize, rescale, lambda, weight, density."
+        f"it: dppa, dppa_ties and dare_dpa have it."
     ]
     models = {"math": {"weight": float("inf")}}
-    assert "no finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
+    assert "not a finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
 
 
 def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text() + "merge_method: ties\n", encoding="utf-8")
     lines = len(path.read_text().splitlines())
     done = check(path)
-    assert f"error: line {lines}: merge_method is there already" in done.stdout
+    assert f"error: line {lines}: merge_method is already set in line 2: keep one." in done.stdout
     # What a merge key brings may be overridden.
     base, math, law = (family / name for name in ("base", "math", "law"))
     text = f"""merge_method: dppa
@@ -200,9 +201,9 @@ models:
     path.write_text(text, encoding="utf-8")
     assert check(path).exit_code == 0
     path.write_text(text.replace("weight: 0.4", "weight: 0.4, weight: 0.3"), encoding="utf-8")
-    assert "error: line 7: weight is there already, in line 7" in check(path).stdout
+    assert "error: line 7: weight is already set in line 7" in check(path).stdout
     path.write_text("- 1\n", encoding="utf-8")
-    assert "no mapping" in check(path).stdout
+    assert "it is not a mapping with merge_method" in check(path).stdout
 
 
 @pytest.mark.parametrize(
@@ -229,8 +230,6 @@ def test_models_that_are_mappings(family: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stdout
     notes = said(done, "note")
     assert any("its model is written as a mapping" in each for each in notes)
-    assert (
-        "note: recipe: its base_model is written as a mapping, which is not looked into." in notes
-    )
+    assert "note: recipe: its base_model is written as a mapping, which is not checked." in notes
     # Fine-tuned models are not taken for the base.
     assert not any("differ by" in each for each in notes)
