@@ -7,6 +7,9 @@ from check_command import check, of_recipe, said
 from checkpoint_edits import Change
 from checkpoints import recipe, write_recipe
 
+from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.recipes import Recipe
+
 MISTAKES: list[tuple[str, Change, str]] = [
     (
         "a method that is a list",
@@ -209,17 +212,21 @@ models:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("models: [", "it is not YAML"),
-        ("base_model: {{ base }}", "found unhashable key"),
-        ("? [a, b]\n: c", "found unhashable key"),
-        ("merge_method: dppa\0", "unacceptable character #x0000"),
-        ("base_model: 2024-02-30", "it is not YAML: day is out of range"),
+        ("models: [", "expected the node content, but found '<stream end>' (line 1, column 10)"),
+        ("a: 1\nx: y: z", "mapping values are not allowed here (line 2, column 5)"),
+        ("base_model: {{ base }}", "found unhashable key (line 1, column 14)"),
+        ("? [a, b]\n: c", "found unhashable key (line 1, column 3)"),
+        ("merge_method: dppa\0", "unacceptable character #x0000 (character 19 of the file)"),
+        ("base_model: 2024-02-30", "day is out of range for month"),
     ],
 )
 def test_what_is_not_yaml(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yml"
     path.write_text(text, encoding="utf-8")
-    assert sentence in said(check(path), "error")[0]
+    assert said(check(path), "error") == [f"error: recipe: it is not YAML: {sentence}."]
+    with pytest.raises(RecipeError) as refused:
+        Recipe.read(path)
+    assert refused.value.message == f"{path} is not YAML: {sentence}."
 
 
 def test_models_that_are_mappings(family: Path, tmp_path: Path) -> None:
