@@ -1,24 +1,24 @@
 """The errors of this package.
 
-Each is one sentence that names the thing, what was found and what is allowed. They are click
-exceptions, so that mergekit's own commands, which are click commands, end with that sentence
-alone and exit status 1; and runtime errors, so that pydantic lets them pass unchanged while
-mergekit plans (a ValueError would be rewrapped, with a traceback and a link).
+The message of each is one sentence: the thing, the value that was found, and what is allowed. They
+are click exceptions, so that mergekit's own commands, which are click commands, end with that
+sentence alone and exit status 1. They are runtime errors, so that pydantic lets them pass unchanged
+while mergekit plans; it would wrap a ValueError, with a traceback and a link.
 """
 
 import click
 
 
 class DppaError(click.ClickException, RuntimeError):
-    """A mistake in what the user gave: a recipe, a parameter, a checkpoint."""
+    """A mistake in the user's input: a recipe, a parameter, a checkpoint."""
 
 
 class ParameterError(DppaError):
-    """A parameter's value is not allowed."""
+    """A parameter has a value that is not allowed."""
 
 
 class RecipeError(DppaError):
-    """The recipe asks for what this method cannot do."""
+    """The recipe asks for something that its method cannot do."""
 
 
 class CheckpointError(DppaError):
@@ -26,5 +26,5 @@ class CheckpointError(DppaError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error of another package says, without its full stop."""
+    """Return the first line of another package's error message, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

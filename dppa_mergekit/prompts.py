@@ -1,4 +1,4 @@
-"""Prompts, with or without completions, from a file of the user's: a line each, or JSON lines."""
+"""Prompts, with or without completions, read from a user's file: one a line, or JSON lines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Prompt:
     """A prompt.
 
     Attributes:
-        text: Its text; not blank.
-        completion: What is to follow; None where that is not known.
+        text: The text of the prompt; not blank.
+        completion: The text that should follow it; None where that is not known.
     """
 
     text: str
@@ -23,17 +23,22 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a text file, one a line, or of a .jsonl file, with `prompt`, `completion`.
+    """Read prompts from a text file, one a line, or from a .jsonl file.
+
+    Args:
+        path: The file. A line of a .jsonl file is {"prompt": "...", "completion": "..."}; the
+            completion may be left out.
 
     Raises:
-        DppaError: It cannot be read, or holds none.
+        DppaError: The file cannot be read, holds no prompts, or has a line that is no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other line ends
+        # Not splitlines: JSON may contain other line separators.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DppaError(f"{path} cannot be read: {error}.") from error
     prompts = [
-        _parsed(line, f"{path}: line {number}") if path.suffix == ".jsonl" else Prompt(line)
+        _parse(line, f"{path}: line {number}") if path.suffix == ".jsonl" else Prompt(line)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
@@ -43,7 +48,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     return found
 
 
-def _parsed(line: str, where: str) -> Prompt:
+def _parse(line: str, where: str) -> Prompt:
     try:
         content = json.loads(line)
         prompt, completion = content["prompt"], content.get("completion")

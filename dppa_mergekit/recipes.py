@@ -1,6 +1,6 @@
-"""Recipes as their files have them: what mergekit reads, with numbers filled in.
+"""Merge recipes: reading them, asking for their models and parameters, filling in numbers.
 
-Everything that is not filled in stays as it was, but for comments and layout.
+A recipe keeps everything that is not filled in as its file has it, except comments and layout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ Setting: TypeAlias = float | Sequence[float]
 """A number, or mergekit's gradient: knots from the first layer to the last."""
 
 Weight: TypeAlias = float | Mapping[Block | None, float]
-"""Of a model: one for all of it, or block by block and, under None, for what is in no block."""
+"""The weight of a model: one number, or one for each block and, under None, for tensors outside
+all blocks."""
+
+YAML_ERRORS = (yaml.YAMLError, ValueError)
+"""The errors of PyYAML for a text that is not YAML; a ValueError for a date such as 2024-02-30."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Recipe:
     """A merge recipe.
 
     Attributes:
-        content: What its YAML holds.
-        origin: What it is called in messages.
+        content: The content of its YAML.
+        origin: The name of the recipe in messages.
     """
 
     content: Node
@@ -46,14 +50,14 @@ class Recipe:
         """Read a recipe's file.
 
         Raises:
-            RecipeError: It cannot be read, is not YAML, or mergekit does not understand it.
+            RecipeError: The file cannot be read, is not YAML, or mergekit refuses the recipe.
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read: {error}.") from error
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
-            raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        except YAML_ERRORS as error:
+            raise RecipeError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
         if not isinstance(content, dict):
             raise RecipeError(f"{path} holds no recipe; allowed is a mapping with merge_method.")
         recipe = cls(content, str(path))
@@ -61,14 +65,18 @@ class Recipe:
         return recipe
 
     def configuration(self) -> MergeConfiguration:
-        """What mergekit makes of it. Raises RecipeError where mergekit refuses it."""
+        """Return the recipe as mergekit parses it.
+
+        Raises:
+            RecipeError: mergekit refuses it.
+        """
         import pydantic
         from mergekit.config import MergeConfiguration
 
         try:
             return MergeConfiguration.model_validate(deepcopy(self.content))
         except (pydantic.ValidationError, RuntimeError, ValueError) as error:
-            raise RecipeError(f"{self.origin}: {_first_sentence(error)}.") from error
+            raise RecipeError(f"{self.origin}: {_first_problem(error)}.") from error
 
     @property
     def method(self) -> str:
@@ -76,46 +84,50 @@ class Recipe:
         return str(self.content["merge_method"])
 
     def fine_tuned(self) -> list[str]:
-        """The fine-tuned models, as the recipe spells them, in its order."""
+        """Return the fine-tuned models, as the recipe spells them, in its order."""
         base = identity(self.content.get("base_model"))
-        named = {identity(each["model"]): str(each["model"]) for each in _inputs(self.content)}
-        return [name for key, name in named.items() if key != base]
+        spelled = {identity(entry["model"]): str(entry["model"]) for entry in _inputs(self.content)}
+        return [name for model, name in spelled.items() if model != base]
 
     def weights(self) -> dict[str, float]:
-        """The weights of the fine-tuned models, as the recipe spells them.
+        """Return the weights of the fine-tuned models, under the recipe's spellings.
 
         Raises:
-            RecipeError: One is not a plain number, or not the same in all slices.
+            RecipeError: A weight is not a plain number, or differs between slices.
         """
-        found: dict[str, float] = {}
-        for each, given in inputs_of(self.content):
-            name = str(each["model"])
+        weights: dict[str, float] = {}
+        for entry, parameters in inputs_of(self.content):
+            name = str(entry["model"])
             if identity(name) == identity(self.content.get("base_model")):
                 continue
-            weight = given.get("weight")
+            weight = parameters.get("weight")
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise RecipeError(
-                    f"{self.origin}: the weight of {name} is {weight!r}; to be tuned, it must "
-                    f"begin as a number."
+                    f"{self.origin}: the weight of {name} is {weight!r}; a search or AdaMerging "
+                    f"starts from a number."
                 )
-            if found.setdefault(self.named(name), float(weight)) != weight:
+            first = weights.setdefault(self.named(name), float(weight))
+            if first != weight:
                 raise RecipeError(
-                    f"{self.origin}: the weight of {name} is {found[self.named(name)]:g} in one "
-                    f"place and {weight:g} in another; to be tuned, it must begin as one number."
+                    f"{self.origin}: the weight of {name} is {first:g} in one place and "
+                    f"{weight:g} in another; a search or AdaMerging starts from one number."
                 )
-        return found
+        return weights
 
     @property
     def is_sliced(self) -> bool:
-        """Whether layers come in several slices, within each of which mergekit counts knots."""
-        every = [holder.get("slices") for holder in holders(self.content)]
-        return any(isinstance(slices, list) and len(slices) > 1 for slices in every)
+        """Whether layers come in several slices; mergekit counts a gradient's knots in each."""
+        stacks = [holder.get("slices") for holder in holders(self.content)]
+        return any(isinstance(slices, list) and len(slices) > 1 for slices in stacks)
 
     def named(self, model: str) -> str:
-        """How the recipe spells a fine-tuned model.
+        """Return the recipe's own spelling of a fine-tuned model.
+
+        Args:
+            model: Any spelling of the model.
 
         Raises:
-            RecipeError: It has no such model.
+            RecipeError: The recipe has no such model.
         """
         for name in self.fine_tuned():
             if identity(name) == identity(model):
@@ -125,32 +137,32 @@ class Recipe:
         )
 
     def parameters(self, model: str) -> Node:
-        """The parameters of one fine-tuned model, where it stands first; the shared ones, too."""
+        """Return the parameters of the first entry of a fine-tuned model, and the shared ones."""
         wanted = identity(model)
-        for each, given in inputs_of(self.content):
-            if identity(each["model"]) == wanted:
-                return given
+        for entry, parameters in inputs_of(self.content):
+            if identity(entry["model"]) == wanted:
+                return parameters
         return dict(_parameters_of(self.content))
 
     def with_parameters(self, model: str, values: Mapping[str, object]) -> Recipe:
-        """The recipe with parameters of one fine-tuned model set anew, whatever they were.
+        """Return the recipe with new values for parameters of one fine-tuned model.
 
         Args:
-            model: Any spelling of it.
-            values: Parameter -> number, or what else mergekit allows.
+            model: Any spelling of the model.
+            values: Parameter -> number, or any other setting that mergekit allows.
         """
         content = deepcopy(self.content)
         wanted = identity(self.named(model))
-        for each in _inputs(content):
-            if identity(each["model"]) == wanted:
-                each["parameters"] = {**_parameters_of(each), **values}
+        for entry in _inputs(content):
+            if identity(entry["model"]) == wanted:
+                entry["parameters"] = {**_parameters_of(entry), **values}
         return Recipe(content, self.origin)
 
     def alone(self, model: str) -> Recipe:
-        """The recipe of one fine-tuned model alone on the base, at weight 1 and lambda 1.
+        """Return the recipe that merges one fine-tuned model into the base, at weight and lambda 1.
 
         Args:
-            model: Any spelling of it.
+            model: Any spelling of the model.
         """
         recipe = self.with_parameters(model, {"weight": 1.0})
         kept = {identity(self.named(model)), identity(self.content.get("base_model"))}
@@ -159,9 +171,9 @@ class Recipe:
                 inputs = holder.get(key)
                 if isinstance(inputs, list):
                     holder[key] = [
-                        each
-                        for each in inputs
-                        if isinstance(each, dict) and identity(each.get("model")) in kept
+                        entry
+                        for entry in inputs
+                        if isinstance(entry, dict) and identity(entry.get("model")) in kept
                     ]
             shared = holder.get("parameters")
             if isinstance(shared, dict):
@@ -169,10 +181,10 @@ class Recipe:
         return recipe
 
     def weighted(self, weights: Mapping[str, Weight]) -> Recipe:
-        """The recipe with the weights of fine-tuned models set anew, whatever they were.
+        """Return the recipe with new weights of fine-tuned models.
 
         Args:
-            weights: Any spelling of a model -> its weight.
+            weights: Model, in any spelling -> its weight.
         """
         recipe = self
         for model, weight in weights.items():
@@ -181,102 +193,136 @@ class Recipe:
         return recipe
 
     def with_start(self, weight: float) -> Recipe:
-        """The recipe with a weight for the fine-tuned models that have none."""
+        """Return the recipe with a weight for the fine-tuned models that have none."""
         content = deepcopy(self.content)
         base = identity(content.get("base_model"))
-        for each, given in inputs_of(content):
-            if identity(each["model"]) != base and "weight" not in given:
-                each["parameters"] = {"weight": weight, **_parameters_of(each)}
+        for entry, parameters in inputs_of(content):
+            if identity(entry["model"]) != base and "weight" not in parameters:
+                entry["parameters"] = {"weight": weight, **_parameters_of(entry)}
         return Recipe(content, self.origin)
 
     def to_yaml(self) -> str:
-        """The text of its file."""
+        """Return the text of the recipe's file."""
         return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
 
 
 def _filters(weights: Mapping[Block | None, float]) -> list[Node]:
-    """mergekit's filters for a weight of each block, exact where its gradients would round.
+    """Return mergekit's filters for the weight of each block; its gradients would round.
 
-    A filter is a part of a tensor's name, and the first that fits counts: longer stacks come
-    first, since one may end as another does.
+    A filter is a part of a tensor's name, and the first match counts. So longer stacks come first,
+    since one stack's name may end with another's.
     """
     blocks = sorted(
         (block for block in weights if block is not None),
         key=lambda block: (-len(block.stack), block),
     )
-    found: list[Node] = [
+    filters: list[Node] = [
         {"filter": f"{block.stack}.{block.number}.", "value": weights[block]} for block in blocks
     ]
-    return [*found, {"value": weights[None]}] if None in weights else found
+    return [*filters, {"value": weights[None]}] if None in weights else filters
 
 
 def at_layer(setting: Setting, layer: int, layers: int) -> float:
-    """What a setting is in one of so many layers, by mergekit's own interpolation."""
+    """Return the value of a setting in a layer, by mergekit's own interpolation.
+
+    Args:
+        setting: A number or a gradient.
+        layer: The number of the layer, from 0.
+        layers: How many layers there are.
+    """
     if isinstance(setting, (int, float)):
         return float(setting)
     from mergekit.config import evaluate_setting
 
-    place = layer / (layers - 1) if layers > 1 else 1
-    return float(evaluate_setting("", list(setting), place, validate=float))
+    position = layer / (layers - 1) if layers > 1 else 1
+    return float(evaluate_setting("", list(setting), position, validate=float))
 
 
 def holders(content: Node) -> Iterator[Node]:
-    """Whatever may hold a list of inputs or shared parameters: the recipe, its modules, slices."""
+    """Yield all that may hold inputs or shared parameters: the recipe, its modules, its slices."""
     yield content
     modules = content.get("modules")
     for module in modules.values() if isinstance(modules, dict) else ():
         if isinstance(module, dict):
             yield from holders(module)
     slices = content.get("slices")
-    for each in slices if isinstance(slices, list) else ():
-        if isinstance(each, dict):
-            yield each
+    for stretch in slices if isinstance(slices, list) else ():
+        if isinstance(stretch, dict):
+            yield stretch
 
 
 def inputs_of(content: Mapping[str, object]) -> Iterator[tuple[Node, Node]]:
-    """The entry of every input model, wherever the recipe has one, and what parameters it gets.
+    """Yield the entry of every input model in a recipe, with the parameters that it gets.
 
-    Its own come first, then those of its slice, of its module, and of the recipe, as in mergekit
-    (mergekit/config.py, 0.1.5).
+    Its own parameters come before those of its slice, of its module, and of the recipe, as in
+    mergekit (mergekit/config.py, 0.1.5).
     """
     shared = _parameters_of(content)
     for key in ("models", "sources"):
         inputs = content.get(key)
-        for each in inputs if isinstance(inputs, list) else ():
-            if isinstance(each, dict) and "model" in each:
-                yield each, {**shared, **_parameters_of(each)}
+        for entry in inputs if isinstance(inputs, list) else ():
+            if isinstance(entry, dict) and "model" in entry:
+                yield entry, {**shared, **_parameters_of(entry)}
     modules, slices = content.get("modules"), content.get("slices")
     within = [*modules.values()] if isinstance(modules, dict) else []
     within += slices if isinstance(slices, list) else []
     for holder in within:
         if isinstance(holder, dict):
-            for each, given in inputs_of(holder):
-                yield each, {**shared, **given}
+            for entry, parameters in inputs_of(holder):
+                yield entry, {**shared, **parameters}
 
 
 def _inputs(content: Node) -> Iterator[Node]:
-    """The entry of every input model, wherever the recipe has one."""
-    return (each for each, _ in inputs_of(content))
+    """Yield the entry of every input model in a recipe."""
+    return (entry for entry, _ in inputs_of(content))
 
 
 def _parameters_of(holder: Mapping[str, object]) -> Node:
-    """What stands under `parameters`, where that is a mapping."""
-    held = holder.get("parameters")
-    return held if isinstance(held, dict) else {}
+    """Return the content of `parameters`; empty where that is not a mapping."""
+    parameters = holder.get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
 
 
 def identity(model: object) -> object:
-    """What is the same for two spellings of one model: real paths where they exist."""
-    if isinstance(model, str) and os.path.exists(model):
-        return os.path.realpath(model)
-    return str(model)
+    """Return a text that is the same for all spellings of one model.
+
+    Args:
+        model: A folder or a name on the Hub, with or without `@revision` and `+LoRA`; or mergekit's
+            reference to it. Folders are resolved to their real paths.
+    """
+    spelling = str(model)
+    if os.path.exists(spelling):
+        return os.path.realpath(spelling)
+    return "+".join(_resolve(part) for part in spelling.split("+"))
 
 
-def _first_sentence(error: Exception) -> str:
+def _resolve(part: str) -> str:
+    path, at, revision = part.partition("@")
+    return (os.path.realpath(path) if os.path.exists(path) else path) + at + revision
+
+
+def describe_yaml_error(error: yaml.YAMLError | ValueError) -> str:
+    """Return what is wrong with a text that is not YAML, and where, on one line.
+
+    Args:
+        error: One of `YAML_ERRORS`. PyYAML's own message of an error takes several lines.
+    """
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    if isinstance(error, yaml.reader.ReaderError):
+        return (
+            f"unacceptable character #x{error.character:04x} (character {error.position + 1} of "
+            f"the file)"
+        )
+    return " ".join(str(error).split())
+
+
+def _first_problem(error: Exception) -> str:
     import pydantic
 
     if isinstance(error, pydantic.ValidationError):
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        return f"{place}: {first['msg']}" if place else str(first["msg"])
+        field = ".".join(map(str, first["loc"]))
+        return f"{field}: {first['msg']}" if field else str(first["msg"])
     return str(error).strip().rstrip(".")

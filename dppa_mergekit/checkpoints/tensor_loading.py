@@ -1,8 +1,8 @@
 """One tensor of one model, as mergekit reads it: with aliases, ties, conversions and casts.
 
 mergekit plans a task for every tensor that it reads: LoadTensor (mergekit/io/tasks.py, release
-0.1.5), or SimpleLoadTensor under mergekit-pytorch (mergekit/scripts/merge_raw_pytorch.py). This is
-the one place that tells them apart.
+0.1.5), or SimpleLoadTensor under mergekit-pytorch (mergekit/scripts/merge_raw_pytorch.py). Only
+this module tells them apart.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ def _is_raw(load: Load) -> bool:
 
 
 def own_name(load: Load) -> str:
-    """The tensor's name in the model that it is read from."""
+    """Return the tensor's name in the model that it is read from."""
     return str(load.tensor_name if _is_raw(load) else load.tensor)
 
 
 def possible_names(load: Load) -> list[str]:
-    """The names under which the model may store it, its own first."""
+    """Return the names under which the model may store the tensor, its own name first."""
     if _is_raw(load):
         return [own_name(load)]
     return [own_name(load), *(load.aliases or ()), *(load.tied_names or ())]
 
 
 def reading(load: Load) -> list[object]:
-    """Plain data that says what is read of a checkpoint, and what it is cast to."""
+    """Return plain data that says which tensor is read and to which dtype it is cast."""
     return [possible_names(load), load.dtype]
 
 
 def checkpoint_of(load: Load, model: object) -> Checkpoint:
-    """The files that it is read from; mergekit holds their index already."""
+    """Return the files that a tensor is read from; mergekit holds their index already."""
     if _is_raw(load):
         from mergekit.scripts.merge_raw_pytorch import SimpleLoaderCache
 
@@ -54,9 +54,9 @@ def checkpoint_of(load: Load, model: object) -> Checkpoint:
 
 
 def is_convertible(load: Load) -> bool:
-    """Whether transformers knows conversions for the model's type, as for unstacked experts.
+    """Return whether transformers converts checkpoints of this type, as for unstacked experts.
 
-    The conversion itself is tried when the tensor is read, still before anything is written.
+    The conversion itself is tried when the tensor is read, which is before anything is written.
     """
     if _is_raw(load):
         return False
@@ -68,16 +68,16 @@ def is_convertible(load: Load) -> bool:
 
 
 def read(load: Load, model: object) -> torch.Tensor | None:
-    """The tensor as the merge will see it, but always on the CPU; None for an optional one missing.
+    """Return the tensor as the merge will see it, on the CPU; None if it is optional and missing.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The tensor cannot be read.
     """
     try:
         tensor: torch.Tensor | None = load.model_copy(update={"device": None}).execute()
     except DppaError:
         raise
-    # Whatever mergekit, safetensors or torch raise for a damaged file or a failed conversion.
+    # mergekit, safetensors and torch raise many kinds for a damaged file or a failed conversion.
     except Exception as error:
         raise CheckpointError(
             f"{model}: tensor {own_name(load)} cannot be read ({type(error).__name__}: {error})."

@@ -1,5 +1,6 @@
-"""What is wrong with a recipe before a merge, or with a folder after it.
+"""Checks: what is wrong with a recipe before a merge, or with a folder after it.
 
-An answer takes a second: torch and mergekit are imported only to compute tensors anew, and where
-the names of stored tensors do not agree.
+A check takes a second. It imports torch and mergekit only where stored tensors differ in name
+between models or filters match none, which mergekit's plan resolves, and where tensors are computed
+again.
 """

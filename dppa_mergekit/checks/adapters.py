@@ -1,9 +1,8 @@
-"""LoRAs of a recipe, and what mergekit's cache holds of them from an earlier run.
+"""LoRAs of a recipe, and what mergekit's cache holds of them from earlier merges.
 
-mergekit 0.1.5 merges an adapter into its model once and takes what it finds the next time: an
-older version of the adapter in silence, and a folder that a killed run left, although it cannot be
-loaded.
-Read off mergekit/common.py (ModelReference.merged).
+mergekit 0.1.5 merges an adapter into its model once, and takes the folder that it finds the next
+time: without a word if it is of an older version of the adapter, and even if a killed run left it
+and it cannot be loaded. See mergekit/common.py (ModelReference.merged).
 """
 
 from __future__ import annotations
@@ -13,62 +12,65 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dppa_mergekit.checks.checkpoint_files import of_folder
+from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.checks.findings import Finding, error, warning
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def checked(model: str, cache: Path | None) -> Iterator[Finding]:
-    """What is wrong with the adapter of a model, if it has one.
+def check_adapter(model: str, cache: Path | None) -> Iterator[Finding]:
+    """Yield what is wrong with the adapter of a model, if it has one.
 
     Args:
-        model: As a recipe spells it: the adapter stands after +.
-        cache: What the merge will be given as --lora-merge-cache; None if it is not known.
+        model: The model as a recipe spells it: the adapter follows a +.
+        cache: The folder that the merge will get as --lora-merge-cache; None if it is not known.
     """
     path, _, adapter = model.partition("+")
     if not adapter:
         return
-    where = Path(adapter)
-    if adapter.startswith(("/", ".", "~")) and not os.path.isdir(where):
+    adapter_folder = Path(adapter)
+    if adapter.startswith(("/", ".", "~")) and not os.path.isdir(adapter_folder):
         yield error(model, f"there is no adapter {adapter}.")
         return
     if cache is None:
         return
-    held = cache / f"{_unique(path)}_{_unique(adapter)}"
-    if not os.path.exists(held):
+    merged = cache / f"{_cache_name(path)}_{_cache_name(adapter)}"
+    if not os.path.exists(merged):
         return
-    weights = _weights(held)
+    weights = _find_weights(merged)
     if not weights:
         yield error(
             model,
-            f"{held} is there and holds no weights, as after a killed run: every merge will fail "
-            f"until it is removed.",
+            f"{merged} exists but holds no weights, as after a killed run: every merge fails until "
+            f"it is removed.",
         )
         return
-    _, found = of_folder(held, model)
-    for each in found:
-        if each.severity == "error":
-            yield error(model, f"{held}: {each.sentence} Remove it, and it is made anew.")
+    _, findings = inspect_folder(merged, model)
+    for finding in findings:
+        if finding.severity == "error":
+            yield error(
+                model,
+                f"{merged}: {finding.sentence} Remove the folder; the next merge makes it anew.",
+            )
             return
     oldest = min(file.stat().st_mtime for file in weights)
-    for folder in (where, Path(path)):
-        newer = [each for each in _weights(folder) if each.stat().st_mtime > oldest]
+    for folder in (adapter_folder, Path(path)):
+        newer = [file for file in _find_weights(folder) if file.stat().st_mtime > oldest]
         if newer:
             yield warning(
                 model,
-                f"{newer[0]} is newer than its merge in the cache, {held}, which would be taken "
-                f"in silence: remove that, if {folder} has changed.",
+                f"{newer[0]} is newer than its merge in the cache, {merged}, which mergekit would "
+                f"use all the same: remove that folder if {folder} has changed.",
             )
 
 
-def _unique(path: str) -> str:
-    """What mergekit's cache calls a model or an adapter."""
+def _cache_name(path: str) -> str:
+    """Return the name of a model or an adapter in mergekit's cache."""
     name = path.split("@")[0]
     return f"{Path(name).name}_{binascii.crc32(path.encode())}"
 
 
-def _weights(folder: Path) -> list[Path]:
+def _find_weights(folder: Path) -> list[Path]:
     if not os.path.isdir(folder):
         return []
     return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))

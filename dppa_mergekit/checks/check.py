@@ -1,23 +1,50 @@
-"""What `mergekit-dppa check` does: all checks of a recipe, or of a merged folder."""
+"""The driver of `mergekit-dppa check`: all checks of a recipe, or of a merged folder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dppa_mergekit import method_table
-from dppa_mergekit.checks import (
-    adapters,
-    checkpoint_files,
-    merged_folder,
-    model_compatibility,
-    output_folder,
-    recipe_text,
-    tensors,
-)
-from dppa_mergekit.checks.checkpoint_files import Checkpoint
+from dppa_mergekit.checks.adapters import check_adapter
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
+from dppa_mergekit.checks.checkpoint_files import check_dtypes, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note
+from dppa_mergekit.checks.merged_folder import check_merged_folder
+from dppa_mergekit.checks.missing_tensors import check_tensors
+from dppa_mergekit.checks.model_compatibility import check_against_base, check_names
+from dppa_mergekit.checks.output_folder import check_output, estimate_needs
+from dppa_mergekit.checks.recipe_text import check_keys, check_required
+from dppa_mergekit.checks.recipe_yaml import parse
+from dppa_mergekit.checks.sampled_weights import check_samples
+from dppa_mergekit.checks.slices import check_layer_order
 from dppa_mergekit.recipes import holders
+
+
+def check(path: str | os.PathLike[str]) -> list[Finding]:
+    """Return what is wrong with a recipe before a merge, or with a folder after it.
+
+    A recipe is checked with its models, by their headers; every weight of a folder is read once.
+
+    Args:
+        path: The file of a recipe of any of mergekit's methods, or a folder that a merge wrote.
+            Relative paths in the recipe start from the current folder, as in mergekit.
+
+    Returns:
+        Findings of severity "error", "warning" or "note"; without an error, the merge can begin or
+        is sound.
+
+    >>> from tempfile import NamedTemporaryFile
+    >>> with NamedTemporaryFile("w", suffix=".yml") as recipe:
+    ...     _ = recipe.write("merge_method: dpaa")
+    ...     recipe.flush()
+    ...     print(check(recipe.name)[0])
+    error: merge_method: unknown method dpaa; did you mean dppa?
+    """
+    path = Path(path)
+    found = check_folder(path, None) if path.is_dir() else check_recipe(path, None, sample=False)
+    return list(found)
 
 
 def check_recipe(
@@ -27,122 +54,135 @@ def check_recipe(
     lora_cache: Path | None = None,
     weighted: bool = True,
 ) -> Iterator[Finding]:
-    """What is wrong with a recipe, its models, and the folder that it is to write.
+    """Yield what is wrong with a recipe, its models, and the folder that it is to write.
 
     Args:
-        path: Of the recipe; paths in it count from the current folder, as mergekit has it.
+        path: The recipe's file. Relative paths in it start from the current folder, as in mergekit.
         out: The output folder; None where it is not known yet.
         sample: Whether slices of the weights are read.
-        lora_cache: Where mergekit keeps merged LoRAs; None where it is not known yet.
-        weighted: Whether weights must be there already.
+        lora_cache: The folder where mergekit keeps merged LoRAs; None where it is not known yet.
+        weighted: Whether fine-tuned models without a weight are errors.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         yield error(str(path), f"it cannot be read ({problem}).")
         return
-    content, found = recipe_text.parsed(text)
-    yield from found
+    content, findings = parse(text)
+    yield from findings
     if not content:
         return
-    yield from recipe_text.checked(content)
-    yield from recipe_text.lacking(content, weighted)
-    named = list(dict.fromkeys(_models(content)))
-    # What is wrong in one slice may be wrong in every other.
+    yield from check_keys(content)
+    yield from check_required(content, weighted)
+    # A mistake in one slice may be in every other.
     yield from dict.fromkeys(
         finding
-        for models, base in _lists(content)
-        for finding in model_compatibility.names(models, base)
+        for models, base in _find_input_lists(content)
+        for finding in check_names(models, base)
     )
     if (method := str(content.get("merge_method"))) in method_table.names():
-        yield from model_compatibility.moved_layers(content, method)
-    read: dict[str, Checkpoint] = {}
+        yield from check_layer_order(content, method)
+    named = list(dict.fromkeys(_find_models(content)))
+    inspected: dict[str, CheckpointFacts] = {}
     for model in named:
-        checkpoint, own = checkpoint_files.read(model)
-        yield from own
-        yield from adapters.checked(model, lora_cache)
-        if checkpoint is not None:
-            read[model] = checkpoint
-            yield from checkpoint_files.of_dtypes(checkpoint)
-    if read:
-        yield from _together(content, read, sample, out or Path())
+        facts, findings = inspect_model(model)
+        yield from findings
+        yield from check_adapter(model, lora_cache)
+        if facts is not None:
+            inspected[model] = facts
+            yield from check_dtypes(facts)
+    if inspected:
+        yield from _compare_models(content, inspected, sample, out or Path())
     if out is not None:
-        yield from output_folder.folder(out, named)
+        yield from check_output(out, named)
 
 
 def check_folder(folder: Path, verify: str | None) -> Iterator[Finding]:
-    """What is wrong with a merged folder.
+    """Yield what is wrong with a merged folder.
 
     Args:
-        folder: That a merge wrote.
-        verify: "sample" or "all": which tensors are computed again; None for none.
+        folder: The folder that a merge wrote.
+        verify: Which tensors are computed again: "sample", "all", or None for none.
     """
-    yield from merged_folder.checked(folder)
+    yield from check_merged_folder(folder)
     if verify is not None:
-        from dppa_mergekit.checks.recompute import verified
+        from dppa_mergekit.checks.recompute import verify_tensors  # imports torch
 
-        yield from verified(folder, verify == "all")
+        yield from verify_tensors(folder, verify == "all")
 
 
-def _together(
-    content: Mapping[str, object], read: Mapping[str, Checkpoint], sample: bool, out: Path
+def _compare_models(
+    content: Mapping[str, object],
+    inspected: Mapping[str, CheckpointFacts],
+    sample: bool,
+    out: Path,
 ) -> Iterator[Finding]:
-    """The models beside their base, or beside the first where the recipe names none."""
-    first = next(iter(read.values()))
-    base = first if content.get("base_model") is None else read.get(str(content["base_model"]))
-    alike: list[Checkpoint] = []
+    """Yield what does not fit between models and their base, or the first if there is no base.
+
+    Args:
+        content: The content of the recipe.
+        inspected: Model -> what is known of it.
+        sample: Whether slices of the weights are read.
+        out: The output folder, or the current one.
+    """
+    first = next(iter(inspected.values()))
+    named = content.get("base_model")
+    base = first if named is None else inspected.get(str(named))
+    comparable: list[CheckpointFacts] = []
     if base is None:
-        yield note("recipe", "its base model is not here to compare the others with.")
+        yield note("recipe", "its base model cannot be read here to compare the others with.")
     else:
-        for each in read.values():
-            if each is base:
+        for model in inspected.values():
+            if model is base:
                 continue
-            if _in_place(content, each, base):
-                alike.append(each)
+            if _keeps_layers(content, model, base):
+                comparable.append(model)
             else:
                 yield note(
-                    each.model,
+                    model.model,
                     "slices may move its layers: it was not compared with the base model.",
                 )
         has_tokenizer = bool(content.get("tokenizer") or content.get("tokenizer_source"))
-        for each in alike:
-            yield from model_compatibility.beside_base(each, base, has_tokenizer)
+        for model in comparable:
+            yield from check_against_base(model, base, has_tokenizer)
             if sample:
-                yield from model_compatibility.sampled(each, base)
-    yield from tensors.checked(content, alike, base or first)
-    yield from output_folder.needs(content, base or first, out)
+                yield from check_samples(model, base)
+    yield from check_tensors(content, comparable, base or first)
+    yield from estimate_needs(content, base or first, out)
 
 
-def _in_place(content: Mapping[str, object], fine_tuned: Checkpoint, base: Checkpoint) -> bool:
-    """Whether the layers of a model come beside those of the base."""
+def _keeps_layers(
+    content: Mapping[str, object], fine_tuned: CheckpointFacts, base: CheckpointFacts
+) -> bool:
+    """Return whether the layers of a model are merged with the same layers of the base."""
     if not any(holder.get("slices") for holder in holders(dict(content))):
         return True
-    here, there = (each.config.get("num_hidden_layers") for each in (fine_tuned, base))
-    return content.get("merge_method") in method_table.names() and here == there
+    ours, theirs = (model.config.get("num_hidden_layers") for model in (fine_tuned, base))
+    return content.get("merge_method") in method_table.names() and ours == theirs
 
 
-def _lists(content: Mapping[str, object]) -> Iterator[tuple[list[str], str | None]]:
-    """Every list of inputs in a recipe, and the base model that they are merged with."""
+def _find_input_lists(content: Mapping[str, object]) -> Iterator[tuple[list[str], str | None]]:
+    """Yield every list of inputs in a recipe, and the base model that they are merged with."""
     for holder in holders(dict(content)):
         base = holder.get("base_model") or content.get("base_model")
         for key in ("models", "sources"):
-            listed = holder.get(key)
-            named = [
-                str(each["model"])
-                for each in (listed if isinstance(listed, list) else ())
-                if isinstance(each, dict) and "model" in each
+            entries = holder.get(key)
+            models = [
+                str(entry["model"])
+                for entry in (entries if isinstance(entries, list) else ())
+                if isinstance(entry, dict) and "model" in entry
             ]
-            yield named, base if isinstance(base, str) else None
+            yield models, base if isinstance(base, str) else None
 
 
-def _models(content: object) -> Iterator[str]:
-    """Every model that a recipe names, wherever."""
+def _find_models(content: object) -> Iterator[str]:
+    """Yield every model that a recipe names, wherever it does."""
     if isinstance(content, list):
-        for each in content:
-            yield from _models(each)
+        for part in content:
+            yield from _find_models(part)
     elif isinstance(content, dict):
         for key, value in content.items():
             if key in ("model", "base_model") and isinstance(value, str):
                 yield value
             elif key in ("models", "slices", "modules", "sources") or isinstance(value, dict):
-                yield from _models(value)
+                yield from _find_models(value)

@@ -1,306 +1,199 @@
-"""Checkpoints by their headers, configuration and tokenizer; no weights are read.
+"""The files of a model, in a folder or on the Hub; no weights are read.
 
-A folder's safetensors headers are read here as the format has them: eight bytes that say how long
-the header is, and JSON. Of a name on the Hub, huggingface_hub fetches headers by range requests.
+For a name on the Hub, huggingface_hub fetches the headers by range requests.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
+from dppa_mergekit.checkpoints.safetensors_header import PLAIN_DTYPES, Header, read_headers
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_facts, read_json
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.report.phrases import count
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_SMALL = (
+
+SMALL_FILES = (
     "config.json",
     "generation_config.json",
     "tokenizer_config.json",
     "chat_template.jinja",
     "tokenizer.json",
 )
-"""What is fetched of a name on the Hub, beside headers."""
-
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of an element, of the dtypes that a merge can be in."""
+"""Files that are fetched from the Hub, beside headers."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file.
-
-    Attributes:
-        dtype: As safetensors names it.
-        shape: Of the tensor.
-        file: Its name; empty on the Hub.
-        start: Where its bytes begin in the file.
-        size: How many there are.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: str = ""
-    start: int = 0
-    size: int = 0
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What is known of a model without reading its weights.
-
-    Attributes:
-        model: As the recipe spells it.
-        folder: Where it is; None on the Hub.
-        tensors: By name; empty where they could not be looked at.
-        config: Of config.json.
-        vocabulary: Token -> number; empty where there is no tokenizer.json.
-        template: The chat template, if there is one.
-        ends: The tokens that end an answer, as the configurations name them.
-    """
-
-    model: str
-    folder: Path | None
-    tensors: Mapping[str, Stored]
-    config: Mapping[str, object] = field(default_factory=dict)
-    vocabulary: Mapping[str, int] = field(default_factory=dict)
-    template: str | None = None
-    ends: frozenset[int] = frozenset()
-
-
-def headers(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        CheckpointError: It is truncated, or no safetensors file.
-    """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= size - 8:
-                raise ValueError("the header is cut off")
-            content = json.loads(file.read(length))
-        content.pop("__metadata__", None)
-        found = {}
-        for name, each in content.items():
-            start, end = each["data_offsets"]
-            place = 8 + length + start
-            found[name] = Stored(each["dtype"], tuple(each["shape"]), path.name, place, end - start)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise CheckpointError(f"{path} is truncated or damaged ({problem}).") from problem
-    last = max((each.start + each.size for each in found.values()), default=8 + length)
-    if last > size:
-        raise CheckpointError(f"{path} is truncated: {size} of {last} bytes are there.")
-    return found
-
-
-def read(model: str) -> tuple[Checkpoint | None, list[Finding]]:
-    """A model of a recipe, and what is wrong with it by itself; None where it is not there.
+def inspect_model(model: str) -> tuple[CheckpointFacts | None, list[Finding]]:
+    """Return the facts of a model and what is wrong with its files; no facts if it is not found.
 
     Args:
-        model: A folder or a name on the Hub; with a revision after @, and a LoRA after +.
+        model: A folder or a name on the Hub; a revision follows an @, a LoRA a +.
     """
     path, _, adapter = model.partition("+")
-    found: list[Finding] = []
+    findings: list[Finding] = []
     if adapter:
-        found.append(
-            note(model, "its LoRA is merged before the merge; only the model below it is checked.")
+        findings.append(
+            note(model, "mergekit merges its LoRA first; only the model below it is checked.")
         )
     if os.path.isdir(path):
-        checkpoint, own = of_folder(Path(path), model)
-        return checkpoint, [*found, *own]
+        facts, own = inspect_folder(Path(path), model)
+        return facts, [*findings, *own]
     if path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        return None, [*found, error(model, "there is no such folder.")]
-    remote, own = _of_hub(path, model)
-    return remote, [*found, *own]
+        return None, [*findings, error(model, "there is no such folder.")]
+    remote, own = _inspect_repository(path, model)
+    return remote, [*findings, *own]
 
 
-def of_folder(folder: Path, model: str) -> tuple[Checkpoint, list[Finding]]:
-    """A folder's checkpoint, and what is wrong with it."""
-    found = list(_misplaced(folder, model))
-    tensors: dict[str, Stored] = {}
-    placed = _index(folder, model, found)
-    files = sorted(set(placed.values())) if placed else _loose(folder)
-    for name in files:
+def inspect_folder(folder: Path, model: str) -> tuple[CheckpointFacts, list[Finding]]:
+    """Return the facts of a model in a folder, and what is wrong with its files."""
+    findings = list(_check_single_file(folder, model))
+    index = _read_index(folder, model, findings)
+    names = sorted(set(index.values())) if index else _find_files(folder)
+    tensors: dict[str, Header] = {}
+    files: dict[str, str] = {}
+    for name in names:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            found.append(error(model, f"its index points outside the folder, to {name}."))
+            findings.append(error(model, f"its index points outside the folder, to {name}."))
             continue
         if not path.exists():
-            found.append(error(model, f"its index names {name}, which is not there."))
+            findings.append(error(model, f"its index names {name}, which is not there."))
             continue
         try:
-            tensors.update(headers(path))
+            headers = read_headers(path)
         except CheckpointError as problem:
-            found.append(error(model, str(problem)))
-    for name, file in placed.items():
-        if name in tensors and tensors[name].file != file:
-            found.append(error(model, f"its index says that {name} is in {file}, and it is not."))
-    whole = not any(each.severity == "error" for each in found)
-    for name in placed if whole else ():
-        if name not in tensors:
-            found.append(error(model, f"its index names tensor {name}, which no file holds."))
-    if not files:
-        binary = sorted(each.name for each in folder.glob("*.bin"))
-        found.append(
-            note(model, "its weights are pickled (.bin): they have no headers to be checked.")
-            if binary
+            findings.append(error(model, str(problem)))
+            continue
+        tensors.update(headers)
+        files.update(dict.fromkeys(headers, path.name))
+    findings.extend(_check_index(index, files, model, findings))
+    if not names:
+        findings.append(
+            note(model, "its weights are pickled (.bin) and have no headers to check.")
+            if any(folder.glob("*.bin"))
             else error(model, "there are no weights in the folder.")
         )
-    config = _json(folder / "config.json")
-    if config is None:
-        found.append(error(model, "config.json is missing, empty or no JSON."))
-    return (
-        Checkpoint(
-            model,
-            folder,
-            tensors,
-            config or {},
-            _vocabulary(folder),
-            _template(folder),
-            _ends(folder, config or {}),
-        ),
-        found,
-    )
+    if read_json(folder / "config.json") is None:
+        findings.append(error(model, "config.json is missing, empty or not JSON."))
+    return read_facts(model, folder, tensors, files, folder), findings
 
 
-def _misplaced(folder: Path, model: str) -> Iterator[Finding]:
+def _check_single_file(folder: Path, model: str) -> Iterator[Finding]:
     if (folder / INDEX).exists() and (folder / SINGLE).exists():
         yield error(
             model,
             f"it holds both {SINGLE} and an index of shards: transformers loads the single file, "
-            f"mergekit the shards; remove what is stale.",
+            f"mergekit the shards; remove whichever is stale.",
         )
 
 
-def _index(folder: Path, model: str, found: list[Finding]) -> dict[str, str]:
-    """Tensor -> file, of the index; empty where there is none."""
+def _read_index(folder: Path, model: str, findings: list[Finding]) -> dict[str, str]:
+    """Return tensor -> file by the index; empty if there is none or, with a finding, if damaged."""
     path = folder / INDEX
     if not path.exists():
         return {}
-    content = _json(path)
-    placed = None if content is None else content.get("weight_map")
-    if not isinstance(placed, dict) or not placed:
-        found.append(error(model, f"{INDEX} is damaged."))
+    content = read_json(path)
+    weight_map = None if content is None else content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        findings.append(error(model, f"{INDEX} is damaged."))
         return {}
-    return {str(name): str(file) for name, file in placed.items()}
+    return {str(name): str(file) for name, file in weight_map.items()}
 
 
-def _loose(folder: Path) -> list[str]:
+def _find_files(folder: Path) -> list[str]:
+    """Return the weight files of a folder without an index."""
     if (folder / SINGLE).exists():
         return [SINGLE]
     return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
-def _of_hub(name: str, model: str) -> tuple[Checkpoint | None, list[Finding]]:
+def _check_index(
+    index: dict[str, str], files: dict[str, str], model: str, before: list[Finding]
+) -> list[Finding]:
+    """Return where an index is wrong about tensors.
+
+    Args:
+        index: Tensor -> its file by the index.
+        files: Tensor -> the file that holds it.
+        model: The model as the recipe spells it.
+        before: Earlier findings. Tensors that no file holds are only reported if none is an error.
+    """
+    findings = [
+        error(model, f"its index says that {name} is in {file}, but it is not.")
+        for name, file in index.items()
+        if name in files and files[name] != file
+    ]
+    if not any(finding.severity == "error" for finding in (*before, *findings)):
+        findings += [
+            error(model, f"its index names tensor {name}, which no file holds.")
+            for name in index
+            if name not in files
+        ]
+    return findings
+
+
+def _inspect_repository(name: str, model: str) -> tuple[CheckpointFacts | None, list[Finding]]:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 
     repository, _, revision = name.partition("@")
     try:
         metadata = HfApi().get_safetensors_metadata(repository, revision=revision or None)
-        folder = Path(os.devnull)
-        for file in _SMALL:
+        small_files = Path(os.devnull)
+        for file in SMALL_FILES:
             with contextlib.suppress(EntryNotFoundError):
-                folder = Path(hf_hub_download(repository, file, revision=revision or None)).parent
+                downloaded = hf_hub_download(repository, file, revision=revision or None)
+                small_files = Path(downloaded).parent
     except NotASafetensorsRepoError:
-        return None, [note(model, "it has no safetensors files; its tensors are not looked at.")]
-    # Whatever the client raises: no network, no such name, no right to see it.
+        return None, [note(model, "it has no safetensors files, so its tensors are not checked.")]
+    # The client raises many kinds: no network, no such name, no right to see it.
     except Exception as problem:
         reason = " ".join(str(problem).split())[:200].rstrip(".")
-        return None, [error(model, f"it is no folder, and the Hub has it not ({reason}).")]
+        sentence = f"it is neither a local folder nor a repository on the Hub ({reason})."
+        return None, [error(model, sentence)]
     tensors = {
-        tensor: Stored(str(each.dtype), tuple(each.shape))
-        for held in metadata.files_metadata.values()
-        for tensor, each in held.tensors.items()
+        tensor: Header(str(described.dtype), tuple(described.shape))
+        for shard in metadata.files_metadata.values()
+        for tensor, described in shard.tensors.items()
     }
-    config = _json(folder / "config.json") or {}
-    return (
-        Checkpoint(
-            model,
-            None,
-            tensors,
-            config,
-            _vocabulary(folder),
-            _template(folder),
-            _ends(folder, config),
-        ),
-        [],
-    )
+    return read_facts(model, None, tensors, {}, small_files), []
 
 
-def _json(path: Path) -> dict[str, object] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _vocabulary(folder: Path) -> dict[str, int]:
-    content = _json(folder / "tokenizer.json") or {}
-    model, added = content.get("model"), content.get("added_tokens")
-    held = model.get("vocab") if isinstance(model, dict) else None
-    found: dict[str, int] = {}
-    if isinstance(held, dict):
-        found.update((str(token), int(number)) for token, number in held.items())
-    elif isinstance(held, list):
-        found.update(
-            (str(each[0]), number) for number, each in enumerate(held) if isinstance(each, list)
-        )
-    for each in added if isinstance(added, list) else ():
-        if isinstance(each, dict) and isinstance(each.get("id"), int):
-            found[str(each.get("content"))] = each["id"]
-    return found
-
-
-def _template(folder: Path) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8", errors="replace")
-    held = (_json(folder / "tokenizer_config.json") or {}).get("chat_template")
-    return held if isinstance(held, str) else None
-
-
-def _ends(folder: Path, config: Mapping[str, object]) -> frozenset[int]:
-    generation = _json(folder / "generation_config.json") or {}
-    held = generation.get("eos_token_id", config.get("eos_token_id"))
-    every = held if isinstance(held, list) else [held]
-    return frozenset(each for each in every if isinstance(each, int))
-
-
-def of_dtypes(checkpoint: Checkpoint) -> list[Finding]:
-    """Weights that a merge cannot read as numbers."""
-    strange = {
-        name: each.dtype
-        for name, each in checkpoint.tensors.items()
-        if each.dtype not in (*WIDTHS, "I64", "BOOL") and name.endswith("weight")
+def check_dtypes(facts: CheckpointFacts) -> list[Finding]:
+    """Return an error if a merge cannot read the weights as numbers."""
+    quantised = {
+        name: header.dtype
+        for name, header in facts.tensors.items()
+        if header.dtype not in PLAIN_DTYPES and name.endswith("weight")
     }
-    if not strange:
+    if not quantised:
         return []
-    name, dtype = next(iter(strange.items()))
+    name, dtype = next(iter(quantised.items()))
     return [
         error(
-            checkpoint.model,
-            f"{len(strange)} weights are quantised ({name} is {dtype}): their numbers mean "
-            f"nothing without their scales; merge an unquantised checkpoint.",
+            facts.model,
+            f"{count(len(quantised), 'weight is', 'weights are')} quantised ({name} is {dtype}): "
+            f"quantised numbers mean nothing without their scales; merge an unquantised "
+            f"checkpoint.",
         )
     ]
 
 
-def stale(folder: Path) -> list[Finding]:
-    """Weight files of a folder that its index does not name."""
-    named = set(_index(folder, str(folder), []).values())
-    if not named:
+def find_stale_files(folder: Path) -> list[Finding]:
+    """Return a warning for every weight file of a folder that its index does not name."""
+    indexed = set(_read_index(folder, str(folder), []).values())
+    if not indexed:
         return []
     return [
-        warning(str(folder), f"{path.name} is not in the index: it is left from another merge.")
+        warning(
+            str(folder), f"{path.name} is not in the index: it is left over from another merge."
+        )
         for path in sorted(folder.glob("*.safetensors"))
-        if path.name not in named and path.name != SINGLE
+        if path.name not in indexed and path.name != SINGLE
     ]

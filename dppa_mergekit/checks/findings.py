@@ -1,23 +1,27 @@
-"""Findings: what a check has to say, one sentence each."""
+"""Findings: the results of checks, one sentence each."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from dppa_mergekit.report.phrases import count
+from dppa_mergekit.tensor_names import natural_order
+
 Severity = Literal["error", "warning", "note"]
-"""An error is a merge that fails or is not what was meant; a note is for planning."""
+"""After an error, a merge fails or is not what was meant; after a warning, it may not be; a note
+helps to plan."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check found.
+    """One result of a check.
 
     Attributes:
         severity: How bad it is.
-        subject: What it is about: a place in the recipe, a model, a file.
+        subject: What the sentence is about: a part of the recipe, a model, a file.
         sentence: What is wrong with it, and what is allowed.
     """
 
@@ -26,27 +30,45 @@ class Finding:
     sentence: str
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the finding as the terminal shows it."""
         return f"{self.severity}: {self.subject}: {self.sentence}"
 
 
 def error(subject: str, sentence: str) -> Finding:
-    """A merge would fail, or not be what was meant."""
+    """Report that a merge would fail, or not be what was meant."""
     return Finding("error", subject, sentence)
 
 
 def warning(subject: str, sentence: str) -> Finding:
-    """A merge may not be what was meant."""
+    """Report that a merge may not be what was meant."""
     return Finding("warning", subject, sentence)
 
 
 def note(subject: str, sentence: str) -> Finding:
-    """Good to know."""
+    """Report what helps to plan a merge."""
     return Finding("note", subject, sentence)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A question that ends a sentence: what was meant; or what there is."""
-    every = list(known)
-    near = difflib.get_close_matches(name, every, 1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(every)}."
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about an unknown name: the nearest known one, or all of them."""
+    names = list(known)
+    near = find_nearest(name, names)
+    return f"did you mean {near}?" if near else f"known are {', '.join(names)}."
+
+
+def find_nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another; None where none is alike."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return near[0] if near else None
+
+
+def such_as(names: Collection[str], one: str, many: str) -> str:
+    """Return how many tensors a sentence is about, the sentence, and the first of the tensors.
+
+    Args:
+        names: The names of the tensors; not empty.
+        one: The sentence about one tensor, without its number and its full stop.
+        many: The sentence about several.
+    """
+    first = min(names, key=natural_order)
+    return f"{count(len(names), one, many)}{': ' if len(names) == 1 else ', such as '}{first}"

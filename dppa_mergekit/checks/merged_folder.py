@@ -1,4 +1,4 @@
-"""A folder that a merge wrote: whether all of it is there, whole, and of one merge."""
+"""A folder that a merge wrote: whether it is complete, undamaged, and of one merge."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dppa_mergekit.checks.checkpoint_files import Checkpoint, of_folder, read, stale
-from dppa_mergekit.checks.findings import Finding, error, note, warning
-from dppa_mergekit.checks.tensors import MISSING, is_at_hand, such_as, without
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
+from dppa_mergekit.checks.checkpoint_files import find_stale_files, inspect_folder, inspect_model
+from dppa_mergekit.checks.findings import Finding, error, note, such_as, warning
+from dppa_mergekit.checks.missing_tensors import can_plan, find_missing, report_missing
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.tensor_names import natural_order
+from dppa_mergekit.recipes import YAML_ERRORS
 
 RECIPE = "mergekit_config.yml"
 """The recipe that mergekit leaves in the folder."""
@@ -24,126 +25,136 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "s
 CHUNK = 1 << 22
 """Elements that are looked at together."""
 
+_EXPONENTS: Mapping[str, tuple[type[numpy.unsignedinteger], int]] = {
+    "BF16": (numpy.uint16, 0x7F80),
+    "F16": (numpy.uint16, 0x7C00),
+    "F32": (numpy.uint32, 0x7F800000),
+    "F64": (numpy.uint64, 0x7FF0000000000000),
+}
+"""Dtype -> the integers that its bits are read as, and the bits of the exponent."""
 
-def recipe_of(folder: Path) -> Mapping[str, object] | None:
-    """The recipe in a merged folder, if it can be read."""
+
+def read_recipe(folder: Path) -> Mapping[str, object] | None:
+    """Return the content of the recipe in a merged folder; None if it cannot be read."""
     try:
         content = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, *YAML_ERRORS):
         return None
     return content if isinstance(content, dict) else None
 
 
-def checked(folder: Path) -> Iterator[Finding]:
-    """What is wrong with a merged folder; every weight is read once."""
-    checkpoint, found = of_folder(folder, str(folder))
-    yield from found
-    yield from stale(folder)
+def check_merged_folder(folder: Path) -> Iterator[Finding]:
+    """Yield what is wrong with a merged folder; every weight is read once."""
+    facts, findings = inspect_folder(folder, str(folder))
+    yield from findings
+    yield from find_stale_files(folder)
     if not any((folder / name).exists() for name in TOKENIZERS):
-        yield error(str(folder), "there is no tokenizer: the merge did not end, or lost it.")
-    yield from _not_finite(checkpoint)
-    recipe = recipe_of(folder)
+        yield error(str(folder), "there is no tokenizer: the merge did not finish, or lost it.")
+    yield from _check_finite(facts)
+    recipe = read_recipe(folder)
     if recipe is None:
-        yield note(str(folder), f"it has no {RECIPE}: it cannot be compared with its base model.")
+        yield note(
+            str(folder), f"without a readable {RECIPE}, it cannot be compared with its base model."
+        )
         return
-    yield from _missing(checkpoint, recipe)
+    yield from _compare_with_base(facts, recipe)
 
 
-def _missing(checkpoint: Checkpoint, recipe: Mapping[str, object]) -> Iterator[Finding]:
-    where, name = checkpoint.model, recipe.get("base_model")
+def _compare_with_base(facts: CheckpointFacts, recipe: Mapping[str, object]) -> Iterator[Finding]:
+    name = recipe.get("base_model")
     if not isinstance(name, str):
-        yield note(where, "its recipe names no base model to compare it with.")
+        yield note(facts.model, "its recipe names no base model to compare it with.")
         return
-    base, _ = read(name)
+    base, _ = inspect_model(name)
     if base is None or not base.tensors:
-        yield note(where, f"the base model {name} is not here to compare with.")
+        yield note(facts.model, f"the base model {name} cannot be read here to compare it with.")
         return
-    tied = bool(checkpoint.config.get("tie_word_embeddings"))
-    missing = without(base.tensors, checkpoint.tensors, tied)
+    tied = bool(facts.config.get("tie_word_embeddings"))
+    missing = find_missing(base.tensors, facts.tensors, tied)
     if missing:
-        yield from _lost(checkpoint, recipe, missing)
+        yield from _check_missing(facts, recipe, missing)
     for key in ("num_hidden_layers", "hidden_size", "model_type"):
-        here, there = checkpoint.config.get(key), base.config.get(key)
-        if here != there and not recipe.get("slices"):
-            yield warning(where, f"config.json has {key} {here}, the base model {there}.")
+        ours, theirs = facts.config.get(key), base.config.get(key)
+        if ours != theirs and not recipe.get("slices"):
+            yield warning(
+                facts.model, f"config.json has {key} {ours}, and {theirs} in the base model."
+            )
 
 
-def _lost(
-    checkpoint: Checkpoint, recipe: Mapping[str, object], missing: list[str]
+def _check_missing(
+    facts: CheckpointFacts, recipe: Mapping[str, object], missing: list[str]
 ) -> Iterator[Finding]:
-    """Tensors that the recipe gives and that are not there, where base and merge differ in names.
+    """Yield tensors that the recipe gives but the folder lacks.
 
     Args:
-        checkpoint: Of the merged folder.
-        recipe: In it.
-        missing: Tensors of the base that are not there under their names.
+        facts: What is known of the merged folder.
+        recipe: The content of the recipe in it.
+        missing: Tensors of the base that are not in the folder under their names.
     """
-    folder = checkpoint.folder
+    folder = facts.folder
     assert folder is not None
     reason = "a model of its recipe is in no folder here."
-    if is_at_hand(recipe):
-        from dppa_mergekit.checks.mergekit_reads import planned_again
+    if can_plan(recipe):
+        from dppa_mergekit.checks.mergekit_reads import plan_merge_again
 
         try:
-            outputs = planned_again(folder / RECIPE).outputs
+            outputs = plan_merge_again(folder / RECIPE).outputs
         except DppaError as problem:
             reason = problem.message
         else:
             lost = [
                 name
                 for name, optional in outputs.items()
-                if name not in checkpoint.tensors and (not optional or name in missing)
+                if name not in facts.tensors and (not optional or name in missing)
             ]
             if lost:
-                yield error(
-                    checkpoint.model, f"{such_as(lost, 'that its recipe gives are missing')}."
+                found = such_as(
+                    lost,
+                    "tensor that its recipe gives is missing",
+                    "tensors that its recipe gives are missing",
                 )
+                yield error(facts.model, f"{found}.")
             return
     yield warning(
-        checkpoint.model,
-        f"{such_as(missing, MISSING)}, or go by other names, which cannot be told here: {reason}",
+        facts.model,
+        f"{report_missing(missing)}; other names, which cannot be looked up here, may explain it: "
+        f"{reason}",
     )
 
 
-def _not_finite(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """NaN and infinity in the weights."""
-    folder = checkpoint.folder
-    assert folder is not None
-    bad: list[str] = []
-    total = sum(each.size for each in checkpoint.tensors.values())
+def _check_finite(facts: CheckpointFacts) -> Iterator[Finding]:
+    """Yield an error if weights hold NaN or infinity."""
+    spans = {name: header.span for name, header in facts.tensors.items()}
+    broken: list[str] = []
+    total = sum(span[1] for span in spans.values() if span is not None)
     with tqdm(total=total, desc="reading", unit="B", unit_scale=True, delay=2) as bar:
-        for name, stored in checkpoint.tensors.items():
-            kind = {"BF16": numpy.uint16, "F16": numpy.uint16, "F32": numpy.uint32}.get(
-                stored.dtype, numpy.uint64 if stored.dtype == "F64" else None
-            )
-            if kind is not None and stored.size:
-                values = numpy.memmap(
-                    folder / stored.file,
-                    kind,
-                    "r",
-                    offset=stored.start,
-                    shape=(stored.size // numpy.dtype(kind).itemsize,),
-                )
-                if any(
-                    _has_not_finite(values[at : at + CHUNK], stored.dtype)
-                    for at in range(0, len(values), CHUNK)
-                ):
-                    bad.append(name)
-            bar.update(stored.size)
-    if bad:
-        yield error(
-            checkpoint.model,
-            f"{len(bad)} tensors hold NaN or infinity, such as {min(bad, key=natural_order)}.",
-        )
+        for name, span in spans.items():
+            if span is None:
+                continue
+            if not _is_finite(facts, name, *span):
+                broken.append(name)
+            bar.update(span[1])
+    if broken:
+        found = such_as(broken, "tensor holds NaN or infinity", "tensors hold NaN or infinity")
+        yield error(facts.model, f"{found}.")
 
 
-def _has_not_finite(bits: NDArray[numpy.unsignedinteger], dtype: str) -> bool:
-    """Whether a value has all bits of its exponent set."""
-    exponent = {
-        "BF16": 0x7F80,
-        "F16": 0x7C00,
-        "F32": 0x7F800000,
-        "F64": 0x7FF0000000000000,
-    }[dtype]
-    mask = bits.dtype.type(exponent)
-    return bool(((bits & mask) == mask).any())
+def _is_finite(facts: CheckpointFacts, name: str, start: int, size: int) -> bool:
+    """Return whether a stored tensor holds neither NaN nor infinity; integers never do."""
+    assert facts.folder is not None
+    dtype = facts.tensors[name].dtype
+    if dtype not in _EXPONENTS or not size:
+        return True
+    integers, exponent = _EXPONENTS[dtype]
+    bits: NDArray[numpy.unsignedinteger] = numpy.memmap(
+        facts.folder / facts.files[name],
+        integers,
+        "r",
+        offset=start,
+        shape=(size // numpy.dtype(integers).itemsize,),
+    )
+    mask = integers(exponent)
+    # NaN and infinity have all bits of the exponent set.
+    return not any(
+        bool(((bits[at : at + CHUNK] & mask) == mask).any()) for at in range(0, len(bits), CHUNK)
+    )

@@ -1,7 +1,7 @@
-"""What mergekit would read and write, where stored names alone do not tell.
+"""What mergekit would read and write, where the stored names alone do not tell.
 
-It looks for a tensor under aliases and tied names, and packs what is stored expert by expert when
-it reads it. Its own plan of a merge says which; no weights are read for that.
+mergekit looks for a tensor under aliases and tied names, and packs experts that are stored one by
+one as it reads them. Its own plan of a merge tells the names; no weights are read for it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ModelReads:
     """What a merge reads of one model.
 
     Attributes:
-        names: All under which mergekit looks for a tensor.
-        absent: Tensors that are not stored, but perhaps under tied names -> whether the merge
-            fails for it.
+        names: All names under which mergekit looks for a tensor.
+        absent: Tensors that are not stored, or only under tied names -> whether the merge fails
+            without them.
         is_packed: Whether stored tensors are packed into others as they are read.
     """
 
@@ -42,36 +42,36 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedMerge:
     """What a merge reads and writes.
 
     Attributes:
-        readings: Model, as the recipe spells it -> what is read of it.
-        outputs: Name -> whether the merge may do without it.
-        filtered: Names that filters of parameters are held against: of outputs, and of inputs in
-            their models.
+        reads: Model, as the recipe spells it -> what is read of it.
+        outputs: Name of a tensor -> whether the merge may do without it.
+        filtered: Names that filters of parameters are matched with: those of the outputs, and those
+            of the inputs in their models.
     """
 
-    readings: Mapping[str, Reading]
+    reads: Mapping[str, ModelReads]
     outputs: Mapping[str, bool]
     filtered: frozenset[str]
 
 
-def planned(recipe: Recipe) -> Planned:
-    """Of a merge to come. Raises DppaError where it cannot be planned."""
-    with _silent(), dry_run(recipe, "") as planned:
-        return _of_tasks(planned.tasks)
+def plan_merge(recipe: Recipe) -> PlannedMerge:
+    """Plan a merge to come. Raises DppaError where it cannot be planned."""
+    with _silence_logs(), dry_run(recipe, "") as planned:
+        return _summarize(planned.tasks)
 
 
-def planned_again(recipe_file: Path) -> Planned:
-    """Of a merge that was, by the recipe in its folder. Raises DppaError as above."""
-    with _silent(), dry_run_again(recipe_file) as planned:
-        return _of_tasks(planned.tasks)
+def plan_merge_again(recipe_file: Path) -> PlannedMerge:
+    """Plan an earlier merge by the recipe in its folder. Raises DppaError as above."""
+    with _silence_logs(), dry_run_again(recipe_file) as planned:
+        return _summarize(planned.tasks)
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Without what is logged of a plan, with tracebacks, for those who are to merge by it."""
+def _silence_logs() -> Iterator[None]:
+    """Keep planning from logging warnings, some with tracebacks, that only concern a real merge."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -80,75 +80,75 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _of_tasks(tasks: Sequence[Task[object]]) -> Planned:
+def _summarize(tasks: Sequence[Task[object]]) -> PlannedMerge:
     from mergekit.io.tasks import SaveTensor
 
     saves = [task for task in tasks if isinstance(task, SaveTensor)]
     loads: dict[object, list[LoadTensor]] = defaultdict(list)
     for save in saves:
-        for load in _loads(save):
+        for load in _find_loads(save):
             loads[load.model].append(load)
     outputs = {save.tensor_name: bool(save.optional) for save in saves}
-    of_inputs = {own_name(load) for each in loads.values() for load in each}
-    return Planned(
-        {str(model): _reading(model, each) for model, each in loads.items()},
+    inputs = {own_name(load) for of_model in loads.values() for load in of_model}
+    return PlannedMerge(
+        {str(model): _summarize_reads(model, of_model) for model, of_model in loads.items()},
         outputs,
-        frozenset(outputs.keys() | of_inputs),
+        frozenset(outputs.keys() | inputs),
     )
 
 
-def _loads(task: Task[object]) -> Iterator[LoadTensor]:
-    """The tasks below one that read a tensor."""
+def _find_loads(task: Task[object]) -> Iterator[LoadTensor]:
+    """Yield the tasks below a task that read a tensor."""
     from mergekit.io.tasks import LoadTensor
 
     if isinstance(task, LoadTensor):
         yield task
-    for each in task.arguments().values():
-        yield from _loads(each)
+    for argument in task.arguments().values():
+        yield from _find_loads(argument)
 
 
-def _reading(model: object, loads: Sequence[LoadTensor]) -> Reading:
+def _summarize_reads(model: object, loads: Sequence[LoadTensor]) -> ModelReads:
     stored = checkpoint_of(loads[0], model).stored()
-    held = set(stored)
-    sources = _Sources(loads[0].model.config().model_type, stored)
+    names_stored = set(stored)
+    sources = _PackingSources(loads[0].model.config().model_type, stored)
     names: set[str] = set()
     absent: dict[str, bool] = {}
     is_packed = False
     for load in loads:
-        every = possible_names(load)
-        names.update(every)
-        direct = [own_name(load), *(load.aliases or ())]
-        if held.intersection(direct):
+        possible = possible_names(load)
+        names.update(possible)
+        untied = [own_name(load), *(load.aliases or ())]
+        if names_stored.intersection(untied):
             continue
-        if any(sources.give(name) for name in direct):
+        if any(sources.can_give(name) for name in untied):
             is_packed = True
         else:
-            absent[own_name(load)] = not load.optional and not held.intersection(every)
-    return Reading(frozenset(names), absent, is_packed)
+            absent[own_name(load)] = not load.optional and not names_stored.intersection(possible)
+    return ModelReads(frozenset(names), absent, is_packed)
 
 
-class _Sources:
+class _PackingSources:
     """The stored tensors of a model, from which others may be packed.
 
-    What is packed comes from one block. mergekit goes through all names that it is given, for each
-    tensor anew: of a hundred blocks of a hundred experts that takes minutes.
+    A packed tensor comes from one block. mergekit searches all names that it is given for each
+    tensor anew, which takes minutes for a hundred blocks of a hundred experts.
     """
 
-    def __init__(self, kind: str, stored: Sequence[str]) -> None:
-        self._kind = kind
+    def __init__(self, model_type: str, stored: Sequence[str]) -> None:
+        self._model_type = model_type
         self._by_block: dict[int | None, set[str]] = defaultdict(set)
         for name in stored:
-            self._by_block[_number(name)].add(name)
+            self._by_block[_block_number(name)].add(name)
 
-    def give(self, name: str) -> bool:
-        """Whether a tensor of that name can be packed from them."""
+    def can_give(self, name: str) -> bool:
+        """Return whether a tensor of that name can be packed from the stored ones."""
         from mergekit.architecture.conversion import can_convert_checkpoint_keys
 
-        sources = self._by_block[_number(name)]
-        return bool(can_convert_checkpoint_keys(self._kind, sources, name))
+        sources = self._by_block[_block_number(name)]
+        return bool(can_convert_checkpoint_keys(self._model_type, sources, name))
 
 
-def _number(name: str) -> int | None:
-    """Of the block; not its stack, which a conversion may rename."""
+def _block_number(name: str) -> int | None:
+    """Return the number of a tensor's block, without its stack, which a conversion may rename."""
     block = block_of(name)
     return None if block is None else block.number

@@ -1,7 +1,7 @@
-"""What mergekit 0.1.5 reads of a recipe: its keys, its methods and their parameters.
+"""What mergekit 0.1.5 reads of a recipe: keys, methods, and the parameters of each method.
 
-Facts of that release, kept here because importing mergekit takes longer than a whole check; a test
-holds them against mergekit itself.
+These facts are copied because importing mergekit takes longer than a whole check; a test compares
+them with mergekit itself.
 """
 
 from __future__ import annotations
@@ -37,13 +37,18 @@ class Method:
 
     Attributes:
         shared: Parameters of the whole merge.
-        per_model: Parameters of each model; in the recipe's own `parameters` they hold for all.
+        per_model: Parameters of each model; in the recipe's own `parameters` they apply to all.
         based: Whether it needs a base model.
     """
 
     shared: tuple[str, ...] = ()
     per_model: tuple[str, ...] = ()
     based: bool = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of all parameters."""
+        return (*self.shared, *self.per_model)
 
 
 _DELTAS = ("int8_mask", "normalize", "rescale", "lambda")
@@ -72,10 +77,18 @@ METHODS: Mapping[str, Method] = {
     "della_linear": Method(_DELTAS, ("weight", "density", "epsilon"), based=True),
     **{
         variant.name: Method(
-            tuple(each.name for each in variant.parameters if not each.per_model),
-            tuple(each.name for each in variant.parameters if each.per_model),
+            tuple(parameter.name for parameter in variant.parameters if not parameter.per_model),
+            tuple(parameter.name for parameter in variant.parameters if parameter.per_model),
             based=True,
         )
         for variant in OWN_METHODS
     },
 }
+
+RANDOM_METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
+"""mergekit's methods that draw other random numbers in every run."""
+
+
+def find_methods(parameter: str) -> list[str]:
+    """Return the methods that have a parameter of this name."""
+    return [name for name, method in METHODS.items() if parameter in method.parameters]

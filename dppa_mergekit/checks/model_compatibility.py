@@ -1,19 +1,16 @@
-"""The models of a recipe beside their base, by what both have: what does not fit."""
+"""The models of a recipe beside their base, by names, configurations, tokenizers and shapes."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy
-from numpy.typing import NDArray
-
-from dppa_mergekit.checks.checkpoint_files import WIDTHS, Checkpoint, Stored
-from dppa_mergekit.checks.findings import Finding, error, note, warning
-from dppa_mergekit.checks.recipe_text import layer_range
+from dppa_mergekit.checkpoints.safetensors_header import FLOATING, Header
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
+from dppa_mergekit.checks.findings import Finding, error, note, such_as, warning
 from dppa_mergekit.recipes import identity
-from dppa_mergekit.tensor_names import block_of, natural_order
+from dppa_mergekit.report.phrases import count, join_names
+from dppa_mergekit.tensor_names import natural_order
 
 MUST_AGREE = (
     "model_type",
@@ -25,263 +22,142 @@ MUST_AGREE = (
     "num_local_experts",
     "num_experts_per_tok",
 )
-"""What of a configuration two models of one base have in common."""
+"""Keys of config.json that agree in all models of one base."""
 
 SHOULD_AGREE = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
 
 VOCABULARY = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_out")
 """Parts of the names of tensors with an axis of tokens."""
 
-SAMPLED = 4
-"""Linears of a model of which a slice is read."""
 
-ROWS, COLUMNS = 64, 256
-"""Of the slice."""
-
-UNRELATED = 0.7
-"""A delta of this norm, relative to the base: unrelated weights of one deviation give 1.4."""
-
-Floats = NDArray[numpy.float64]
-
-_KINDS: Mapping[str, type[numpy.generic]] = {
-    "F64": numpy.float64,
-    "F32": numpy.float32,
-    "F16": numpy.float16,
-    "BF16": numpy.uint16,
-}
-"""What a file is read as; numpy knows no BF16."""
-
-
-def names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
-    """Models given twice, under any spelling, and a base that is a fine-tuned model, too."""
+def check_names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
+    """Yield models that are given twice, in any spelling, and a base that is also fine-tuned."""
     seen: dict[object, str] = {}
     for model in models:
-        key = identity(model)
-        if key in seen:
-            yield error(model, f"it is given twice, also as {seen[key]}: sum the weights.")
-        seen.setdefault(key, model)
+        first = seen.get(identity(model))
+        if first is not None:
+            also = "" if first == model else f", also as {first}"
+            yield error(model, f"it is given twice{also}: list it once, at the summed weight.")
+        seen.setdefault(identity(model), model)
     if base is not None:
         same = seen.get(identity(base))
         if same is not None and same != base:
             yield error(same, f"it is the base model, spelt as {base}: its delta is zero.")
 
 
-def beside_base(fine_tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
-    """What does not fit between a fine-tuned model and its base.
+def check_against_base(
+    fine_tuned: CheckpointFacts, base: CheckpointFacts, has_tokenizer: bool
+) -> Iterator[Finding]:
+    """Yield what does not fit between a fine-tuned model and its base.
 
     Args:
         fine_tuned: The fine-tuned model.
-        base: The base.
+        base: The base model.
         has_tokenizer: Whether the recipe says which tokenizer the merge gets.
     """
-    yield from _configurations(fine_tuned, base)
-    yield from _tokenizers(fine_tuned, base, has_tokenizer)
+    yield from _check_configurations(fine_tuned, base)
+    if not has_tokenizer:
+        yield from _check_vocabularies(fine_tuned, base)
+    yield from _check_answers(fine_tuned, base)
     if fine_tuned.tensors and base.tensors:
-        yield from _shapes(fine_tuned, base, has_tokenizer)
+        yield from _check_shapes(fine_tuned, base, has_tokenizer)
 
 
-def _configurations(fine_tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
+def _check_configurations(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
     if not fine_tuned.config or not base.config:
         return
-    for keys, severity in ((MUST_AGREE, error), (SHOULD_AGREE, warning)):
+    for keys, report in ((MUST_AGREE, error), (SHOULD_AGREE, warning)):
         for key in keys:
-            here, there = fine_tuned.config.get(key), base.config.get(key)
-            if here != there and (key in fine_tuned.config) == (key in base.config):
-                yield severity(
+            ours, theirs = fine_tuned.config.get(key), base.config.get(key)
+            if ours != theirs and (key in fine_tuned.config) == (key in base.config):
+                yield report(
                     fine_tuned.model,
-                    f"config.json has {key} {here}, and {there} in the base model.",
+                    f"config.json has {key} {ours}, and {theirs} in the base model.",
                 )
 
 
-def _tokenizers(fine_tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
-    here, there = fine_tuned.vocabulary, base.vocabulary
-    if here and there:
-        moved = [token for token in here.keys() & there.keys() if here[token] != there[token]]
-        if moved and not has_tokenizer:
-            token = min(moved, key=lambda each: there[each])
-            yield error(
-                fine_tuned.model,
-                f"{len(moved)} tokens have other numbers than in the base model ({token!r} is "
-                f"{here[token]}, not {there[token]}): set tokenizer: {{source: union}}, which "
-                f"moves their embeddings.",
-            )
-        more = here.keys() - there.keys()
-        if more and not has_tokenizer:
-            yield warning(
-                fine_tuned.model,
-                f"it has {len(more)} tokens that the base model has not, such as {min(more)!r}: "
-                f"set tokenizer: {{source: union}} to keep them.",
-            )
-    if fine_tuned.template is not None and fine_tuned.template != base.template:
-        other = "another than the base model" if base.template else "one, and the base model none"
-        yield warning(
+def _check_vocabularies(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
+    ours, theirs = fine_tuned.vocabulary, base.vocabulary
+    if not ours or not theirs:
+        return
+    moved = [token for token in ours.keys() & theirs.keys() if ours[token] != theirs[token]]
+    if moved:
+        token = min(moved, key=lambda moved_token: theirs[moved_token])
+        yield error(
             fine_tuned.model,
-            f"its chat template is {other}: the merge gets the base model's, unless "
-            f"chat_template or tokenizer says otherwise."
-            if base.template
-            else f"it has a chat template, {other[5:]}: set chat_template to keep it.",
+            f"{count(len(moved), 'token has another id', 'tokens have other ids')} than in the "
+            f"base model ({token!r} is {ours[token]}, not {theirs[token]}): set tokenizer: "
+            f"{{source: union}}, which moves their embeddings.",
         )
-    if fine_tuned.ends and base.ends and fine_tuned.ends != base.ends:
+    added = ours.keys() - theirs.keys()
+    if added:
         yield warning(
             fine_tuned.model,
-            f"answers end with token {_numbers(fine_tuned.ends)}, those of the base model with "
-            f"{_numbers(base.ends)}: the merge stops where the base model does.",
+            f"it has {count(len(added), 'token')} that the base model lacks, such as "
+            f"{min(added)!r}: set tokenizer: {{source: union}} to keep them.",
         )
 
 
-def _shapes(fine_tuned: Checkpoint, base: Checkpoint, has_tokenizer: bool) -> Iterator[Finding]:
-    shapes = [
+def _check_answers(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
+    """Yield what changes how the merge is asked, and where its answers end."""
+    if fine_tuned.chat_template is not None and fine_tuned.chat_template != base.chat_template:
+        yield warning(
+            fine_tuned.model,
+            "its chat template is not the base model's, which the merge gets unless chat_template "
+            "or tokenizer says otherwise."
+            if base.chat_template
+            else "it has a chat template, and the base model has none: set chat_template to keep "
+            "it.",
+        )
+    ours, theirs = fine_tuned.end_tokens, base.end_tokens
+    if ours and theirs and ours != theirs:
+        yield warning(
+            fine_tuned.model,
+            f"its answers end with token {_join_ids(ours)}, those of the base model with "
+            f"{_join_ids(theirs)}: the merge stops where the base model does.",
+        )
+
+
+def _check_shapes(
+    fine_tuned: CheckpointFacts, base: CheckpointFacts, has_tokenizer: bool
+) -> Iterator[Finding]:
+    different = [
         name
-        for name, each in fine_tuned.tensors.items()
-        if name in base.tensors and each.shape != base.tensors[name].shape
+        for name, header in fine_tuned.tensors.items()
+        if name in base.tensors and header.shape != base.tensors[name].shape
     ]
-    of_tokens = [name for name in shapes if any(part in name for part in VOCABULARY)]
-    for name in of_tokens:
-        if not has_tokenizer:
-            yield error(
-                fine_tuned.model,
-                f"{name} has shape {_shape(fine_tuned.tensors[name])}, and "
-                f"{_shape(base.tensors[name])} in the base model: the vocabularies differ; set "
-                f"tokenizer: {{source: base}} or {{source: union}}.",
-            )
-    others = [name for name in shapes if name not in of_tokens]
+    of_tokens = [name for name in different if any(part in name for part in VOCABULARY)]
+    for name in () if has_tokenizer else of_tokens:
+        yield error(
+            fine_tuned.model,
+            f"{name} has shape {_write_shape(fine_tuned.tensors[name])}, and "
+            f"{_write_shape(base.tensors[name])} in the base model: the vocabularies differ; set "
+            f"tokenizer: {{source: base}} or {{source: union}}.",
+        )
+    others = [name for name in different if name not in of_tokens]
     if others:
         name = min(others, key=natural_order)
-        yield error(
-            fine_tuned.model,
-            f"{len(others)} tensors have another shape than in the base model, such as {name}: "
-            f"{_shape(fine_tuned.tensors[name])} and {_shape(base.tensors[name])}.",
+        found = such_as(
+            others,
+            "tensor has another shape than in the base model",
+            "tensors have another shape than in the base model",
         )
-    here, there = (_dtype(each) for each in (fine_tuned, base))
-    if here != there:
-        yield note(fine_tuned.model, f"its weights are {here}, those of the base model {there}.")
+        ours, theirs = (_write_shape(facts.tensors[name]) for facts in (fine_tuned, base))
+        yield error(fine_tuned.model, f"{found} ({ours}, not {theirs}).")
+    ours, theirs = (_find_dtype(facts) for facts in (fine_tuned, base))
+    if ours != theirs:
+        yield note(fine_tuned.model, f"its weights are {ours}, those of the base model {theirs}.")
 
 
-def sampled(fine_tuned: Checkpoint, base: Checkpoint) -> Iterator[Finding]:
-    """Whether a model is a fine-tune of the base at all, by slices of a few linears."""
-    linears = [
-        name
-        for name, there in base.tensors.items()
-        if block_of(name) is not None
-        and len(there.shape) == 2
-        and 0 not in there.shape
-        and (here := fine_tuned.tensors.get(name)) is not None
-        and here.shape == there.shape
-        and {here.dtype, there.dtype} <= WIDTHS.keys()
-    ]
-    if fine_tuned.folder is None or base.folder is None or not linears:
-        yield note(fine_tuned.model, "no slice of it can be read here.")
-        return
-    square = [name for name in linears if len(set(base.tensors[name].shape)) == 1]
-    relative = {
-        name: _distance(_slice(fine_tuned, name), _slice(base, name)) for name in _some(linears)
-    }
-    broken = [name for name, each in relative.items() if not math.isfinite(each)]
-    turned = [
-        name
-        for name in _some(square)
-        if _distance(_slice(fine_tuned, name), _slice(base, name)) >= UNRELATED
-        and _distance(_slice(fine_tuned, name, square=True).T, _slice(base, name, square=True))
-        < UNRELATED
-    ]
-    middle = float(numpy.median(list(relative.values())))
-    if broken:
-        yield error(
-            fine_tuned.model,
-            f"{len(broken)} of {len(relative)} slices hold NaN or infinity, here or in the base "
-            f"model, such as {broken[0]}.",
-        )
-    elif turned:
-        yield error(fine_tuned.model, f"{turned[0]} is the base model's, transposed.")
-    elif middle >= UNRELATED:
-        yield error(
-            fine_tuned.model,
-            f"its weights differ from the base model's by {middle:.2f} of their norm (median of "
-            f"{len(relative)} slices; unrelated ones give 1.4): it is no fine-tune of this base.",
-        )
-    else:
-        yield note(
-            fine_tuned.model, f"its weights differ by {middle:.3f} of the base model's norm."
-        )
+def _find_dtype(facts: CheckpointFacts) -> str:
+    """Return the commonest floating dtype of a model."""
+    counts = Counter(header.dtype for header in facts.tensors.values() if header.dtype in FLOATING)
+    return counts.most_common(1)[0][0] if counts else "none"
 
 
-def _some(linears: Sequence[str]) -> list[str]:
-    """A few of many, from the first on."""
-    number = min(SAMPLED, len(linears))
-    return [linears[place * len(linears) // number] for place in range(number)]
+def _write_shape(header: Header) -> str:
+    return " x ".join(map(str, header.shape)) or "none"
 
 
-def _distance(here: Floats, there: Floats) -> float:
-    """Of the norm of what is there; not finite where one of them is not."""
-    with numpy.errstate(over="ignore", invalid="ignore"):
-        return float(numpy.linalg.norm(here - there) / (numpy.linalg.norm(there) or 1.0))
-
-
-def _slice(checkpoint: Checkpoint, name: str, square: bool = False) -> Floats:
-    """The first rows and columns of a stored matrix."""
-    stored = checkpoint.tensors[name]
-    assert checkpoint.folder is not None
-    rows, columns = stored.shape
-    held = numpy.memmap(
-        checkpoint.folder / stored.file,
-        _KINDS[stored.dtype],
-        "r",
-        offset=stored.start,
-        shape=(rows, columns),
-    )
-    part = numpy.array(held[:ROWS, : ROWS if square else COLUMNS])
-    if stored.dtype == "BF16":
-        part = (part.astype(numpy.uint32) << 16).view(numpy.float32)
-    return part.astype(numpy.float64)
-
-
-def moved_layers(content: Mapping[str, object], method: str) -> Iterator[Finding]:
-    """Slices that put a layer at another place than it has in its model."""
-    for where, slices in _stacks(content):
-        place = 0
-        for number, each in enumerate(slices, start=1):
-            ranges = list(_ranges(each))
-            if not ranges:
-                break
-            moved = next((first for first, _ in ranges if first != place), None)
-            if moved is not None:
-                yield error(
-                    f"{where}slice {number}",
-                    f"layer {moved} would become layer {place}, and {method} needs every layer at "
-                    f"its own place.",
-                )
-            first, after = ranges[0]
-            place += after - first
-
-
-def _stacks(content: Mapping[str, object]) -> Iterator[tuple[str, Sequence[object]]]:
-    """The lists of slices of a recipe and of its modules, and where they stand."""
-    slices, modules = content.get("slices"), content.get("modules")
-    if isinstance(slices, list):
-        yield "", slices
-    for name, module in modules.items() if isinstance(modules, dict) else ():
-        if isinstance(module, dict) and isinstance(module.get("slices"), list):
-            yield f"modules, {name}, ", module["slices"]
-
-
-def _ranges(one: object) -> Iterator[tuple[int, int]]:
-    """Of the sources of a slice, but for those that mergekit refuses."""
-    sources = one.get("sources") if isinstance(one, dict) else None
-    for each in sources if isinstance(sources, list) else ():
-        found = layer_range(each.get("layer_range")) if isinstance(each, dict) else None
-        if found is not None:
-            yield found
-
-
-def _dtype(checkpoint: Checkpoint) -> str:
-    """The commonest dtype of its weights."""
-    counted = Counter(each.dtype for each in checkpoint.tensors.values() if each.dtype in WIDTHS)
-    return counted.most_common(1)[0][0] if counted else "none"
-
-
-def _shape(stored: Stored) -> str:
-    return " x ".join(map(str, stored.shape)) or "none"
-
-
-def _numbers(ends: frozenset[int]) -> str:
-    return " and ".join(map(str, sorted(ends)))
+def _join_ids(tokens: frozenset[int]) -> str:
+    return join_names([str(token) for token in sorted(tokens)])

@@ -10,90 +10,91 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-from dppa_mergekit.checks.checkpoint_files import of_folder
+from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.checks.findings import Finding, error, note, warning
-from dppa_mergekit.checks.merged_folder import RECIPE, recipe_of
+from dppa_mergekit.checks.merged_folder import RECIPE, read_recipe
+from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
 from dppa_mergekit.errors import first_line
+from dppa_mergekit.merging.dry_run import dry_run_again
+from dppa_mergekit.report.phrases import count
 
 if TYPE_CHECKING:
     from mergekit.graph import Task
-
-RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
-"""Methods of mergekit's that draw random numbers anew in every run."""
 
 SAMPLE = 8
 """How many tensors are computed again, if not all."""
 
 
-def verified(folder: Path, every: bool) -> Iterator[Finding]:
-    """Whether the weights are those of the recipe in the folder.
+def verify_tensors(folder: Path, every: bool) -> Iterator[Finding]:
+    """Yield whether the tensors of a merged folder are those that its recipe gives.
 
     Args:
-        folder: With the recipe that mergekit leaves; the paths in it count from here.
-        every: All tensors, and not a sample.
+        folder: With the recipe that mergekit leaves; relative paths in the recipe start from the
+            current folder.
+        every: Whether all tensors are compared, or a sample.
     """
-    from dppa_mergekit.merging.dry_run import dry_run_again
-
     where = str(folder)
-    recipe = recipe_of(folder) or {}
-    if recipe.get("merge_method") in RANDOM:
+    method = (read_recipe(folder) or {}).get("merge_method")
+    if method in RANDOM_METHODS:
         yield warning(
             where,
-            f"{recipe['merge_method']} draws other random numbers in every run: its weights "
-            f"cannot be verified.",
+            f"{method} draws other random numbers in every run: its weights cannot be verified.",
         )
         return
     try:
         with dry_run_again(folder / RECIPE) as planned:
-            yield from _compared(folder, planned.tasks, every)
-    # Beside a DppaError, whatever mergekit, its methods, safetensors or torch raise where inputs
-    # are damaged or not what they were.
+            yield from _compare_tensors(folder, planned.tasks, every)
+    # Beside a DppaError, mergekit, its methods, safetensors and torch raise many kinds where inputs
+    # are damaged or have changed.
     except Exception as problem:
         yield error(where, f"its recipe cannot be merged again: {first_line(problem)}.")
 
 
-def _compared(folder: Path, planned: Sequence[Task[object]], every: bool) -> Iterator[Finding]:
-    """Whether what the tasks compute is what the folder holds."""
+def _compare_tensors(folder: Path, tasks: Sequence[Task[object]], every: bool) -> Iterator[Finding]:
+    """Yield whether the folder holds what the tasks compute."""
     from mergekit.common import dtype_from_name
     from mergekit.graph import Executor
     from mergekit.io.tasks import SaveTensor
 
     where = str(folder)
-    writes = {
+    outputs = {
         task.tensor_task: (task.tensor_name, task.dtype)
-        for task in planned
+        for task in tasks
         if isinstance(task, SaveTensor)
     }
-    targets = list(writes)
-    chosen = targets if every else Random(0).sample(targets, min(SAMPLE, len(targets)))
-    checkpoint, _ = of_folder(folder, where)
+    computed = list(outputs)
+    chosen = computed if every else Random(0).sample(computed, min(SAMPLE, len(computed)))
+    facts, _ = inspect_folder(folder, where)
     different: list[str] = []
     compared = 0
     for task, tensor in Executor(chosen, math_device=torch.device("cpu")).run(quiet=True):
-        name, dtype = writes[task]
-        stored = checkpoint.tensors.get(name)
-        if stored is None or tensor is None:
+        name, dtype = outputs[task]
+        file = facts.files.get(name)
+        if file is None or tensor is None:
             continue
         compared += 1
         if dtype is not None:
             tensor = tensor.to(dtype_from_name(dtype))
-        with safe_open(folder / stored.file, framework="pt") as file:
-            found = file.get_tensor(name)
-        if found.dtype != tensor.dtype or not _equal(found, tensor):
+        with safe_open(folder / file, framework="pt") as opened:
+            stored = opened.get_tensor(name)
+        if stored.dtype != tensor.dtype or not _is_identical(stored, tensor):
             different.append(name)
     if different:
         yield error(
             where,
-            f"{len(different)} of {compared} tensors are not what its recipe gives, such as "
-            f"{min(different)}: they are of another merge, or its inputs have changed.",
+            f"its recipe gives other bytes for {len(different)} of {count(compared, 'tensor')}, "
+            f"such as {min(different)}: they are of another merge, or its inputs have changed.",
         )
     else:
-        yield note(where, f"{compared} of {len(targets)} tensors are what its recipe gives.")
+        yield note(
+            where,
+            f"its recipe gives the same bytes for {compared} of {count(len(computed), 'tensor')}.",
+        )
 
 
-def _equal(found: torch.Tensor, computed: torch.Tensor) -> bool:
-    """Byte for byte."""
-    return found.shape == computed.shape and torch.equal(
-        found.contiguous().view(-1).view(torch.uint8),
+def _is_identical(stored: torch.Tensor, computed: torch.Tensor) -> bool:
+    """Return whether two tensors of one dtype are the same, byte for byte."""
+    return stored.shape == computed.shape and torch.equal(
+        stored.contiguous().view(-1).view(torch.uint8),
         computed.contiguous().view(-1).view(torch.uint8),
     )

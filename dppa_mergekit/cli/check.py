@@ -48,6 +48,7 @@ def check(
 
     from dppa_mergekit.checks.check import check_folder, check_recipe
     from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.report.phrases import count
 
     if path.is_dir() and (output is not None or lora_cache is not None or sample):
         raise ParameterError(
@@ -67,9 +68,5 @@ def check(
         for each in found:
             click.echo(str(each))
         warnings = sum(each.severity == "warning" for each in found)
-        click.echo(f"{path}: {_counted(errors, 'error')}, {_counted(warnings, 'warning')}")
+        click.echo(f"{path}: {count(errors, 'error')}, {count(warnings, 'warning')}")
     sys.exit(1 if errors else 0)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'s' * (number != 1)}"

@@ -132,7 +132,7 @@ def search(
     """
     from dataclasses import replace
 
-    from dppa_mergekit.checks.recompute import RANDOM
+    from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.live.amplified_model import RANDOM_SEED
     from dppa_mergekit.prompts import read_prompts
@@ -211,7 +211,7 @@ def search(
         click.echo(verdict[-1])
         for name, (before, after) in each.parts.items():
             click.echo(f"  {name}: {before} -> {after}")
-    if read.method in RANDOM:
+    if read.method in RANDOM_METHODS:
         verdict.append(
             f"{read.method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the "
             "draw that was tuned"

@@ -1,12 +1,13 @@
 """The models of a merge: what can be refused by their names alone."""
 
-import os
 from collections.abc import Hashable, Sequence
 
 from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.recipes import identity
 
-DTYPES = ("bfloat16", "float16", "float32", "float64")
-"""What a recipe may cast to, with or without "torch." before it."""
+DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
+"""Dtypes that a recipe may cast to, with or without "torch." before the name -> bytes of an
+element."""
 
 
 def check_models(
@@ -32,13 +33,16 @@ def check_models(
         raise RecipeError(
             f"The base model {base} is not among the inputs of {where or 'the merge'}: list it."
         )
+    from mergekit.common import ModelReference
+
     seen: dict[Hashable, Hashable] = {}
     for model in models:
-        identity = _identity(model)
-        if identity not in seen:
-            seen[identity] = model
+        # A call from Python may name its inputs as it likes, and then means no folder by a name.
+        key = identity(model) if isinstance(model, ModelReference) else model
+        if key not in seen:
+            seen[key] = model
             continue
-        same = seen[identity]
+        same = seen[key]
         if base in (same, model) and str(same) != str(model):
             raise RecipeError(
                 f"The model {model} is given twice, also as {same}, the base model: list it as "
@@ -64,16 +68,3 @@ def check_dtype(parameter: str, name: object) -> None:
     """Refuse a dtype that a merge cannot be in. Raises RecipeError."""
     if name is not None and str(name).removeprefix("torch.") not in DTYPES:
         raise RecipeError(f"{parameter} is {name!r}; allowed is {', '.join(DTYPES)}.")
-
-
-def _identity(model: Hashable) -> Hashable:
-    """What is the same for two spellings of one model: real paths where they exist."""
-    from mergekit.common import ModelReference
-
-    if not isinstance(model, ModelReference):
-        return model
-    parts = [model.model, *([model.lora] if model.lora else [])]
-    return tuple(
-        (os.path.realpath(part.path) if os.path.exists(part.path) else part.path, part.revision)
-        for part in parts
-    )

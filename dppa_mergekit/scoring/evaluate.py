@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from dppa_mergekit.checks.checkpoint_files import of_folder
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel, fingerprint
@@ -159,7 +158,7 @@ def _check_request(request: EvaluationRequest) -> None:
 
 def _refuse_broken(folder: Path, model: str) -> None:
     """Refuse a folder that is incomplete or holds two merges: its scores would mean nothing."""
-    _, findings = of_folder(folder, model)
+    _, findings = inspect_folder(folder, model)
     for finding in findings:
         if finding.severity == "error":
             raise CheckpointError(f"{model}: {finding.sentence}")

@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from check_command import check, of_recipe, said
 from checkpoints import recipe, write_recipe
+
+from dppa_mergekit.checks.check import check as check_in_python
 
 
 def test_a_sound_recipe(family: Path, tmp_path: Path) -> None:
     done = of_recipe(tmp_path, recipe(family), "--sample", f"--output={tmp_path / 'out'}")
     assert done.exit_code == 0
     assert said(done, "error") == said(done, "warning") == []
-    assert any("are needed" in line for line in said(done, "note"))
+    assert any("the merge needs about" in line for line in said(done, "note"))
     assert "no errors, no warnings" in done.stdout
 
 
@@ -32,12 +35,14 @@ def test_misuse(family: Path, tmp_path: Path) -> None:
     assert "are for a recipe" in check(family, "--sample").output
 
 
-def test_neither_torch_nor_mergekit_is_needed(family: Path, tmp_path: Path) -> None:
-    path = write_recipe(tmp_path / "recipe.yml", recipe(family))
+@pytest.mark.parametrize("options", [["recipe.yml", "--sample"], ["base"]])
+def test_neither_torch_nor_mergekit_is_needed(options: list[str], family: Path) -> None:
+    write_recipe(family / "recipe.yml", recipe(family))
+    arguments = ["check", str(family / options[0]), *options[1:]]
     script = (
         "import sys\n"
         "from dppa_mergekit.cli.main import main\n"
-        f"main(['check', {str(path)!r}, '--sample'], standalone_mode=False)"
+        f"main({arguments!r}, standalone_mode=False)"
     )
     wrapped = (
         f"import sys\ntry:\n    exec({script!r})\nexcept SystemExit:\n    pass\n"
@@ -48,3 +53,16 @@ def test_neither_torch_nor_mergekit_is_needed(family: Path, tmp_path: Path) -> N
         [sys.executable, "-c", wrapped], capture_output=True, text=True, env=environment
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_findings_in_python(family: Path) -> None:
+    path = write_recipe(family / "recipe.yml", recipe(family, dtpe="bfloat16"))
+    assert [str(finding) for finding in check_in_python(path) if finding.severity == "error"] == [
+        "error: recipe: mergekit ignores 'dtpe': did you mean dtype?"
+    ]
+    (family / "law" / "tokenizer.json").unlink()
+    assert [str(finding) for finding in check_in_python(str(family / "law"))] == [
+        f"error: {family / 'law'}: there is no tokenizer: the merge did not finish, or lost it.",
+        f"note: {family / 'law'}: without a readable mergekit_config.yml, it cannot be compared "
+        "with its base model.",
+    ]

@@ -19,7 +19,7 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
     out = tmp_path / "out"
     done = check(out, "--verify=all")
     assert done.exit_code == 0, done.output
-    assert "tensors are what its recipe gives" in done.stdout
+    assert "its recipe gives the same bytes for" in done.stdout
     assert check(out, "--verify=sample").exit_code == 0
     weights = out / "model.safetensors"
     if not weights.exists():
@@ -34,15 +34,18 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
     save({**tensors, name: tensors[name] * 1.001})
     assert check(out).exit_code == 0
     mixed = check(out, "--verify=all")
-    assert f"tensors are not what its recipe gives, such as {name}" in mixed.stdout
+    assert (
+        f"its recipe gives other bytes for 1 of {len(tensors)} tensors, such as {name}"
+        in mixed.stdout
+    )
     broken = tensors[name].clone()
     broken[3, 3] = torch.nan
     save({**tensors, name: broken})
-    assert f"1 tensors hold NaN or infinity, such as {name}" in check(out).stdout
+    assert f"1 tensor holds NaN or infinity: {name}" in check(out).stdout
     save({key: each for key, each in tensors.items() if key != name})
     lacking = check(out, "--verify=all").stdout
-    assert "1 tensors that its recipe gives are missing" in lacking
-    assert f"{len(tensors) - 1} of {len(tensors)} tensors are what its recipe gives" in lacking
+    assert "1 tensor that its recipe gives is missing" in lacking
+    assert f"gives the same bytes for {len(tensors) - 1} of {len(tensors)} tensors" in lacking
     weights.write_bytes(kept[: len(kept) // 2])
     assert "truncated" in check(out).stdout
     weights.write_bytes(kept)
@@ -50,7 +53,7 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
     assert "there is no tokenizer" in check(out).stdout
     (out / "gone").rename(out / "tokenizer.json")
     (out / "config.json").write_text("", encoding="utf-8")
-    assert "config.json is missing, empty or no JSON" in check(out).stdout
+    assert "config.json is missing, empty or not JSON" in check(out).stdout
 
 
 def test_a_merge_without_base(
@@ -64,7 +67,9 @@ def test_a_merge_without_base(
     assert run_yaml(content).exit_code == 0
     asked: list[str] = []
     monkeypatch.setattr(
-        checkpoint_files, "_of_hub", lambda name, model: asked.append(name) or (None, [])
+        checkpoint_files,
+        "_inspect_repository",
+        lambda name, model: asked.append(name) or (None, []),
     )
     done = check(tmp_path / "out")
     assert asked == []

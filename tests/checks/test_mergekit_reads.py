@@ -41,8 +41,8 @@ def test_names_that_mergekit_knows(
     assert said(done, "error") == [
         f"error: {family / 'math'}: 4 tensors that mergekit reads are missing, such as "
         f"transformer.h.1.mlp.c_fc.bias.",
-        f"error: {family / 'math'}: 4 tensors are in no tensor of the base model, and no output "
-        f"holds them, such as more.c_fc.bias.",
+        f"error: {family / 'math'}: 4 tensors are not in the base model and would be lost, "
+        f"such as more.c_fc.bias.",
     ]
 
 
@@ -61,8 +61,8 @@ def test_experts_that_mergekit_packs(
     unpacked = tensors_of(family / "law")
     lost, expert = "model.layers.1.mlp.experts.down_proj", "layers.1.block_sparse_moe.experts.2."
     for folder, changed, sentence in (
-        (out, {key: each for key, each in packed.items() if key != lost}, "mergekit reads are"),
-        (out, {**packed, "model.more.weight": torch.ones(2, 2)}, "no output holds them"),
+        (out, {key: each for key, each in packed.items() if key != lost}, "mergekit reads is"),
+        (out, {**packed, "model.more.weight": torch.ones(2, 2)}, "would be lost: model.more"),
         # The experts that are left could be packed: into a tensor of another shape.
         (
             family / "law",
@@ -80,7 +80,7 @@ def test_experts_that_mergekit_packs(
     (weights,) = out.glob("*.safetensors")
     del packed[lost]
     safetensors.torch.save_file(packed, weights, {"format": "pt"})
-    assert f"1 tensors that its recipe gives are missing, such as {lost}" in check(out).stdout
+    assert f"1 tensor that its recipe gives is missing: {lost}" in check(out).stdout
 
 
 def test_filters_fit_outputs(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("mergekit was asked")
 
-    monkeypatch.setattr(mergekit_reads, "planned", refuse)
-    monkeypatch.setattr(mergekit_reads, "planned_again", refuse)
+    monkeypatch.setattr(mergekit_reads, "plan_merge", refuse)
+    monkeypatch.setattr(mergekit_reads, "plan_merge_again", refuse)
 
 
 @pytest.mark.usefixtures("unplanned")
@@ -134,7 +134,7 @@ def test_names_that_only_the_merge_can_tell(tmp_path: Path) -> None:
     done = check(out)
     assert done.exit_code == 0, done.stdout
     (warned,) = said(done, "warning")
-    assert "or go by other names, which cannot be told here: a model of its recipe is" in warned
+    assert "; other names, which cannot be looked up here, may explain it: a model of its" in warned
 
 
 def test_names_that_mergekit_cannot_be_asked_for(
@@ -148,7 +148,7 @@ def test_names_that_mergekit_cannot_be_asked_for(
     assert sum("40 tensors of the base model are missing" in e for e in said(done, "error")) == 2
     write_recipe(family / "law" / "mergekit_config.yml", content)
     (warned,) = said(check(family / "law"), "warning")
-    assert "which cannot be told here: dtype is 'float7'" in warned
+    assert "which cannot be looked up here, may explain it: dtype is 'float7'" in warned
     del content["merge_method"]
     assert len(said(of_recipe(tmp_path, content), "error")) == 6
     # What it logs meanwhile would be a traceback.

@@ -26,7 +26,7 @@ def test_models_that_do_not_fit(family: Path, tmp_path: Path) -> None:
         family / "math" / "tokenizer.json",
         lambda content: content["model"]["vocab"].update(w1=6, w2=5),
     )
-    refused("2 tokens have other numbers than in the base model ('w1' is 6, not 5)")
+    refused("2 tokens have other ids than in the base model ('w1' is 6, not 5)")
     tensors = tensors_of(family / "math")
     weights = family / "math" / "model.safetensors"
 
@@ -35,27 +35,27 @@ def test_models_that_do_not_fit(family: Path, tmp_path: Path) -> None:
 
     name = "model.layers.1.mlp.up_proj.weight"
     save({key: each for key, each in tensors.items() if key != name})
-    refused(f"1 tensors of the base model are missing, such as {name}.")
+    refused(f"1 tensor of the base model is missing: {name}.")
     save({**tensors, "model.layers.3.more.weight": torch.ones(2)})
-    refused("no output holds them, such as model.layers.3.more.weight.")
+    refused("1 tensor is not in the base model and would be lost: model.layers.3.more.weight.")
     save({**tensors, name: torch.ones(3, 3)})
-    refused(f"{name}: 3 x 3 and 80 x 32")
+    refused(f"1 tensor has another shape than in the base model: {name} (3 x 3, not 80 x 32).")
     save({**tensors, "model.embed_tokens.weight": torch.ones(98, 32)})
     refused("the vocabularies differ; set tokenizer: {source: base} or {source: union}.")
     save({**tensors, name: torch.ones(80, 32).to(torch.int8)})
-    refused("1 weights are quantised")
+    refused("1 weight is quantised")
     weights.write_bytes(weights.read_bytes()[:-100])
     refused("is truncated")
     weights.unlink()
     refused("there are no weights in the folder")
     config.write_text("", encoding="utf-8")
-    refused("config.json is missing, empty or no JSON")
+    refused("config.json is missing, empty or not JSON")
     save({key: each.T.contiguous() if "q_proj" in key else each for key, each in tensors.items()})
     refused("q_proj.weight is the base model's, transposed.", "--sample")
     save({key: each * torch.nan if "layers" in key else each for key, each in tensors.items()})
-    refused("4 of 4 slices hold NaN or infinity, here or in the base model", "--sample")
+    refused("it or the base model holds NaN or infinity in 4 of 4 slices", "--sample")
     new_model("llama", 77).save_pretrained(family / "math")
-    refused("it is no fine-tune of this base", "--sample")
+    refused("it is not a fine-tune of this base", "--sample")
     # What has no numbers to be compared.
     linears = [key for key, each in tensors.items() if "layers" in key and each.ndim == 2]
     save({**tensors, **{key: tensors[key].to(torch.float8_e4m3fn) for key in linears}})
@@ -104,9 +104,9 @@ def test_an_output_head_that_is_not_tied(
         (weights,) = folder.glob("*.safetensors")
         safetensors.torch.save_file(headless, weights, {"format": "pt"})
     (error,) = said(of_recipe(tmp_path, recipe(family)), "error")
-    assert error.endswith("law: 1 tensors that mergekit reads are missing, such as lm_head.weight.")
+    assert error.endswith("law: 1 tensor that mergekit reads is missing: lm_head.weight.")
     (error,) = said(check(tmp_path / "out"), "error")
-    assert error.endswith("1 tensors that its recipe gives are missing, such as lm_head.weight.")
+    assert error.endswith("1 tensor that its recipe gives is missing: lm_head.weight.")
 
 
 def test_a_base_with_more_than_mergekit_reads(family: Path, tmp_path: Path) -> None:
@@ -115,5 +115,5 @@ def test_a_base_with_more_than_mergekit_reads(family: Path, tmp_path: Path) -> N
     done = of_recipe(tmp_path, recipe(family))
     assert said(done, "error") == []
     assert said(done, "warning") == [
-        f"warning: {family / 'base'}: 1 tensors are in no output, such as model.more.weight."
+        f"warning: {family / 'base'}: 1 tensor is in no output: model.more.weight."
     ]

@@ -17,4 +17,4 @@ def test_output_folders(family: Path, tmp_path: Path) -> None:
     shutil.copytree(family / "law", older)
     done = of_recipe(tmp_path, recipe(family), f"--output={older}")
     assert done.exit_code == 0
-    assert "it holds 1 weight files already" in done.stdout
+    assert "it already holds 1 weight file: model.safetensors" in done.stdout

@@ -30,7 +30,7 @@ def test_slices_that_move_layers(family: Path, tmp_path: Path) -> None:
 def test_ranges_that_mergekit_refuses(layers: object, family: Path, tmp_path: Path) -> None:
     done = of_recipe(tmp_path, sliced(family, [0, 2], layers))
     assert [each.split("math: ")[1] for each in said(done, "error")[1:]] == [
-        f"layer_range is {layers!r}; allowed is two whole numbers, the first layer and the one "
+        f"layer_range is {layers!r}; allowed are two whole numbers, the first layer and the one "
         f"after the last."
     ]
 
@@ -40,7 +40,8 @@ def test_models_in_slices(family: Path, tmp_path: Path) -> None:
     again = {**content["slices"][0]["sources"][1], "model": f"{family}/./math"}
     content["slices"][0]["sources"].append(again)
     assert said(of_recipe(tmp_path, content), "error") == [
-        f"error: {family}/./math: it is given twice, also as {family}/math: sum the weights."
+        f"error: {family}/./math: it is given twice, also as {family}/math: "
+        "list it once, at the summed weight."
     ]
     content = sliced(family, [0, 2], [2, 3])
     for each in content["slices"]:
@@ -51,7 +52,7 @@ def test_models_in_slices(family: Path, tmp_path: Path) -> None:
     content = sliced(family, [0, 2], [2, 3])
     done = of_recipe(tmp_path, content, "--sample")
     assert "tensors have another shape than in the base model" in done.stdout
-    assert "it is no fine-tune of this base" in done.stdout
+    assert "it is not a fine-tune of this base" in done.stdout
     content["modules"] = {"default": {"slices": content.pop("slices")}}
     assert "tensors have another shape" in of_recipe(tmp_path, content).stdout
     # Other methods may take layers from anywhere.

@@ -7,11 +7,14 @@ from check_command import check, of_recipe, said
 from checkpoint_edits import Change
 from checkpoints import recipe, write_recipe
 
+from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.recipes import Recipe
+
 MISTAKES: list[tuple[str, Change, str]] = [
     (
         "a method that is a list",
         lambda content: content.update(merge_method=["dppa"]),
-        "merge_method: ['dppa'] is not one",
+        "merge_method: unknown method ['dppa']",
     ),
     (
         "no weight",
@@ -28,12 +31,12 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "models that are no list",
         lambda content: content.update(models="./math"),
-        "models: it is no list.",
+        "models: it is not a list.",
     ),
     (
         "misspelt method",
         lambda content: content.update(merge_method="dpaa"),
-        "merge_method: dpaa is not one; did you mean dppa?",
+        "merge_method: unknown method dpaa; did you mean dppa?",
     ),
     (
         "misspelt parameter",
@@ -48,7 +51,8 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "parameter of another method",
         lambda content: content["models"][0]["parameters"].update(gamma=0.1),
-        "dppa has no parameter gamma",
+        "dppa has no parameter gamma, and mergekit ignores it: breadcrumbs and "
+        "breadcrumbs_ties have it.",
     ),
     (
         "beside parameters",
@@ -114,7 +118,7 @@ MISTAKES: list[tuple[str, Change, str]] = [
         "the filter 'attnn' is in no tensor's name",
     ),
     ("no base", lambda content: content.pop("base_model"), "dppa needs one, and there is none"),
-    ("dtype", lambda content: content.update(dtype="bf16"), "'bf16' is not one; allowed is"),
+    ("dtype", lambda content: content.update(dtype="bf16"), "dtype: it is 'bf16'; allowed is"),
     (
         "no folder",
         lambda content: content["models"][0].update(model="./nowhere"),
@@ -123,7 +127,7 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "a name that no file can have",
         lambda content: content["models"][0].update(model="x" * 5000),
-        "it is no folder, and the Hub has it not",
+        "it is neither a local folder nor a repository on the Hub",
     ),
     (
         "a model that is a number",
@@ -143,7 +147,7 @@ MISTAKES: list[tuple[str, Change, str]] = [
     (
         "no folder of the base",
         lambda content: content.update(base_model="./nowhere"),
-        "its base model is not here to compare the others with.",
+        "its base model cannot be read here to compare the others with.",
     ),
     (
         "given twice",
@@ -175,10 +179,10 @@ def test_mergekits_own_methods(family: Path, tmp_path: Path) -> None:
     done = of_recipe(tmp_path, recipe(family, "ties", models))
     assert said(done, "error") == [
         f"error: models, {family / 'math'}: ties has no parameter amplify_90, and mergekit ignores "
-        f"it: known are int8_mask, normalize, rescale, lambda, weight, density."
+        f"it: dppa, dppa_ties and dare_dpa have it."
     ]
     models = {"math": {"weight": float("inf")}}
-    assert "no finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
+    assert "not a finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
 
 
 def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
@@ -186,7 +190,7 @@ def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text() + "merge_method: ties\n", encoding="utf-8")
     lines = len(path.read_text().splitlines())
     done = check(path)
-    assert f"error: line {lines}: merge_method is there already" in done.stdout
+    assert f"error: line {lines}: merge_method is already set in line 2: keep one." in done.stdout
     # What a merge key brings may be overridden.
     base, math, law = (family / name for name in ("base", "math", "law"))
     text = f"""merge_method: dppa
@@ -200,25 +204,29 @@ models:
     path.write_text(text, encoding="utf-8")
     assert check(path).exit_code == 0
     path.write_text(text.replace("weight: 0.4", "weight: 0.4, weight: 0.3"), encoding="utf-8")
-    assert "error: line 7: weight is there already, in line 7" in check(path).stdout
+    assert "error: line 7: weight is already set in line 7" in check(path).stdout
     path.write_text("- 1\n", encoding="utf-8")
-    assert "no mapping" in check(path).stdout
+    assert "it is not a mapping with merge_method" in check(path).stdout
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("models: [", "it is not YAML"),
-        ("base_model: {{ base }}", "found unhashable key"),
-        ("? [a, b]\n: c", "found unhashable key"),
-        ("merge_method: dppa\0", "unacceptable character #x0000"),
-        ("base_model: 2024-02-30", "it is not YAML: day is out of range"),
+        ("models: [", "expected the node content, but found '<stream end>' (line 1, column 10)"),
+        ("a: 1\nx: y: z", "mapping values are not allowed here (line 2, column 5)"),
+        ("base_model: {{ base }}", "found unhashable key (line 1, column 14)"),
+        ("? [a, b]\n: c", "found unhashable key (line 1, column 3)"),
+        ("merge_method: dppa\0", "unacceptable character #x0000 (character 19 of the file)"),
+        ("base_model: 2024-02-30", "day is out of range for month"),
     ],
 )
 def test_what_is_not_yaml(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yml"
     path.write_text(text, encoding="utf-8")
-    assert sentence in said(check(path), "error")[0]
+    assert said(check(path), "error") == [f"error: recipe: it is not YAML: {sentence}."]
+    with pytest.raises(RecipeError) as refused:
+        Recipe.read(path)
+    assert refused.value.message == f"{path} is not YAML: {sentence}."
 
 
 def test_models_that_are_mappings(family: Path, tmp_path: Path) -> None:
@@ -229,8 +237,6 @@ def test_models_that_are_mappings(family: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stdout
     notes = said(done, "note")
     assert any("its model is written as a mapping" in each for each in notes)
-    assert (
-        "note: recipe: its base_model is written as a mapping, which is not looked into." in notes
-    )
+    assert "note: recipe: its base_model is written as a mapping, which is not checked." in notes
     # Fine-tuned models are not taken for the base.
     assert not any("differ by" in each for each in notes)

@@ -201,7 +201,7 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     shutil.copytree(saved / "math", mixed)
     (mixed / "config.json").write_text("", encoding="utf-8")
-    refused(evaluate(str(mixed)), "config.json is missing, empty or no JSON")
+    refused(evaluate(str(mixed)), "config.json is missing, empty or not JSON")
     below = mixed / "config.json" / "tables"
     refused(evaluate(str(saved / "base"), f"--output={below / 'a'}"), f"{below} cannot be written")
 

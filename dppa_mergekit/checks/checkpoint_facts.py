@@ -1,0 +1,105 @@
+"""What is known of a model without its weights: headers, configuration, tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dppa_mergekit.checkpoints.safetensors_header import Header
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """What is known of a model without its weights.
+
+    Attributes:
+        model: The model as the recipe spells it.
+        folder: Its folder; None on the Hub.
+        tensors: Name -> header; empty where headers cannot be read.
+        files: Name of a tensor -> the file in the folder that holds it; empty on the Hub.
+        config: The content of config.json.
+        vocabulary: Token -> id; empty where there is no tokenizer.json.
+        chat_template: The chat template, if there is one.
+        end_tokens: The ids of the tokens that end an answer, by the configurations.
+    """
+
+    model: str
+    folder: Path | None
+    tensors: Mapping[str, Header]
+    files: Mapping[str, str]
+    config: Mapping[str, object] = field(default_factory=dict)
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
+    chat_template: str | None = None
+    end_tokens: frozenset[int] = frozenset()
+
+
+def read_facts(
+    model: str,
+    folder: Path | None,
+    tensors: Mapping[str, Header],
+    files: Mapping[str, str],
+    small_files: Path,
+) -> CheckpointFacts:
+    """Complete the headers of a model with its configuration and its tokenizer.
+
+    Args:
+        model: The model as the recipe spells it.
+        folder: Its folder; None on the Hub.
+        tensors: Name -> header.
+        files: Name of a tensor -> the file in the folder that holds it.
+        small_files: The folder with config.json and the tokenizer's files, as far as they exist.
+    """
+    config = read_json(small_files / "config.json") or {}
+    return CheckpointFacts(
+        model,
+        folder,
+        tensors,
+        files,
+        config,
+        _read_vocabulary(small_files),
+        _read_chat_template(small_files),
+        _read_end_tokens(small_files, config),
+    )
+
+
+def read_json(path: Path) -> dict[str, object] | None:
+    """Return the mapping in a JSON file; None if it cannot be read or holds something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _read_vocabulary(folder: Path) -> dict[str, int]:
+    content = read_json(folder / "tokenizer.json") or {}
+    model, added = content.get("model"), content.get("added_tokens")
+    stored = model.get("vocab") if isinstance(model, dict) else None
+    vocabulary: dict[str, int] = {}
+    if isinstance(stored, dict):
+        vocabulary.update((str(token), int(number)) for token, number in stored.items())
+    elif isinstance(stored, list):
+        vocabulary.update(
+            (str(pair[0]), number) for number, pair in enumerate(stored) if isinstance(pair, list)
+        )
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and isinstance(token.get("id"), int):
+            vocabulary[str(token.get("content"))] = token["id"]
+    return vocabulary
+
+
+def _read_chat_template(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8", errors="replace")
+    template = (read_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _read_end_tokens(folder: Path, config: Mapping[str, object]) -> frozenset[int]:
+    generation = read_json(folder / "generation_config.json") or {}
+    stored = generation.get("eos_token_id", config.get("eos_token_id"))
+    tokens = stored if isinstance(stored, list) else [stored]
+    return frozenset(token for token in tokens if isinstance(token, int))

@@ -1,0 +1,237 @@
+"""Tensors that models of a recipe lack or that a merge would lose, and filters that match none.
+
+The names under which tensors are stored tell both, as long as the models agree in them. Where they
+do not, mergekit may still find the tensors; it is asked for its plan of the merge, which takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dppa_mergekit import method_table
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
+from dppa_mergekit.checks.findings import Finding, error, such_as, warning
+from dppa_mergekit.errors import DppaError
+from dppa_mergekit.recipes import Recipe, holders, inputs_of
+
+if TYPE_CHECKING:
+    from dppa_mergekit.checks.mergekit_reads import PlannedMerge
+
+BUFFERS = ("inv_freq", "rotary_emb", "position_ids", ".attn.bias", ".attn.masked_bias")
+"""Parts of the names of buffers that older releases of transformers stored, and newer ones
+compute."""
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""Matches the names of tensors that mergekit may pack on reading, and so write under others."""
+
+
+def find_missing(some: Collection[str], others: Collection[str], tied: bool) -> list[str]:
+    """Return the tensors of one checkpoint that another lacks under these names, and should have.
+
+    Args:
+        some: The names of the tensors in the one.
+        others: The names of the tensors in the other.
+        tied: Whether the other may do without an output head.
+    """
+    return [
+        name
+        for name in some
+        if name not in others
+        and not any(part in name for part in BUFFERS)
+        and not (tied and "lm_head" in name)
+    ]
+
+
+def report_missing(names: Collection[str]) -> str:
+    """Return a sentence without its full stop about tensors of the base model that are missing."""
+    return such_as(
+        names,
+        "tensor of the base model is missing",
+        "tensors of the base model are missing",
+    )
+
+
+def can_plan(content: Mapping[str, object]) -> bool:
+    """Return whether mergekit can plan a recipe without downloading a model or merging a LoRA."""
+    bases = [holder.get("base_model") for holder in holders(dict(content))]
+    models = [entry["model"] for entry, _ in inputs_of(content)]
+    return all(
+        isinstance(model, str)
+        and "+" not in model
+        and os.path.isdir(model)
+        and any(Path(model).glob("*.safetensors"))
+        for model in (*models, *(base for base in bases if base is not None))
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The stored names that only one of a model and its base has.
+
+    Attributes:
+        model: The model as the recipe spells it.
+        missing: Names that only the base has.
+        extra: Names that only the model has.
+    """
+
+    model: str
+    missing: Sequence[str]
+    extra: Sequence[str]
+
+    @classmethod
+    def between(cls, fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Difference:
+        """Compare a fine-tuned model with its base; equal where headers cannot be read."""
+        if not fine_tuned.tensors or not base.tensors:
+            return cls(fine_tuned.model, (), ())
+        tied = any(bool(model.config.get("tie_word_embeddings")) for model in (fine_tuned, base))
+        return cls(
+            fine_tuned.model,
+            find_missing(base.tensors, fine_tuned.tensors, tied),
+            find_missing(fine_tuned.tensors, base.tensors, tied=True),
+        )
+
+
+def check_tensors(
+    content: Mapping[str, object], fine_tuned: Sequence[CheckpointFacts], base: CheckpointFacts
+) -> Iterator[Finding]:
+    """Yield tensors that are missing or would be lost, and filters that match no tensor.
+
+    Args:
+        content: The content of the recipe.
+        fine_tuned: The fine-tuned models, whose tensors should be those of the base.
+        base: The base model.
+    """
+    compared = [Difference.between(model, base) for model in fine_tuned]
+    differences = [difference for difference in compared if difference.missing or difference.extra]
+    lasting = [name for name in base.tensors if not EXPERT.search(name)]
+    filters = _find_unmatched(_find_filters(content), lasting) if base.tensors else []
+    if not differences and not filters:
+        return
+    plannable = can_plan(content)
+    planned = None
+    if plannable:
+        try:
+            planned = _plan(content)
+        except DppaError as problem:
+            yield warning("recipe", problem.message)
+    if planned is None:
+        for difference in differences:
+            yield from _judge_by_names(difference, certain=plannable)
+    else:
+        for difference in differences:
+            yield from _judge_by_plan(difference, planned, base.model)
+        missing = {name for difference in differences for name in difference.missing}
+        yield from _check_base(base.model, missing, planned)
+    for text in _find_unmatched(filters, base.tensors if planned is None else planned.filtered):
+        yield warning("recipe", f"the filter {text!r} is in no tensor's name.")
+
+
+def _plan(content: Mapping[str, object]) -> PlannedMerge:
+    """Ask mergekit for its plan. Raises DppaError where it makes none."""
+    from dppa_mergekit.checks.mergekit_reads import plan_merge
+
+    recipe = Recipe(dict(content), "it")
+    if content.get("merge_method") in method_table.names():
+        # A search may still have to find the weights; which tensors are read does not depend on
+        # them.
+        recipe = recipe.with_start(1.0)
+    return plan_merge(recipe)
+
+
+def _judge_by_names(difference: Difference, certain: bool) -> Iterator[Finding]:
+    """Yield what stored names tell.
+
+    Args:
+        difference: Between a model and its base.
+        certain: Whether mergekit was asked and has no plan of such a merge.
+    """
+    for names, report in (
+        (difference.missing, report_missing),
+        (difference.extra, _report_extra),
+    ):
+        if names and certain:
+            yield error(difference.model, f"{report(names)}.")
+        elif names:
+            yield warning(
+                difference.model,
+                f"{report(names)}; or the models differ only in names: the merge itself will show "
+                f"whether mergekit knows them.",
+            )
+
+
+def _judge_by_plan(difference: Difference, planned: PlannedMerge, base: str) -> Iterator[Finding]:
+    """Yield what mergekit's plan tells of a model that differs from its base in names."""
+    reads, base_reads = planned.reads.get(difference.model), planned.reads.get(base)
+    if reads is None or base_reads is None:
+        yield from _judge_by_names(difference, certain=True)
+        return
+    missing = [name for name, fails in reads.absent.items() if fails or name in difference.missing]
+    extra = [name for name in difference.extra if name not in reads.names]
+    if reads.is_packed and base_reads.is_packed:
+        # Both are stored expert by expert: what one has, the other must have.
+        missing += [name for name in difference.missing if name not in base_reads.names]
+    elif reads.is_packed:
+        extra = []
+    if missing:
+        yield error(difference.model, f"{_report_absent(missing)}.")
+    if extra:
+        yield error(difference.model, f"{_report_extra(extra)}.")
+
+
+def _check_base(base: str, missing: Collection[str], planned: PlannedMerge) -> Iterator[Finding]:
+    """Yield tensors that the base lacks, and tensors of it that the merge would lose.
+
+    Args:
+        base: The base model.
+        missing: Tensors of the base that a fine-tuned model lacks.
+        planned: mergekit's plan.
+    """
+    reads = planned.reads.get(base)
+    if reads is None:
+        return
+    absent = [name for name, fails in reads.absent.items() if fails]
+    if absent:
+        yield error(base, f"{_report_absent(absent)}.")
+    lost = [name for name in missing if name not in reads.names]
+    if lost and not reads.is_packed:
+        yield warning(
+            base, f"{such_as(lost, 'tensor is in no output', 'tensors are in no output')}."
+        )
+
+
+def _report_extra(names: Collection[str]) -> str:
+    return such_as(
+        names,
+        "tensor is not in the base model and would be lost",
+        "tensors are not in the base model and would be lost",
+    )
+
+
+def _report_absent(names: Collection[str]) -> str:
+    return such_as(
+        names,
+        "tensor that mergekit reads is missing",
+        "tensors that mergekit reads are missing",
+    )
+
+
+def _find_unmatched(filters: Collection[str], names: Collection[str]) -> list[str]:
+    return sorted(text for text in filters if not any(text in name for name in names))
+
+
+def _find_filters(content: object) -> set[str]:
+    """Return all filters of parameters, except the asterisk."""
+    if isinstance(content, list):
+        return set().union(*(_find_filters(part) for part in content))
+    if not isinstance(content, dict):
+        return set()
+    filters = set().union(*(_find_filters(part) for part in content.values()))
+    if "value" in content and isinstance(content.get("filter"), str):
+        filters.add(content["filter"])
+    return filters - {"*"}
