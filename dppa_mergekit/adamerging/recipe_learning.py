@@ -198,7 +198,7 @@ class AdaMerge:
             },
             "tasks": tasks,
             "task files": None if self.tasks is None else folder_hash(self.tasks.include_path),
-            "checkpoints": fingerprints(self.recipe, self.placement),
+            "checkpoints": fingerprints(self.recipe),
             "objective": self.objective,
             "descent": descent,
             "dtype": str(self.placement.dtype),

@@ -32,8 +32,9 @@ from dppa_mergekit.analysis.results import (
 )
 from dppa_mergekit.analysis.tables import every_linear, overview
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
+from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts

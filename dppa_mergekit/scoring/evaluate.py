@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoint_files import of_folder
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
-from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
+from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.source_model import Placement, SourceModel, fingerprint
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, identity
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness

@@ -21,8 +21,9 @@ from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
 from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.combination.combination import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.amplified_model import AmplifiedModel, merge_into_folder
+from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.search.distillation import Descent, distill

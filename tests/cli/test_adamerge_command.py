@@ -206,7 +206,7 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     refused(adamerge(*prompts(saved), "--lr=0"), "lr")
     refused(adamerge(*prompts(saved), "--lr=nan"), "nan is no finite number")
     refused(adamerge(*prompts(saved), "--anchor=inf"), "inf is no finite number")
-    refused(adamerge(*prompts(saved), "--device=nowhere"), "GB on nowhere and cannot be put there")
+    refused(adamerge(*prompts(saved), "--device=nowhere"), "cannot be moved to device nowhere")
     for method in ("dppa_ties", "task_arithmetic"):
         models = {"math": {"weight": 1.0}}
         other = write_recipe(tmp_path / "other.yml", recipe(saved, method, models))
