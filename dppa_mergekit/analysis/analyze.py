@@ -20,7 +20,7 @@ from tqdm import tqdm
 from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.losses import Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
-from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
+from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.analysis.delta_pass import inspect_deltas
 from dppa_mergekit.analysis.plots import draw_analysis
@@ -116,7 +116,7 @@ class Analysing:
             return shorten(model, encoded, live, ANSWER_TOKENS)
 
         teacher = SourceModel(model, self.placement)
-        lessons = lessons_of(teacher, tokens, BATCH, None)
+        lessons = collect_lessons(teacher, tokens, BATCH, None)
         dare, dp = (
             self._divergence(pruned(self.recipe, model, by), teacher, lessons) for by in (DARE, DP)
         )

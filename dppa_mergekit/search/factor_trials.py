@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
-from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
+from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.combination.combination import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
@@ -145,7 +145,7 @@ class LiveBench(OneByOne):
 
     def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one."""
-        lessons = lessons_of(
+        lessons = collect_lessons(
             self._unmerged,
             lambda model, tokenizer: self._prompts(model, tokenizer, items),
             self.batch_size,
