@@ -1,7 +1,7 @@
 """The losses that AdaMerging descends: of a live merge on the examples of one domain.
 
-Every loss is computed for each example by itself and then averaged over the batch; none is of
-logits that were averaged over a batch.
+Every loss is computed for each example by itself and then averaged over the batch; logits are
+never averaged over a batch.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ class AdaMerge:
         return domains
 
     def _teacher(self, domain: str) -> str:
-        """The fine-tuned model of a domain: the tasks file names it, or the domain is named so."""
+        """Return the model that teaches a domain: the tasks file's, or the one of the same name."""
         if self.tasks is not None:
             return self.recipe.named(self.tasks.domains[domain].model)
         models = [model for model in self.recipe.fine_tuned() if Path(model).name == domain]
@@ -173,7 +173,7 @@ class AdaMerge:
         return models[0]
 
     def _tokenize_dev(self, domain: str, harness: Harness | None) -> Tokenize:
-        """What returns the tokens of a domain's dev prompts."""
+        """Return a function of a live model and its tokenizer: the tokens of the dev prompts."""
         assert self.tasks is not None
         assert harness is not None
         items = {task: range(harness.items(task)) for task in self.tasks.domains[domain].dev}
@@ -189,7 +189,7 @@ class AdaMerge:
         write_record(self.output, "adamerge", self._subject(), [best, state_entry(result.best)])
 
     def _subject(self) -> dict[str, object]:
-        """All that the states of the run depend on; a journal of anything else is refused."""
+        """Return all that the states depend on; a journal of another subject is refused."""
         tasks = None
         if self.tasks is not None:
             tasks = self.tasks.model_dump(mode="json", exclude={"include_path"})

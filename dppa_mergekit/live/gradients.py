@@ -23,8 +23,8 @@ def reduce_gradients(model: PreTrainedModel, reductions: Mapping[str, Reduce]) -
 
     Args:
         model: No parameter of it requires a gradient, before and after the context.
-        reductions: Name of a parameter -> what takes its gradient. Parameters that are not named
-            get no gradient.
+        reductions: Name of a parameter -> the function that takes its gradient. Parameters that
+            are not named get no gradient.
     """
     hooks = []
     try:

@@ -1,9 +1,9 @@
 """A whole merge that stays in memory while the weights of its models change.
 
-For methods of this package a listener sees every tensor that the merge combines. What each model
-keeps is found once, and new weights take one pass of combination over the checkpoints, with the
-operations of a merge. Merges of other methods are made anew by mergekit and read into the live
-model. Either way the weights are bit for bit those that mergekit writes for the same recipe. A
+For methods of this package a listener sees every tensor that the merge combines. The kept elements
+of every model are found once, and new weights take one pass of combination over the checkpoints,
+with the operations of a merge. Merges of other methods are made anew by mergekit and read into the
+live model. Either way the weights are bit for bit those that mergekit writes for the same recipe. A
 method that draws at random draws what `--random-seed` RANDOM_SEED draws (where it rescales, its
 sums depend on the device and on the number of threads).
 """
