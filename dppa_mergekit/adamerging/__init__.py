@@ -1,1 +1,1 @@
-"""Weights by gradient descent on prompts (paper 3.4, AdaMerging)."""
+"""AdaMerging: the weights of a merge, learned by gradient descent on prompts (paper 3.4)."""

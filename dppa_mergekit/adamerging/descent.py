@@ -1,7 +1,7 @@
 """AdaMerging (paper 3.4, arXiv 2310.02575): the weights of a merge by gradient descent.
 
 The derivative of a loss in the weight of a model and block is <dL/dW, amplified pruned delta>, so
-one backward pass through the merged model gives it for all of them.
+one backward pass through the merged model gives it for all models and blocks.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from tqdm import tqdm
 
+from dppa_mergekit.adamerging.batches import draw_batches
 from dppa_mergekit.adamerging.states import (
-    Evaluation,
-    Keep,
-    Learned,
+    DevScore,
+    LearningResult,
     State,
+    StateStore,
     Table,
-    best,
-    is_spent,
-    said,
-    within,
+    best_state,
+    describe,
+    is_out_of_patience,
+    states_until,
 )
-from dppa_mergekit.adamerging.teacher import batches
 from dppa_mergekit.errors import DppaError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dppa_mergekit.tensor_names import Block
 
 START_BATCHES = 8
-"""Batches of a domain by which its starting loss is taken, at most."""
+"""The largest number of batches of a domain over which its loss at the start is taken."""
 
 
 class LossError(DppaError):
@@ -49,19 +49,20 @@ class LossError(DppaError):
 
 @dataclass(frozen=True)
 class Descent:
-    """How weights are learned.
+    """The settings of gradient descent on weights.
 
     Attributes:
-        steps: Of Adam.
-        learning_rate: How far a weight moves in a step, at most.
-        batch_size: Examples of each domain in a step.
-        anchor: What the mean squared distance of the weights from their start counts, beside a
-            loss that is 1 at the start.
-        per_block: A weight for each model and block; one for each model if not.
-        every: Steps from one state that is kept, and evaluated, to the next.
-        patience: Evaluations in a row without gain after which learning ends.
-        checkpointing: Recompute activations in the backward pass: less memory, more time.
-        seed: Of the order of the examples.
+        steps: The number of steps of Adam.
+        learning_rate: The largest move of a weight in a step.
+        batch_size: The number of examples of every domain in a step.
+        anchor: The factor of the mean squared distance of the weights from their start, which is
+            added to a loss that is 1 at the start.
+        per_block: Whether every model has a weight for each block, or one for all.
+        every: The number of steps from one state that is kept and evaluated to the next.
+        patience: The number of dev scores in a row without improvement after which learning ends.
+        checkpointing: Whether to recompute activations in the backward pass: less memory, more
+            time.
+        seed: The seed of the order of the examples.
     """
 
     steps: int = 200
@@ -75,49 +76,55 @@ class Descent:
     seed: int = 0
 
 
-def learn(
+def descend(
     merge: WeightedMerge,
-    domains: Mapping[str, DomainLoss],
+    losses: Mapping[str, DomainLoss],
     descent: Descent,
-    kept: Keep,
-    evaluate: Callable[[], Evaluation] | None = None,
-) -> Learned:
-    """Learn the weights of a merge on the prompts of its domains.
+    store: StateStore | None = None,
+    evaluate: Callable[[], DevScore] | None = None,
+) -> LearningResult:
+    """Learn the weights of a live merge by descending the losses of its domains.
 
-    Every step draws equally from the domains, and every domain's loss counts by its ratio to the
-    loss at the start. Where the merge is evaluated, the best state is the result, the start
-    included; the last one if not.
+    Every step draws equally from the domains, and the loss of every domain counts by its ratio to
+    its loss at the start. If the merge is evaluated, the result is the best state, the start
+    included; else it is the last state.
 
     Args:
-        merge: Its weights are changed.
-        domains: Their losses.
-        descent: How to learn.
-        kept: Where states go, and come from.
-        evaluate: Scores the merge as it is.
+        merge: The live merge; it ends with the learned weights.
+        losses: Domain -> its loss.
+        descent: The settings.
+        store: Keeps the states; the run goes on after the last one that it has.
+        evaluate: Returns the dev score of the live merge.
 
     Raises:
-        LossError: A loss is not finite; states before that are kept.
+        LossError: A loss is not finite; the states before that are in the store.
+        DppaError: A weight of the recipe is not within 0 to 1.
     """
-    run = _Run(merge, domains, descent, evaluate)
-    states = within(kept.states(), descent.steps)
-    if not states:
-        states.append(run.start())
-        kept.add(states[0])
-    for state in run.steps(states):
+    run = _Run(merge, losses, descent, evaluate)
+    states = [] if store is None else states_until(store.states(), descent.steps)
+
+    def keep(state: State) -> None:
         states.append(state)
-        kept.add(state)
-    found = result(merge, states)
-    merge.set_weights(found.weights)
-    return found
+        if store is not None:
+            store.add(state)
+
+    if not states:
+        keep(run.start())
+    for state in run.steps(states):
+        keep(state)
+    result = take_best(merge, states)
+    merge.set_weights(result.weights)
+    return result
 
 
-def result(merge: WeightedMerge, states: Sequence[State]) -> Learned:
-    """What was learned by some states: the weights of the best of them."""
-    found = best(states)
-    return Learned(_weights(merge, found.settled), found, states)
+def take_best(merge: WeightedMerge, states: Sequence[State]) -> LearningResult:
+    """Return the weights of the best of some states."""
+    best = best_state(states)
+    return LearningResult(_weights(merge, best.settled), best, states)
 
 
 def _weights(merge: WeightedMerge, table: Table) -> dict[str, Weight]:
+    """Fine-tuned model -> its weight, of a table (models, blocks) or (models, 1)."""
     blocks: list[Block | None] = merge.blocks
     return {
         model: dict(zip(blocks, row, strict=True)) if len(row) == len(blocks) > 1 else row[0]
@@ -131,11 +138,11 @@ class _Run:
     def __init__(
         self,
         merge: WeightedMerge,
-        domains: Mapping[str, DomainLoss],
+        losses: Mapping[str, DomainLoss],
         descent: Descent,
-        evaluate: Callable[[], Evaluation] | None,
+        evaluate: Callable[[], DevScore] | None,
     ) -> None:
-        self._merge, self._domains = merge, domains
+        self._merge, self._losses = merge, losses
         self._descent, self._evaluate = descent, evaluate
         by_block = merge.weights()
         self._table = [list(by_block[model].values()) for model in merge.recipe.fine_tuned()]
@@ -145,80 +152,108 @@ class _Run:
             for weight in row:
                 if not 0 <= weight <= 1:
                     raise DppaError(
-                        f"{merge.recipe.origin}: the weight of {model} begins at {weight:g}; "
-                        f"weights are learned from 0 to 1."
+                        f"{merge.recipe.origin}: the weight of {model} starts at {weight:g}; "
+                        f"learned weights lie from 0 to 1."
                     )
 
     def start(self) -> State:
-        """The state before the first step."""
+        """Return the state before the first step."""
         begun = time.perf_counter()
-        nothing = [[0.0] * len(row) for row in self._table]
-        state = State(0, self._table, (nothing, nothing), {}, None, 0.0)
+        zeros = [[0.0] * len(row) for row in self._table]
+        state = State(0, self._table, (zeros, zeros), {}, None, 0.0)
         self._merge.set_weights(_weights(self._merge, state.settled))
-        losses = {}
-        for name, drawn in self._drawn(0).items():
-            number = math.ceil(self._domains[name].number / self._descent.batch_size)
-            with torch.no_grad():
-                found = [
-                    float(self._domains[name].of(self._merge.model, places))
-                    for places in islice(drawn, min(number, START_BATCHES))
-                ]
-            losses[name] = math.fsum(found) / len(found)
-            _check(losses[name], name, 0)
+        losses = self._start_losses()
         evaluation = None if self._evaluate is None else self._evaluate()
         return State(0, self._table, state.moments, losses, evaluation, time.perf_counter() - begun)
 
+    def _start_losses(self) -> dict[str, float]:
+        """Domain -> its mean loss over the first batches, one round or START_BATCHES at most."""
+        means = {}
+        for name, batches in self._batches(0).items():
+            loss = self._losses[name]
+            number = min(math.ceil(loss.number / self._descent.batch_size), START_BATCHES)
+            with torch.no_grad():
+                found = [
+                    float(loss.of(self._merge.model, indices))
+                    for indices in islice(batches, number)
+                ]
+            means[name] = math.fsum(found) / len(found)
+            _check_finite(means[name], name, 0)
+        return means
+
     def steps(self, states: Sequence[State]) -> Iterator[State]:
-        """The states after the last of some, until steps or patience end.
+        """Yield the states after the last of some, until steps or patience end.
 
         Args:
-            states: At least the start; what is yielded is to be there before the next is asked for.
+            states: The states so far, at least the start. The caller adds a state that is yielded
+                before it asks for the next one.
         """
         descent, first, last = self._descent, states[0], states[-1]
         begun = time.perf_counter() - last.seconds
         weights = torch.tensor(last.weights, dtype=torch.float32)
         origin = torch.tensor(first.weights, dtype=torch.float32)
-        optimizer = _optimizer(weights, last, descent.learning_rate)
-        drawn = self._drawn(last.step)
-        scales = {
-            name: 1 / (max(loss, 1e-6) * len(first.losses)) for name, loss in first.losses.items()
-        }
-        sums = dict.fromkeys(self._domains, 0.0)
+        optimizer = _resume_adam(weights, last, descent.learning_rate)
+        scales = _scales(first.losses)
+        batches = self._batches(last.step)
+        sums = dict.fromkeys(self._losses, 0.0)
         bar: tqdm[NoReturn] = tqdm(
             total=descent.steps, initial=last.step, desc="adamerge", unit="step", delay=2
         )
         with bar:
-            for step in range(last.step, descent.steps):
-                if is_spent(states, descent.patience):
+            for step in range(last.step + 1, descent.steps + 1):
+                if is_out_of_patience(states, descent.patience):
                     return
-                live = _weights(self._merge, weights.tolist())
-                self._merge.set_weights(live)
-                with (
-                    self._merge.weight_gradients(live) as gradients,
-                    # Not while the merge is evaluated: some releases of transformers then generate
-                    # without keys and values.
-                    _checkpointing(self._merge.model) if descent.checkpointing else nullcontext(),
-                    torch.enable_grad(),
-                ):
-                    for name, domain in self._domains.items():
-                        loss = domain.of(self._merge.model, next(drawn[name]))
-                        _check(float(loss.detach()), name, step + 1)
-                        torch.autograd.backward(loss * scales[name])
-                        sums[name] += float(loss.detach())
-                if not descent.per_block:
-                    gradients = gradients.sum(1, keepdim=True)
+                gradients, losses = self._backward(weights, scales, batches, step)
                 pull = 2 * descent.anchor * (weights - origin) / weights.numel()
-                weights.grad = gradients.float() + pull
+                weights.grad = gradients + pull
                 optimizer.step()
                 weights.clamp_(0, 1)
                 bar.update()
-                if (step + 1) % descent.every and step + 1 < descent.steps:
+                sums = {name: total + losses[name] for name, total in sums.items()}
+                if step % descent.every and step < descent.steps:
                     continue
-                since = step + 1 - states[-1].step
-                losses = {name: total / since for name, total in sums.items()}
-                sums = dict.fromkeys(self._domains, 0.0)
-                yield self._state(step + 1, weights, optimizer, losses, begun)
-                bar.set_postfix_str(said(states[-1]), refresh=False)
+                since = step - states[-1].step
+                means = {name: total / since for name, total in sums.items()}
+                sums = dict.fromkeys(self._losses, 0.0)
+                yield self._state(step, weights, optimizer, means, begun)
+                bar.set_postfix_str(describe(states[-1]), refresh=False)
+
+    def _backward(
+        self,
+        weights: torch.Tensor,
+        scales: Mapping[str, float],
+        batches: Mapping[str, Iterator[torch.Tensor]],
+        step: int,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Compute the gradient of the scaled losses in the weights, on the next batches.
+
+        Args:
+            weights: (models, blocks), or (models, 1).
+            scales: Domain -> the factor of its loss.
+            batches: Domain -> its batches.
+            step: The number of the step, for messages.
+
+        Returns:
+            The gradient, float32 of the shape of the weights, and domain -> its loss.
+        """
+        live = _weights(self._merge, weights.tolist())
+        self._merge.set_weights(live)
+        losses = {}
+        with (
+            self._merge.weight_gradients(live) as gradients,
+            # Not while the merge is evaluated: some releases of transformers then generate
+            # without keys and values.
+            _checkpointing(self._merge.model) if self._descent.checkpointing else nullcontext(),
+            torch.enable_grad(),
+        ):
+            for name, domain in self._losses.items():
+                loss = domain.of(self._merge.model, next(batches[name]))
+                losses[name] = float(loss.detach())
+                _check_finite(losses[name], name, step)
+                torch.autograd.backward(loss * scales[name])
+        if not self._descent.per_block:
+            gradients = gradients.sum(1, keepdim=True)
+        return gradients.float(), losses
 
     def _state(
         self,
@@ -228,8 +263,9 @@ class _Run:
         losses: Mapping[str, float],
         begun: float,
     ) -> State:
-        held = optimizer.state[weights]
-        moments = (held["exp_avg"].tolist(), held["exp_avg_sq"].tolist())
+        """Return the state after a step, evaluated if there is something to evaluate it by."""
+        adam = optimizer.state[weights]
+        moments = (adam["exp_avg"].tolist(), adam["exp_avg_sq"].tolist())
         state = State(step, weights.tolist(), moments, losses, None, 0.0)
         evaluation = None
         if self._evaluate is not None:
@@ -238,22 +274,20 @@ class _Run:
         seconds = time.perf_counter() - begun
         return State(step, state.weights, moments, losses, evaluation, seconds)
 
-    def _drawn(self, step: int) -> dict[str, Iterator[torch.Tensor]]:
-        """The batches of every domain from a step on."""
-        descent = self._descent
+    def _batches(self, step: int) -> dict[str, Iterator[torch.Tensor]]:
+        """Domain -> its batches from a step on."""
+        size, seed = self._descent.batch_size, self._descent.seed
         return {
-            name: islice(
-                batches(domain.number, descent.batch_size, descent.seed + place), step, None
-            )
-            for place, (name, domain) in enumerate(self._domains.items())
+            name: islice(draw_batches(loss.number, size, seed + index), step, None)
+            for index, (name, loss) in enumerate(self._losses.items())
         }
 
 
-def _optimizer(weights: torch.Tensor, state: State, learning_rate: float) -> torch.optim.Adam:
-    """Adam, with the moments of a state."""
+def _resume_adam(weights: torch.Tensor, state: State, learning_rate: float) -> torch.optim.Adam:
+    """Return Adam with the moments of a state."""
     optimizer = torch.optim.Adam([weights], lr=learning_rate)
     if state.step:
-        mean, square = (torch.tensor(each, dtype=weights.dtype) for each in state.moments)
+        mean, square = (torch.tensor(moment, dtype=weights.dtype) for moment in state.moments)
         optimizer.state[weights] = {
             "step": torch.tensor(float(state.step)),
             "exp_avg": mean,
@@ -262,21 +296,26 @@ def _optimizer(weights: torch.Tensor, state: State, learning_rate: float) -> tor
     return optimizer
 
 
-def _check(loss: float, domain: str, step: int) -> None:
+def _scales(losses: Mapping[str, float]) -> dict[str, float]:
+    """Domain -> the factor of its loss that makes the sum over domains 1 at the start."""
+    return {name: 1 / (max(loss, 1e-6) * len(losses)) for name, loss in losses.items()}
+
+
+def _check_finite(loss: float, domain: str, step: int) -> None:
     if not math.isfinite(loss):
         raise LossError(f"The loss of domain {domain} is {loss} at step {step}.")
 
 
 @contextmanager
 def _checkpointing(model: PreTrainedModel) -> Iterator[None]:
-    """While open, activations are recomputed in backward passes.
+    """Recompute activations in backward passes, for as long as the context is open.
 
-    transformers does it only for a model in training mode; here the layers alone are, and nothing
-    that is in them, so that nothing is dropped out.
+    transformers does this only for a model in training mode. Here the layers alone are in training
+    mode and not the modules inside them, so that dropout stays off.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     try:
         for layer in layers:

@@ -1,7 +1,7 @@
-"""What AdaMerging descends: the loss of a merge on the prompts of one domain.
+"""The losses that AdaMerging descends: of a live merge on the examples of one domain.
 
-Every loss is the mean over examples of something of each example by itself; none is of logits that
-were averaged over a batch.
+Every loss is computed for each example by itself and then averaged over the batch; logits are
+never averaged over a batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from dppa_mergekit.adamerging.teacher import divergence, widened
+from dppa_mergekit.adamerging.teacher import divergence, widen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,11 +25,16 @@ class DomainLoss(Protocol):
 
     @property
     def number(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         ...
 
-    def of(self, model: PreTrainedModel, places: torch.Tensor) -> torch.Tensor:
-        """The loss, a scalar, on the examples at some places."""
+    def of(self, model: PreTrainedModel, indices: torch.Tensor) -> torch.Tensor:
+        """Return the loss, a scalar, on some examples.
+
+        Args:
+            model: A live causal language model.
+            indices: (batch,) int64 indices of the examples.
+        """
         ...
 
 
@@ -38,8 +43,8 @@ class Entropy:
     """The entropy of the next token after a prompt (AdaMerging, arXiv 2310.02575).
 
     Attributes:
-        prompts: The tokens of each, at least one.
-        pad: Any token.
+        prompts: The tokens of every prompt, at least one.
+        pad: The token that pads a batch; any token will do.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -47,17 +52,17 @@ class Entropy:
 
     @property
     def number(self) -> int:
-        """How many prompts there are."""
+        """The number of prompts."""
         return len(self.prompts)
 
-    def of(self, model: PreTrainedModel, places: torch.Tensor) -> torch.Tensor:
-        """The mean over prompts of the entropy in nats."""
-        chosen = [self.prompts[place] for place in places.tolist()]
-        logits = _logits(model, chosen, self.pad)
-        ends = torch.tensor([len(each) - 1 for each in chosen], device=logits.device)
-        last = logits[torch.arange(len(chosen), device=logits.device), ends]
-        said = widened(last).log_softmax(-1)
-        return -(said.exp() * said).sum(-1).mean()
+    def of(self, model: PreTrainedModel, indices: torch.Tensor) -> torch.Tensor:
+        """Return the mean entropy over some prompts, in nats."""
+        prompts = [self.prompts[index] for index in indices.tolist()]
+        logits = _logits(model, prompts, self.pad)
+        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=logits.device)
+        last = logits[torch.arange(len(prompts), device=logits.device), ends]
+        logarithms = widen(last).log_softmax(-1)
+        return -(logarithms.exp() * logarithms).sum(-1).mean()
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,10 @@ class Completion:
     """The cross-entropy of given completions.
 
     Attributes:
-        examples: The tokens of each prompt with its completion.
-        begins: Where the completion begins: at 1 or later, before the end.
-        pad: Any token.
+        examples: The tokens of every prompt, followed by those of its completion.
+        begins: For every example the index of the completion's first token: at least 1, and less
+            than the number of tokens.
+        pad: The token that pads a batch; any token will do.
     """
 
     examples: Sequence[Sequence[int]]
@@ -76,51 +82,51 @@ class Completion:
 
     @property
     def number(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self.examples)
 
-    def of(self, model: PreTrainedModel, places: torch.Tensor) -> torch.Tensor:
-        """The mean over examples of the mean over their completions' tokens, in nats."""
-        chosen = [self.examples[place] for place in places.tolist()]
-        logits = _logits(model, chosen, self.pad)
+    def of(self, model: PreTrainedModel, indices: torch.Tensor) -> torch.Tensor:
+        """Return the mean over examples of the mean over their completion's tokens, in nats."""
+        examples = [self.examples[index] for index in indices.tolist()]
+        logits = _logits(model, examples, self.pad)
         losses = []
-        for row, (tokens, place) in enumerate(zip(chosen, places.tolist(), strict=True)):
-            begin = self.begins[place]
-            # What is said of a token stands at the place before it.
-            said = widened(logits[row, begin - 1 : len(tokens) - 1])
-            wanted = torch.tensor(tokens[begin:], device=said.device)
-            losses.append(torch.nn.functional.cross_entropy(said, wanted))
+        for row, (tokens, index) in enumerate(zip(examples, indices.tolist(), strict=True)):
+            begin = self.begins[index]
+            # The logits at a position predict the token at the next one.
+            predicted = widen(logits[row, begin - 1 : len(tokens) - 1])
+            completion = torch.tensor(tokens[begin:], device=predicted.device)
+            losses.append(torch.nn.functional.cross_entropy(predicted, completion))
         return torch.stack(losses).mean()
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """The divergence to what the domain's fine-tuned model answered.
+    """The divergence from the answers of the domain's fine-tuned model.
 
     Attributes:
-        lessons: Its answers.
+        lessons: The prompts and the teacher's answers.
     """
 
     lessons: Lessons
 
     @property
     def number(self) -> int:
-        """How many answers there are."""
+        """The number of answers."""
         return self.lessons.number
 
-    def of(self, model: PreTrainedModel, places: torch.Tensor) -> torch.Tensor:
-        """The mean over answers of the mean divergence over their tokens, in nats."""
-        return divergence(model, self.lessons.some(places))
+    def of(self, model: PreTrainedModel, indices: torch.Tensor) -> torch.Tensor:
+        """Return the mean over answers of the mean divergence over their tokens, in nats."""
+        return divergence(model, self.lessons.some(indices))
 
 
 def _logits(model: PreTrainedModel, examples: Sequence[Sequence[int]], pad: int) -> torch.Tensor:
     """(examples, longest, vocabulary); padded on the right, where no causal model looks."""
     tokens = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(each) for each in examples], batch_first=True, padding_value=pad
+        [torch.tensor(example) for example in examples], batch_first=True, padding_value=pad
     ).to(model.device)
-    lengths = torch.tensor([len(each) for each in examples], device=tokens.device)
-    places = torch.arange(tokens.shape[1], device=tokens.device)
+    lengths = torch.tensor([len(example) for example in examples], device=tokens.device)
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
     logits: torch.Tensor = model(
-        input_ids=tokens, attention_mask=(places < lengths[:, None]).long(), use_cache=False
+        input_ids=tokens, attention_mask=(positions < lengths[:, None]).long(), use_cache=False
     ).logits
     return logits

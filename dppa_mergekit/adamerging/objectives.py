@@ -1,4 +1,4 @@
-"""From the prompts of domains to the losses that AdaMerging descends, and the merge they are of."""
+"""From a recipe and the prompts of its domains to the live merge and the losses it descends."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy, Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
-from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
+from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss, shorten
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.source_model import Placement, SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
+from dppa_mergekit.method_table import summing
 from dppa_mergekit.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -22,69 +23,115 @@ if TYPE_CHECKING:
 
     from dppa_mergekit.recipes import Recipe
 
+    Tokenize: TypeAlias = Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]]
+
 OBJECTIVES = ("distill", "entropy", "loss")
 
 START = 0.3
-"""The weight of a model that has none in the recipe (AdaMerging's own)."""
+"""The starting weight of a model that has none in the recipe (AdaMerging's own)."""
 
 
 @dataclass(frozen=True)
-class Domain:
-    """What the loss of a domain is made of.
+class DomainPrompts:
+    """The prompts of one domain, and who teaches it.
 
     Attributes:
-        prompts: With their completions, where those are descended.
-        tokens: Those of the prompts, given a live model and its tokenizer.
-        teacher: The fine-tuned model, as the recipe names it; None where nobody teaches.
-        kept: A file that the teacher's answers are kept in; None to keep nothing.
+        prompts: The prompts; with completions for objective `loss`, and not used by the others.
+        tokenize: Returns the tokens of the prompts, given a live model and its tokenizer; not used
+            by objective `loss`.
+        teacher: The fine-tuned model that teaches, as the recipe names it; None if nobody does.
+        lessons_file: The file that keeps the teacher's answers; None to keep them nowhere.
     """
 
     prompts: Sequence[Prompt]
-    tokens: Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]]
+    tokenize: Tokenize
     teacher: str | None
-    kept: Path | None = None
+    lessons_file: Path | None = None
+
+    @classmethod
+    def of_texts(
+        cls, prompts: Sequence[Prompt], teacher: str | None, lessons_file: Path | None = None
+    ) -> DomainPrompts:
+        """Make them of prompts whose texts are known."""
+
+        def tokenize(_: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+            return [tokenizer(prompt.text)["input_ids"] for prompt in prompts]
+
+        return cls(prompts, tokenize, teacher, lessons_file)
+
+    def tokens(
+        self, name: str, room: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> list[list[int]]:
+        """Return the tokens of the prompts, cut to the model's context with room for an answer.
+
+        Args:
+            name: The name of the domain, for messages.
+            room: The number of tokens to leave for an answer.
+            model: The live model whose context counts.
+            tokenizer: Its tokenizer.
+        """
+        return shorten(name, self.tokenize(model, tokenizer), model, room)
 
 
-def of_prompts(prompts: Sequence[Prompt], teacher: str | None, kept: Path | None = None) -> Domain:
-    """A domain whose prompts are at hand as text."""
+def check_method(recipe: Recipe) -> None:
+    """Refuse a recipe whose weights cannot be learned.
 
-    def tokens(_: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        return [tokenizer(each.text)["input_ids"] for each in prompts]
-
-    return Domain(prompts, tokens, teacher, kept)
+    Raises:
+        RecipeError: The method is not a weighted sum, so its weights have no derivative, or it is
+            not of this package, so the live merge cannot set its weights in place.
+    """
+    allowed = summing()
+    if recipe.method not in allowed:
+        hint = " (task_arithmetic is dp at density 1)" if recipe.method == "task_arithmetic" else ""
+        raise RecipeError(
+            f"{recipe.origin}: the weights of {recipe.method} cannot be learned{hint}; allowed "
+            f"are {', '.join(allowed)}."
+        )
 
 
 def check_objective(objective: str, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Refuse an objective that is not known, or that the prompts are not enough for."""
+    """Refuse an unknown objective, or one that needs more than these prompts.
+
+    Args:
+        objective: The name of the objective.
+        prompts: Domain -> its prompts.
+
+    Raises:
+        DppaError: The objective is not one of OBJECTIVES, or it needs completions and a prompt has
+            none.
+    """
     if objective not in OBJECTIVES:
         raise DppaError(f"objective is {objective!r}; allowed are {', '.join(OBJECTIVES)}.")
     if objective == "loss":
         check_completions(prompts)
 
 
-def merge_and_losses(
+def load_merge_and_losses(
     recipe: Recipe,
-    domains: Mapping[str, Domain],
+    domains: Mapping[str, DomainPrompts],
     objective: str,
     batch_size: int,
     placement: Placement,
     workspace: Path,
 ) -> tuple[WeightedMerge, dict[str, DomainLoss]]:
-    """The live merge of a recipe, and the losses by which its weights are learned.
+    """Load the live merge of a recipe, and make the losses by which its weights are learned.
 
     Args:
-        recipe: Of the merge.
-        domains: By name; of objective `distill`, each with a teacher.
-        objective: One of `OBJECTIVES`.
-        batch_size: Of the teachers' answering.
-        placement: Where and how models are held.
-        workspace: An existing folder on a disk with room for the merged model.
+        recipe: The recipe of the merge.
+        domains: Domain -> its prompts; for objective `distill` every domain has a teacher.
+        objective: One of OBJECTIVES.
+        batch_size: The number of prompts that a teacher answers at once.
+        placement: The device and the dtype of live models.
+        workspace: An existing folder on a disk that has room for the merged model.
+
+    Returns:
+        The live merge, and domain -> its loss.
 
     Raises:
-        DppaError: A model cannot be loaded, a prompt not be used, or a teacher not teach.
+        DppaError: A model cannot be loaded, a prompt cannot be used, or a teacher cannot teach.
     """
-    # Teachers are gone from memory before the merge is there.
-    taught = _taught(recipe, domains, batch_size, placement) if objective == "distill" else {}
+    # The teachers have left memory before the merge is loaded.
+    taught = _teach(recipe, domains, batch_size, placement) if objective == "distill" else {}
     merge = load_merge(recipe, workspace, placement)
     losses: dict[str, DomainLoss] = {}
     for name, domain in domains.items():
@@ -95,36 +142,16 @@ def merge_and_losses(
         elif objective == "loss":
             losses[name] = completion_loss(name, domain.prompts, merge.model, merge.tokenizer)
         else:
-            losses[name] = Entropy(_fitting(name, domain, 0, merge.model, merge.tokenizer))
+            losses[name] = Entropy(domain.tokens(name, 0, merge.model, merge.tokenizer))
     return merge, losses
 
 
-def _taught(
-    recipe: Recipe, domains: Mapping[str, Domain], batch_size: int, placement: Placement
-) -> dict[str, tuple[SourceModel, Lessons]]:
-    """Domain -> its teacher, and what it answers."""
-    found = {}
-    for name, domain in domains.items():
-        assert domain.teacher is not None
-        teacher = SourceModel(recipe.named(domain.teacher), placement)
-        prompts_of = partial(_fitting, name, domain, ANSWER_TOKENS)
-        found[name] = (teacher, lessons_of(teacher, prompts_of, batch_size, domain.kept))
-    return found
-
-
-def _fitting(
-    name: str,
-    domain: Domain,
-    room: int,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[list[int]]:
-    """The tokens of a domain's prompts, cut to the model's context with room for an answer."""
-    return shorten(name, domain.tokens(model, tokenizer), model, room)
-
-
 def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> WeightedMerge:
-    """The live merge of a recipe; a weight that is missing is the start."""
+    """Load the live merge of a recipe; a model without a weight starts at START.
+
+    Raises:
+        DppaError: The recipe cannot be merged, or the merged model has an encoder.
+    """
     merge = WeightedMerge.load(
         recipe.with_start(START),
         workspace,
@@ -133,5 +160,21 @@ def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> Weighte
         placement.trust_remote_code,
     )
     if merge.model.config.is_encoder_decoder:
-        raise DppaError("The merge has an encoder; weights are learned for causal models only.")
+        raise DppaError(
+            "The merged model has an encoder; weights can be learned for causal models only."
+        )
     return merge
+
+
+def _teach(
+    recipe: Recipe, domains: Mapping[str, DomainPrompts], batch_size: int, placement: Placement
+) -> dict[str, tuple[SourceModel, Lessons]]:
+    """Domain -> its teacher, and the teacher's lessons."""
+    taught = {}
+    for name, domain in domains.items():
+        assert domain.teacher is not None
+        teacher = SourceModel(recipe.named(domain.teacher), placement)
+        prompts_of = partial(domain.tokens, name, ANSWER_TOKENS)
+        lessons = collect_lessons(teacher, prompts_of, batch_size, domain.lessons_file)
+        taught[name] = (teacher, lessons)
+    return taught

@@ -1,58 +1,79 @@
-"""Curves of AdaMerging: weights block by block, losses and dev scores over the steps."""
+"""Plots of AdaMerging: the weights of every block, and losses and dev scores by step."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dppa_mergekit.adamerging.states import Learned
+from dppa_mergekit.adamerging.states import LearningResult
 from dppa_mergekit.report.plot_style import PANEL, color_of
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def draw_learning(found: Learned, path: Path) -> None:
-    """Write a PNG: the weights block by block, and losses and dev score over the steps."""
+
+def draw_learning(result: LearningResult, path: Path) -> None:
+    """Write a PNG with a panel of weights, a panel of losses and, if any, one of dev scores."""
     from matplotlib.figure import Figure
 
-    first, states = found.states[0], found.states
-    is_evaluated = first.evaluation is not None
-    number = 3 if is_evaluated else 2
+    number = 2 if result.states[0].evaluation is None else 3
     figure = Figure(figsize=(PANEL[0] * number, PANEL[1]), layout="constrained")
     of_weights, of_losses, *of_scores = figure.subplots(1, number)
-    rows = zip(found.weights, found.best.settled, first.weights, strict=True)
-    for place, (model, row, before) in enumerate(rows):
-        color = color_of(place)
-        of_weights.plot(row, marker="o", markersize=3, color=color, label=Path(model).name)
-        of_weights.plot(before, color=color, linewidth=0.8, linestyle=":")
-    of_weights.set_xlabel("block; last: outside all blocks" if len(first.weights[0]) > 1 else "")
-    of_weights.set_ylabel("weight; dotted: at the start")
-    of_weights.legend(fontsize="small")
-    for place, (name, loss) in enumerate(first.losses.items()):
-        course = [state.losses[name] / max(loss, 1e-6) for state in states]
-        steps = [state.step for state in states]
-        of_losses.plot(steps, course, marker="o", markersize=3, color=color_of(place), label=name)
-    of_losses.set_xlabel("step")
-    of_losses.set_ylabel("loss, of that at the start")
-    of_losses.legend(fontsize="small")
+    _draw_weights(of_weights, result)
+    _draw_losses(of_losses, result)
     for panel in of_scores:
-        evaluated = [(each.step, each.evaluation) for each in states if each.evaluation is not None]
-        panel.errorbar(
-            [step for step, _ in evaluated],
-            [each.estimate.value for _, each in evaluated],
-            yerr=[each.estimate.error or 0.0 for _, each in evaluated],
-            color="black",
-            marker="o",
-            markersize=3,
-            label="mean",
-        )
-        for place, name in enumerate(evaluated[0][1].parts):
-            panel.plot(
-                [step for step, _ in evaluated],
-                [each.parts[name].value for _, each in evaluated],
-                color=color_of(place),
-                linewidth=0.8,
-                label=name,
-            )
-        panel.axvline(found.best.step, color="grey", linewidth=0.8, linestyle=":")
-        panel.set_xlabel("step")
-        panel.set_ylabel("dev Domain-Ratio, %")
-        panel.legend(fontsize="small")
+        _draw_scores(panel, result)
     figure.savefig(path, dpi=150)
+
+
+def _draw_weights(panel: Axes, result: LearningResult) -> None:
+    """Draw a line of weights over the blocks for every model, learned and at the start."""
+    first = result.states[0]
+    rows = zip(result.weights, result.best.settled, first.weights, strict=True)
+    for index, (model, row, before) in enumerate(rows):
+        color = color_of(index)
+        panel.plot(row, marker="o", markersize=3, color=color, label=Path(model).name)
+        panel.plot(before, color=color, linewidth=0.8, linestyle=":")
+    panel.set_xlabel("block; last: outside all blocks" if len(first.weights[0]) > 1 else "")
+    panel.set_ylabel("weight; dotted: at the start")
+    panel.legend(fontsize="small")
+
+
+def _draw_losses(panel: Axes, result: LearningResult) -> None:
+    """Draw the loss of every domain over the steps, as a share of its loss at the start."""
+    steps = [state.step for state in result.states]
+    for index, (name, loss) in enumerate(result.states[0].losses.items()):
+        course = [state.losses[name] / max(loss, 1e-6) for state in result.states]
+        panel.plot(steps, course, marker="o", markersize=3, color=color_of(index), label=name)
+    panel.set_xlabel("step")
+    panel.set_ylabel("loss, relative to the start")
+    panel.legend(fontsize="small")
+
+
+def _draw_scores(panel: Axes, result: LearningResult) -> None:
+    """Draw the dev scores over the steps, their mean and every domain."""
+    evaluated = [
+        (state.step, state.evaluation) for state in result.states if state.evaluation is not None
+    ]
+    steps = [step for step, _ in evaluated]
+    panel.errorbar(
+        steps,
+        [score.estimate.value for _, score in evaluated],
+        yerr=[score.estimate.error or 0.0 for _, score in evaluated],
+        color="black",
+        marker="o",
+        markersize=3,
+        label="mean",
+    )
+    for index, name in enumerate(evaluated[0][1].parts):
+        panel.plot(
+            steps,
+            [score.parts[name].value for _, score in evaluated],
+            color=color_of(index),
+            linewidth=0.8,
+            label=name,
+        )
+    panel.axvline(result.best.step, color="grey", linewidth=0.8, linestyle=":")
+    panel.set_xlabel("step")
+    panel.set_ylabel("dev Domain-Ratio, %")
+    panel.legend(fontsize="small")

@@ -1,4 +1,4 @@
-"""States of AdaMerging: where learning is after some steps, and which state is the best."""
+"""States of AdaMerging: all that is needed to go on from a step, and which state is the best."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ DIGITS = 6
 """Decimal places of the weights that are evaluated and written."""
 
 GONE = 0.01
-"""A mean weight below which a model is not in the merge any more."""
+"""Below this mean weight a model has practically left the merge."""
 
 Table = list[list[float]]
 """(models, blocks), or (models, 1)."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a state of the merge is worth on dev tasks.
+class DevScore:
+    """The score of a live merge on dev tasks.
 
     Attributes:
-        value: The more, the better.
-        estimate: What people are shown.
-        parts: Domain by domain.
+        value: The number by which states are compared; higher is better.
+        estimate: The number that is shown, with its standard error.
+        parts: Domain -> its own estimate.
     """
 
     value: float
@@ -42,47 +42,49 @@ class State:
     """Learning after some steps: all that is needed to go on from there.
 
     Attributes:
-        step: How many were made.
-        weights: As they are.
-        moments: Adam's means of the gradients, and of their squares.
-        losses: Domain -> mean loss of the steps since the state before; at step 0, of the start.
-        evaluation: On dev tasks, where there are any.
-        seconds: Of all so far.
+        step: The number of steps made.
+        weights: (models, blocks) the weights.
+        moments: (models, blocks) twice: Adam's means of the gradients and of their squares.
+        losses: Domain -> mean loss over the steps since the state before; at step 0, the loss at
+            the start.
+        evaluation: The score on dev tasks; None without dev tasks.
+        seconds: The time of all steps and evaluations so far.
     """
 
     step: int
     weights: Table
     moments: tuple[Table, Table]
     losses: Mapping[str, float]
-    evaluation: Evaluation | None
+    evaluation: DevScore | None
     seconds: float
 
     @property
     def settled(self) -> Table:
-        """The weights as they are evaluated and written."""
+        """(models, blocks) the weights as they are evaluated and written, rounded to DIGITS."""
         return [[round(weight, DIGITS) for weight in row] for row in self.weights]
 
 
-class Keep(Protocol):
-    """Where states go, and where they come from."""
+class StateStore(Protocol):
+    """Keeps the states of a run, so that an interrupted run can go on."""
 
     def states(self) -> Sequence[State]:
-        """Those of a run that this one goes on with."""
+        """Return the states kept so far, those of an earlier run included."""
         ...
 
     def add(self, state: State) -> None:
-        """Keep one more."""
+        """Keep one more state."""
         ...
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What was learned.
+class LearningResult:
+    """The learned weights.
 
     Attributes:
-        weights: Fine-tuned model, as the recipe spells it -> its weight.
-        best: The state that these are of.
-        states: All, from the start on.
+        weights: Fine-tuned model, as the recipe spells it -> its weight, from 0 to 1: a number, or
+            block -> number.
+        best: The state that has these weights.
+        states: All states, from the start on.
     """
 
     weights: Mapping[str, Weight]
@@ -90,14 +92,14 @@ class Learned:
     states: Sequence[State]
 
 
-def within(states: Sequence[State], steps: int) -> list[State]:
-    """States in order, without those of a longer run."""
+def states_until(states: Sequence[State], steps: int) -> list[State]:
+    """Return the states of at most so many steps, in order of their steps."""
     by_step = {state.step: state for state in states if state.step <= steps}
     return [by_step[step] for step in sorted(by_step)]
 
 
-def best(states: Sequence[State]) -> State:
-    """The best of some states, the first of equals; without evaluations the last."""
+def best_state(states: Sequence[State]) -> State:
+    """Return the state with the best dev score, the first of equals; without scores the last."""
     return states[-1] if states[-1].evaluation is None else max(states, key=_value)
 
 
@@ -105,39 +107,39 @@ def _value(state: State) -> float:
     return -math.inf if state.evaluation is None else state.evaluation.value
 
 
-def is_spent(states: Sequence[State], patience: int) -> bool:
-    """Whether the last evaluations brought nothing better than the best before them."""
+def is_out_of_patience(states: Sequence[State], patience: int) -> bool:
+    """Tell whether the last `patience` dev scores are no better than the best before them."""
     if states[-1].evaluation is None or len(states) <= patience:
         return False
     before = max(_value(state) for state in states[:-patience])
     return all(_value(state) <= before for state in states[-patience:])
 
 
-def said(state: State) -> str:
-    """Losses, the weights' range and the dev score, for people."""
-    every = [weight for row in state.weights for weight in row]
+def describe(state: State) -> str:
+    """Return the losses, the range of the weights and the dev score as one line of text."""
+    weights = [weight for row in state.weights for weight in row]
     parts = [", ".join(f"{name} {loss:.3g}" for name, loss in state.losses.items())]
-    parts.append(f"weights {min(every):.2f} to {max(every):.2f}")
+    parts.append(f"weights {min(weights):.2f} to {max(weights):.2f}")
     if state.evaluation is not None:
         parts.append(f"dev {state.evaluation.estimate}")
     return "; ".join(parts)
 
 
-def warnings_of(found: Learned, is_entropy: bool) -> list[str]:
-    """What looks wrong about what was learned, in sentences.
+def warnings_about(result: LearningResult, is_entropy: bool) -> list[str]:
+    """Return a sentence for everything that looks wrong about learned weights.
 
     Args:
-        found: What was learned.
-        is_entropy: Whether the losses are entropies, which may fall where the merge gets worse.
+        result: The learned weights.
+        is_entropy: Whether the losses are entropies, which may fall while the merge gets worse.
     """
-    first, last = found.states[0], found.states[-1]
+    first, last = result.states[0], result.states[-1]
     sentences = []
-    for place, model in enumerate(found.weights):
-        before, after = (_mean(state.weights[place]) for state in (first, found.best))
+    for row, model in enumerate(result.weights):
+        before, after = (_mean(state.weights[row]) for state in (first, result.best))
         if after < GONE <= before:
             sentences.append(
-                f"The mean weight of {model} fell from {before:.2f} to {after:.3f}: it is hardly "
-                f"in the merge any more; try a larger --anchor."
+                f"The mean weight of {model} fell from {before:.2f} to {after:.3f}, so the model "
+                f"has practically left the merge; try a larger --anchor."
             )
     if is_entropy and first.evaluation is not None and last.evaluation is not None:
         entropies = [_mean(list(state.losses.values())) for state in (first, last)]
@@ -145,7 +147,7 @@ def warnings_of(found: Learned, is_entropy: bool) -> list[str]:
             sentences.append(
                 f"The entropy fell from {entropies[0]:.2f} to {entropies[1]:.2f} while the dev "
                 f"score fell from {first.evaluation.estimate} to {last.evaluation.estimate}: the "
-                f"merge got surer, not better; try objective distill."
+                f"merge became more certain, not better; try objective distill."
             )
     return sentences
 

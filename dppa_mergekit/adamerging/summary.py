@@ -1,21 +1,21 @@
-"""Learned weights in Markdown."""
+"""Learned weights as Markdown tables."""
 
 from __future__ import annotations
 
 from statistics import mean
 
-from dppa_mergekit.adamerging.states import Learned
+from dppa_mergekit.adamerging.states import LearningResult
 from dppa_mergekit.report.markdown_tables import table
 
 
-def learning_summary(found: Learned, objective: str) -> str:
-    """Tables of weights, and of dev Domain-Ratios where there are any, for people."""
-    first, best, last = found.states[0], found.best, found.states[-1]
+def learning_summary(result: LearningResult, objective: str) -> str:
+    """Return tables of the weights and, if there are dev scores, of the dev Domain-Ratios."""
+    first, best, last = result.states[0], result.best, result.states[-1]
     weights = table(
         ["model", "start", "learned", "least", "largest"],
         [
             [model, f"{mean(before):.3f}", f"{mean(row):.3f}", f"{min(row):.3f}", f"{max(row):.3f}"]
-            for model, before, row in zip(found.weights, first.weights, best.settled, strict=True)
+            for model, before, row in zip(result.weights, first.weights, best.settled, strict=True)
         ],
     )
     text = (
@@ -37,5 +37,5 @@ def learning_summary(found: Learned, objective: str) -> str:
     )
     return (
         f"{text}\nDev Domain-Ratio in percent of the fine-tuned models, with its standard error. "
-        f"The state was chosen by these tasks, among {len(found.states)}.\n\n{ratios}"
+        f"These tasks chose the state among {len(result.states)}.\n\n{ratios}"
     )

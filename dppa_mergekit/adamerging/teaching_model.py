@@ -1,4 +1,4 @@
-"""A fine-tuned model as a teacher: its lessons, and whether another model knows their words."""
+"""Lessons of a fine-tuned model, kept in a file; whether a student knows their tokens."""
 
 from __future__ import annotations
 
@@ -8,12 +8,40 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dppa_mergekit.adamerging.teacher import Lessons, key_of, teach
+from dppa_mergekit.adamerging.teacher import Lessons, lessons_key, teach
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import SourceModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def collect_lessons(
+    teacher: SourceModel,
+    prompts_of: Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]],
+    batch_size: int,
+    file: Path | None,
+) -> Lessons:
+    """Read the lessons of a teacher from a file, or let the teacher answer and write them to it.
+
+    Args:
+        teacher: A fine-tuned model.
+        prompts_of: Returns the tokens of the prompts, given the live model and its tokenizer.
+        batch_size: The number of prompts that are answered at once.
+        file: The file of the lessons; None to keep them nowhere.
+
+    Raises:
+        DppaError: The teacher cannot be loaded, has an encoder, or there are no prompts.
+    """
+    model, tokenizer = teacher.load()
+    prompts = prompts_of(model, tokenizer)
+    key = lessons_key(f"{teacher.fingerprint()} {teacher.placement.dtype}", prompts)
+    lessons = None if file is None else Lessons.read(file, key)
+    if lessons is None:
+        lessons = teach(model, tokenizer, prompts, batch_size)
+        if file is not None:
+            lessons.save(file, key)
+    return lessons
 
 
 def check_words(
@@ -25,13 +53,13 @@ def check_words(
     """Refuse to teach a model to which the tokens of the lessons are other words.
 
     Args:
-        teacher: Whose lessons they are.
-        lessons: Of this model.
-        model: Who learns.
-        tokenizer: Of who learns.
+        teacher: The model that gave the lessons.
+        lessons: Its lessons.
+        model: The student, a live model.
+        tokenizer: The student's tokenizer.
 
     Raises:
-        DppaError: A token is another word there, or none.
+        DppaError: A token of the lessons is another word to the student, or none.
     """
     from transformers import AutoTokenizer
 
@@ -39,7 +67,7 @@ def check_words(
         teacher.folder(), trust_remote_code=teacher.placement.trust_remote_code
     )
     numbers = own.get_vocab(), tokenizer.get_vocab()
-    mine, theirs = ({number: word for word, number in each.items()} for each in numbers)
+    mine, theirs = ({number: word for word, number in vocabulary.items()} for vocabulary in numbers)
     (rows, _) = torch.nn.Module.state_dict(model.get_input_embeddings())["weight"].shape
     for number in lessons.words(rows):
         if number >= rows:
@@ -47,7 +75,8 @@ def check_words(
                 f"{teacher.model} cannot teach the merge: its prompts or answers hold token "
                 f"{number}, {mine.get(number)!r}, and the merge has only {rows} tokens."
             )
-        # A word under one number that only got another name is the same row of the embedding.
+        # A number whose word only got another name is the same row of the embedding. A word that
+        # the other vocabulary has under another number is another row.
         moved = any(
             numbers[other].get(word, number) != number
             for other, word in enumerate((theirs.get(number), mine.get(number)))
@@ -56,31 +85,6 @@ def check_words(
         if moved:
             raise DppaError(
                 f"{teacher.model} cannot teach the merge: token {number} is "
-                f"{mine.get(number)!r} to it and {theirs.get(number)!r} to the merge. Where a "
+                f"{mine.get(number)!r} to it and {theirs.get(number)!r} to the merge. Where the "
                 f"recipe's tokenizer numbers words anew, no fine-tuned model can teach."
             )
-
-
-def lessons_of(
-    teacher: SourceModel,
-    prompts_of: Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]],
-    batch_size: int,
-    kept: Path | None,
-) -> Lessons:
-    """What a model answers prompts: from where it was kept, or anew, and then kept there.
-
-    Args:
-        teacher: The model.
-        prompts_of: The tokens of the prompts, given the live model and its tokenizer.
-        batch_size: Of the answering.
-        kept: A file; None to keep nothing.
-    """
-    model, tokenizer = teacher.load()
-    prompts = prompts_of(model, tokenizer)
-    key = key_of(f"{teacher.fingerprint()} {teacher.placement.dtype}", prompts)
-    known = None if kept is None else Lessons.read(kept, key)
-    if known is None:
-        known = teach(model, tokenizer, prompts, batch_size)
-        if kept is not None:
-            known.save(kept, key)
-    return known

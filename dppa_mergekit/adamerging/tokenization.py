@@ -1,4 +1,4 @@
-"""Prompts as tokens: with their completions, and no longer than the model's context."""
+"""Prompts as tokens: with their completions, and cut to the model's context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ LOG = logging.getLogger(__name__)
 
 
 def check_completions(prompts: Mapping[str, Sequence[Prompt]]) -> None:
-    """Refuse prompts without completions."""
+    """Refuse prompts without completions.
+
+    Args:
+        prompts: Domain -> its prompts.
+
+    Raises:
+        DppaError: There are no prompts, or one has no completion.
+    """
     if not prompts:
         raise DppaError("Objective loss needs prompts with completions, in .jsonl files.")
     for name, examples in prompts.items():
@@ -35,7 +42,17 @@ def completion_loss(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Completion:
-    """The loss of given completions."""
+    """Return the loss of given completions, cut to the model's context.
+
+    Args:
+        domain: The name of the domain, for messages.
+        examples: Prompts with completions.
+        model: The live model whose context counts.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        DppaError: There are no examples, or a prompt or a completion has no tokens.
+    """
     tokens: list[list[int]] = []
     begins: list[int] = []
     for example in examples:
@@ -58,14 +75,24 @@ def completion_loss(
 def shorten(
     domain: str, tokens: Sequence[list[int]], model: PreTrainedModel, room: int
 ) -> list[list[int]]:
-    """Prompts that fit the model's context, with room for an answer; cut on the left."""
+    """Cut prompts on the left, so that they and an answer fit the model's context.
+
+    Args:
+        domain: The name of the domain, for messages.
+        tokens: The tokens of the prompts.
+        model: The live model whose context counts.
+        room: The number of tokens to leave for an answer.
+
+    Raises:
+        DppaError: There are no prompts, or one of them is empty.
+    """
     if not tokens or not all(tokens):
-        raise DppaError(f"The prompts of {domain}: one is empty, or there is none.")
+        raise DppaError(f"The prompts of {domain} are missing, or one of them is empty.")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return list(tokens)
     longest = max(1, context - room)
-    long = sum(len(each) > longest for each in tokens)
+    long = sum(len(prompt) > longest for prompt in tokens)
     if long:
         LOG.warning(
             "%s: %d of %d prompts do not fit the context of %d tokens; they are cut on the left.",
@@ -74,4 +101,4 @@ def shorten(
             len(tokens),
             context,
         )
-    return [each[-longest:] for each in tokens]
+    return [prompt[-longest:] for prompt in tokens]

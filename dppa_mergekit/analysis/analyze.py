@@ -21,15 +21,16 @@ from tqdm import tqdm
 from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.losses import Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
-from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
+from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.analysis.delta_pass import inspect_deltas
 from dppa_mergekit.analysis.plots import draw_analysis
 from dppa_mergekit.analysis.results import Analysis, Divergences, verdict
 from dppa_mergekit.analysis.tables import every_linear, overview
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
+from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts
@@ -159,7 +160,7 @@ def _measure_divergences(
         return shorten(model, encoded, live, ANSWER_TOKENS)
 
     teacher = SourceModel(model, request.placement)
-    lessons = lessons_of(teacher, tokens, BATCH, None)
+    lessons = collect_lessons(teacher, tokens, BATCH, None)
     dare, dp = (
         _measure_divergence(request, pruned_alone(request.recipe, model, method), teacher, lessons)
         for method in (DARE, DP)

@@ -134,7 +134,7 @@ def search(
 
     from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
     from dppa_mergekit.errors import ParameterError
-    from dppa_mergekit.live.amplified_model import RANDOM_SEED
+    from dppa_mergekit.live.temporary_merge import RANDOM_SEED
     from dppa_mergekit.prompts import read_prompts
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.search.recipe_search import (

@@ -1,1 +1,1 @@
-"""Models in memory: before a merge, pruned with settable factors, merged with settable weights."""
+"""Models in memory: source models, and merges whose factors or weights change in place."""

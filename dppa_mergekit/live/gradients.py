@@ -1,4 +1,4 @@
-"""Gradients of live weights, reduced one by one to what is wanted of them, and dropped."""
+"""Reduce the gradients of live weights one by one, so that they are never held together."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Reduce = Callable[[torch.Tensor], None]
-"""Is handed the gradient of one parameter, in its shape."""
+"""Takes the gradient of one parameter, in the parameter's shape, and keeps no reference to it."""
 
 
 @contextmanager
 def reduce_gradients(model: PreTrainedModel, reductions: Mapping[str, Reduce]) -> Iterator[None]:
-    """While open, backward passes hand over each gradient as soon as it is complete.
+    """Pass every gradient to its reduction as soon as backward has completed it, then drop it.
 
-    No two of them are held at a time.
+    At no time are two gradients of parameters in memory.
 
     Args:
-        model: Without gradients, before and after.
-        reductions: Name of a parameter -> what takes its gradient; others get none.
+        model: No parameter of it requires a gradient, before and after the context.
+        reductions: Name of a parameter -> the function that takes its gradient. Parameters that
+            are not named get no gradient.
     """
     hooks = []
     try:

@@ -1,9 +1,11 @@
-"""The kept elements of a linear, partition by partition: what a model in memory needs of a delta.
+"""The kept elements of a linear, partition by partition: all that a live model needs of a delta.
 
-Of every kept element the fine-tuned and the base value are held, and a bitmap says where they
-belong. So a factor is set by writing base + weight * (factor * delta) to the places of one
-partition: nothing else is touched, and nothing drifts, however often it is done.
+For every kept element the fine-tuned and the base value are held, and a bitmap says where it
+belongs in the linear. A factor is set by writing base + weight * (factor * delta) to the elements
+of one partition. Nothing else is touched, and nothing drifts, however often it is done.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +21,17 @@ from dppa_mergekit.sparsification.pruning import Pruned
 
 @dataclass(frozen=True)
 class Partition:
-    """The elements of one linear that one factor holds for.
+    """The kept elements of one linear that share a factor.
 
     Attributes:
-        rate: The pruning rate that they survive, and the next higher does not: 90, 80, ... 0.
-        bits: (numel / 8, rounded up) uint8, set where an element is; a byte's lowest bit first.
-        spans: (start, stop) of every chunk in which elements were counted.
-        ends: Chunk by chunk, how many elements there are up to its end.
-        delta: (kept,) of these elements, in flat order.
-        divisor: What the delta is divided by first (DARE: the density).
+        rate: The pruning rate at which they are kept, while the next higher rate prunes them:
+            90, 80, ... 0.
+        bits: (numel / 8, rounded up) uint8, a bit for each element of the linear, set if it is in
+            the partition; the lowest bit of a byte comes first.
+        spans: (start, stop) of every chunk in which the elements were counted.
+        ends: Chunk by chunk, the number of elements up to the chunk's end.
+        delta: (kept,) the fine-tuned and the base values of these elements, in flat order.
+        divisor: The delta is divided by this first (DARE: the density).
     """
 
     rate: int
@@ -39,160 +43,168 @@ class Partition:
 
     @property
     def bytes(self) -> int:
-        """The memory that it takes."""
+        """The memory in bytes that it takes."""
         held = (self.bits, self.delta.fine_tuned, self.delta.base)
-        return sum(each.nbytes for each in held if each is not None)
+        return sum(tensor.nbytes for tensor in held if tensor is not None)
 
-    def to(self, device: torch.device) -> "Partition":
-        """The same on another device."""
+    def to(self, device: torch.device) -> Partition:
+        """Return the same partition on another device."""
         base = self.delta.base
         delta = Delta(self.delta.fine_tuned.to(device), None if base is None else base.to(device))
         return replace(self, bits=self.bits.to(device), delta=delta)
 
-    def _write(
-        self,
-        number: int,
-        start: int,
-        factor: float,
-        weight: float,
-        part: torch.Tensor,
-        dtypes: Sequence[torch.dtype],
-    ) -> None:
-        """Write base plus the weighted, amplified delta to the places of one chunk.
-
-        Args:
-            number: Of the chunk.
-            start: Where it begins.
-            factor: Of the partition.
-            weight: Of the model.
-            part: The chunk's part of the weights; other elements stay.
-            dtypes: What sums are cast to, one after the other.
-        """
-        first, last = self.ends[number - 1] if number else 0, self.ends[number]
-        bits = self.bits[start // 8 : (start + part.numel() + 7) // 8]
-        passes = passes_over(self.delta)
-        if passes is not None and all(each == self.delta.fine_tuned.dtype for each in dtypes):
-            passes.write_kept(first, last, bits.numpy(), self.divisor, factor, weight, part)
-            return
-        values = self._sums(first, last, factor, weight)
-        for dtype in dtypes:
-            values = values.to(dtype)
-        part.index_copy_(0, true_indices(unpack_bits(bits, part.numel())), values)
-
-    def _sums(self, first: int, last: int, factor: float, weight: float) -> torch.Tensor:
-        values, origin = self._values(first, last)
-        # A merge adds deltas to a sum that begins with 0, which leaves no -0.
-        return values.mul_(factor).mul_(weight).add_(0.0).add_(origin)
-
-    def _values(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The delta, after its division, and the base of some elements."""
-        base = self.delta.base
-        assert base is not None
-        origin = base[first:last].to(self.delta.dtype)
-        values = self.delta.fine_tuned[first:last].to(self.delta.dtype) - origin
-        return (values if self.divisor == 1.0 else values.div_(self.divisor)), origin
-
     def gradient(self, of_weights: torch.Tensor) -> float:
-        """The derivative in the factor, at weight 1: <gradient, delta> over the elements.
+        """Return the derivative of a loss in the factor, at weight 1.
+
+        It is the scalar product of gradient and delta over the partition's elements.
 
         Args:
-            of_weights: (numel,) the gradient in the linear's weights.
+            of_weights: (numel,) the gradient of the loss in the linear's weights.
         """
         total = 0.0
-        for number, (start, stop) in enumerate(self.spans):
-            first, last = self.ends[number - 1] if number else 0, self.ends[number]
-            here = true_indices(unpack_bits(self.bits[start // 8 : (stop + 7) // 8], stop - start))
+        for chunk, (start, stop) in enumerate(self.spans):
+            first, last = self._range(chunk)
+            inside = true_indices(
+                unpack_bits(self.bits[start // 8 : (stop + 7) // 8], stop - start)
+            )
             values, _ = self._values(first, last)
-            gradient = of_weights[start:stop].index_select(0, here).to(values.dtype)
+            gradient = of_weights[start:stop].index_select(0, inside).to(values.dtype)
             total += float(torch.dot(gradient, values))
         return total
 
+    def _write(
+        self,
+        chunk: int,
+        start: int,
+        factor: float,
+        weight: float,
+        live: torch.Tensor,
+        dtypes: Sequence[torch.dtype],
+    ) -> None:
+        """Write base plus the weighted, amplified delta to the elements in one chunk.
 
-def place(
+        Args:
+            chunk: The number of the chunk.
+            start: The first element of the chunk in the linear.
+            factor: The factor of the partition.
+            weight: The weight of the model.
+            live: (chunk,) the live weights of the chunk; elements of other partitions stay.
+            dtypes: The dtypes that a sum is cast to, one after the other.
+        """
+        first, last = self._range(chunk)
+        bits = self.bits[start // 8 : (start + live.numel() + 7) // 8]
+        passes = passes_over(self.delta)
+        if passes is not None and all(dtype == self.delta.fine_tuned.dtype for dtype in dtypes):
+            passes.place(first, last, bits.numpy(), self.divisor, factor, weight, live)
+            return
+        sums = self._sums(first, last, factor, weight)
+        for dtype in dtypes:
+            sums = sums.to(dtype)
+        live.index_copy_(0, true_indices(unpack_bits(bits, live.numel())), sums)
+
+    def _range(self, chunk: int) -> tuple[int, int]:
+        """The kept elements in a chunk: the first one, and one past the last."""
+        return self.ends[chunk - 1] if chunk else 0, self.ends[chunk]
+
+    def _sums(self, first: int, last: int, factor: float, weight: float) -> torch.Tensor:
+        """(last - first,) base plus the weighted, amplified delta of some kept elements."""
+        values, base = self._values(first, last)
+        # A merge adds deltas to a sum that begins with 0, which leaves no -0.
+        return values.mul_(factor).mul_(weight).add_(0.0).add_(base)
+
+    def _values(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(last - first,) the delta, after its division, and the base of some kept elements."""
+        assert self.delta.base is not None
+        base = self.delta.base[first:last].to(self.delta.dtype)
+        values = self.delta.fine_tuned[first:last].to(self.delta.dtype) - base
+        return (values if self.divisor == 1.0 else values.div_(self.divisor)), base
+
+
+def write_factors(
     factors: Sequence[tuple[Partition, float]],
     weight: float,
-    out: torch.Tensor,
+    live: torch.Tensor,
     dtypes: Sequence[torch.dtype],
 ) -> None:
-    """Write base plus the weighted, amplified delta to where the elements of partitions belong.
+    """Write base plus the weighted, amplified delta to the elements of some partitions.
 
-    Chunk by chunk, so that what several partitions have in a chunk is written while it is cached.
+    All partitions are written chunk by chunk, while the chunk is in the cache.
 
     Args:
-        factors: Partitions of one linear, one at least, each with its factor.
-        weight: Of the model.
-        out: (numel,) contiguous, on the partitions' device; other elements stay.
-        dtypes: What a sum is cast to, one after the other, before it is cast to that of `out`.
+        factors: Partitions of one linear, at least one, with their factors.
+        weight: The weight of the model.
+        live: (numel,) the linear's live weights, contiguous, on the partitions' device; elements
+            of no given partition stay.
+        dtypes: The dtypes that a sum is cast to, one after the other, before that of `live`.
     """
-    # Wherever the partitions are now: in the chunks in which they were counted.
-    of_chunks = list(enumerate(factors[0][0].spans))
+    # The chunks are those in which the elements were counted, whatever the device is now.
+    chunks = list(enumerate(factors[0][0].spans))
 
     def work(numbered: Iterator[tuple[int, tuple[int, int]]]) -> None:
-        for number, (start, stop) in numbered:
+        for chunk, (start, stop) in numbered:
             for partition, factor in factors:
                 partition._write(
-                    number, start, factor, weight, out[start:stop], (*dtypes, out.dtype)
+                    chunk, start, factor, weight, live[start:stop], (*dtypes, live.dtype)
                 )
 
-    share(work, of_chunks, out.device)
+    share(work, chunks, live.device)
 
 
-def partitions(pruned: Pruned) -> list[Partition]:
-    """The partitions of a pruned delta, copied, one for each of its rates.
+_Kept = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""A partition in one chunk: its packed bitmap, and the (kept,) fine-tuned and base values."""
+
+
+def copy_partitions(pruned: Pruned) -> list[Partition]:
+    """Copy the kept elements of a pruned linear, a partition for each pruning rate.
 
     Raises:
         ValueError: The delta is dense, or its base is not known.
     """
     pruning, delta = pruned.pruning, pruned.pruning.delta
-    base = delta.base
-    if not pruning.rates or base is None:
+    if not pruning.rates or delta.base is None:
         raise ValueError("only the delta of a linear from its base has partitions")
-    number = len(pruning.rates)
+    base = delta.base
 
-    def work(
-        places_of: Iterator[tuple[int, int]],
-    ) -> list[tuple[int, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]]:
+    def work(spans: Iterator[tuple[int, int]]) -> list[tuple[int, list[_Kept]]]:
         (reader,), _ = delta_chunks([delta])
         buffer = Buffer(delta.dtype, delta.device)
-        found = []
-        for start, stop in places_of:
-            held = []
+        chunks = []
+        for start, stop in spans:
+            kept = []
             for mask in _masks(pruned, start, reader.read(start, stop), buffer):
-                here = true_indices(mask)
+                inside = true_indices(mask)
                 fine_tuned, origin = (
-                    each[start:stop].index_select(0, here) for each in (delta.fine_tuned, base)
+                    values[start:stop].index_select(0, inside)
+                    for values in (delta.fine_tuned, base)
                 )
-                held.append((pack_bits(mask), fine_tuned, origin))
-            found.append((start, held))
-        return found
+                kept.append((pack_bits(mask), fine_tuned, origin))
+            chunks.append((start, kept))
+        return chunks
 
     spans = delta.chunks()
-    found = in_order(share(work, spans, delta.device))
-    made = []
-    for position in range(number):
-        of_chunks = [each[position] for each in found]
-        ends, end = [], 0
-        for _, fine_tuned, _ in of_chunks:
-            end += fine_tuned.numel()
-            ends.append(end)
-        bits, fine_tuned, origin = (torch.cat(parts) for parts in zip(*of_chunks, strict=True))
-        made.append(
-            Partition(
-                pruning.rates[position],
-                bits,
-                spans,
-                ends,
-                Delta(fine_tuned, origin),
-                pruning.divisor,
-            )
-        )
-    return made
+    chunks = in_order(share(work, spans, delta.device))
+    return [
+        _join(rate, [kept[index] for kept in chunks], spans, pruning.divisor)
+        for index, rate in enumerate(pruning.rates)
+    ]
+
+
+def _join(
+    rate: int, chunks: Sequence[_Kept], spans: Sequence[tuple[int, int]], divisor: float
+) -> Partition:
+    """Join what the chunks hold of one partition."""
+    ends, end = [], 0
+    for _, fine_tuned, _ in chunks:
+        end += fine_tuned.numel()
+        ends.append(end)
+    bits, fine_tuned, base = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return Partition(rate, bits, spans, ends, Delta(fine_tuned, base), divisor)
 
 
 def _masks(
     pruned: Pruned, start: int, delta: torch.Tensor, buffer: Buffer
 ) -> Iterator[torch.Tensor]:
-    """Where the elements of each partition are, in the chunk that begins at `start`."""
+    """Yield the mask of every partition, (chunk,) bool, in the chunk that begins at `start`."""
     keys = pruned.pruning.keys
     if keys is None:
         yield torch.ones(delta.numel(), dtype=torch.bool, device=delta.device)

@@ -1,4 +1,4 @@
-"""A model as it is, before any merge: where it is, in which state, and live."""
+"""A base or fine-tuned model as it is before any merge: folder, fingerprint, live model."""
 
 from __future__ import annotations
 
@@ -11,27 +11,11 @@ import torch
 
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
-from dppa_mergekit.live.amplified_model import load_model
+from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where and how models are held.
-
-    Attributes:
-        device: As torch names it.
-        dtype: Of the live weights; as they are stored where None.
-        trust_remote_code: As transformers has it.
-    """
-
-    device: str = "cpu"
-    dtype: torch.dtype | None = None
-    trust_remote_code: bool = False
-
 
 BESIDE_WEIGHTS = (
     "tokenizer*",
@@ -45,8 +29,24 @@ BESIDE_WEIGHTS = (
 )
 """Files of a model that decide how it reads prompts, and when it stops."""
 
+
+@dataclass(frozen=True)
+class Placement:
+    """The device and the dtype of live models.
+
+    Attributes:
+        device: A device as torch names it.
+        dtype: The dtype of the live weights; None keeps the stored one.
+        trust_remote_code: As in transformers.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype | None = None
+    trust_remote_code: bool = False
+
+
 AS_STORED = Placement()
-"""On the CPU, in its own dtype."""
+"""On the CPU, in the stored dtype."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,26 @@ class SourceModel:
     """A base or fine-tuned model.
 
     Attributes:
-        model: As a recipe spells it.
-        placement: Where and how it is held.
+        model: A folder or a repository on the Hub, as the recipe spells it.
+        placement: The device and the dtype of the live model.
     """
 
     model: str
     placement: Placement = AS_STORED
 
     def folder(self) -> Path:
-        """Where it is on this machine.
+        """Return the model's folder on this machine; download it from the Hub if necessary.
 
         Raises:
-            DppaError: It cannot be found, or is a LoRA.
+            DppaError: The model has a LoRA, or is neither a local folder nor a repository on the
+                Hub.
         """
         from mergekit.common import ModelReference
 
         reference = ModelReference.parse(self.model)
         if reference.lora is not None:
             raise DppaError(
-                f"{self.model} has a LoRA, which only a merge takes as it is: merge it into its "
+                f"{self.model} has a LoRA, which only a merge can apply: merge the LoRA into its "
                 f"model first, and name the result."
             )
         path = reference.model.path
@@ -80,28 +81,36 @@ class SourceModel:
             raise DppaError(f"{self.model}: there is no such folder.")
         try:
             return Path(reference.local_path())
-        # Whatever the hub's client raises for a name that is no folder and cannot be fetched.
+        # The Hub's client raises many kinds of errors for a name that it cannot fetch.
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise DppaError(f"{self.model} cannot be found ({reason}).") from error
 
     def fingerprint(self) -> str:
-        """What differs between two states of its checkpoint, and of how it reads and answers."""
+        """Return a hash that changes with the checkpoint, and with how it reads and answers."""
         return fingerprint(self.folder(), dated=True)
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """It, live, and its tokenizer. Raises DppaError where it cannot be loaded or placed."""
-        where = self.placement
-        return load_model(self.folder(), where.device, where.dtype, where.trust_remote_code)
+        """Load the model, in evaluation mode, and its tokenizer.
+
+        Raises:
+            DppaError: The model cannot be found or loaded, or does not fit the device.
+        """
+        placement = self.placement
+        return load_model(
+            self.folder(), placement.device, placement.dtype, placement.trust_remote_code
+        )
 
 
 def fingerprint(folder: Path, dated: bool) -> str:
-    """What tells a model apart from others: its weights, and how it reads and answers.
+    """Return a hash of a model's weights and of how it reads prompts and answers.
+
+    Not every byte of the weights is read: names, sizes, headers and a page of every tensor are.
 
     Args:
-        folder: Of the model.
-        dated: By the times of its files, too, for what a part of every tensor does not show; a copy
-            of it is another model then.
+        folder: The model's folder.
+        dated: Whether the modification times of its files count, too. They show a change that the
+            pages miss, but a copy of the model then has another fingerprint.
 
     Raises:
         CheckpointError: mergekit finds no weights in the folder, or they are damaged.
@@ -111,7 +120,7 @@ def fingerprint(folder: Path, dated: bool) -> str:
     try:
         checkpoint = Checkpoint(str(folder), ShardedTensorIndex.from_disk(str(folder)))
         state = checkpoint.fingerprint() if dated else checkpoint.content()
-    # Whatever mergekit or torch raise for files that are damaged or none of a model's.
+    # mergekit and torch raise many kinds of errors for files that are damaged or not a model's.
     except Exception as error:
         raise CheckpointError(f"{folder}: {first_line(error)}.") from error
     digest = hashlib.sha256(repr(state).encode())
@@ -121,7 +130,7 @@ def fingerprint(folder: Path, dated: bool) -> str:
     return digest.hexdigest()
 
 
-def fingerprints(recipe: Recipe, placement: Placement) -> dict[str, str]:
-    """Of the checkpoints of a recipe's models."""
+def fingerprints(recipe: Recipe) -> dict[str, str]:
+    """Model -> its fingerprint, for the base and the fine-tuned models of a recipe."""
     models = [str(recipe.content["base_model"]), *recipe.fine_tuned()]
-    return {model: SourceModel(model, placement).fingerprint() for model in models}
+    return {model: SourceModel(model).fingerprint() for model in models}

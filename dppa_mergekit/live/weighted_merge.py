@@ -1,10 +1,11 @@
 """A whole merge that stays in memory while the weights of its models change.
 
-Of this package's methods, the merge tells what it combines: what every model keeps is found once,
-and new weights are one pass of combination over the checkpoints, with the operations of a merge.
-Other methods are merged anew by mergekit, and read into the model that is there. Either way the
-weights are bit for bit those that mergekit writes for the same recipe; at random it draws what it
-does by `--random-seed` RANDOM_SEED (in rescaling, its sums depend on device and number of threads).
+For methods of this package a listener sees every tensor that the merge combines. The kept elements
+of every model are found once, and new weights take one pass of combination over the checkpoints,
+with the operations of a merge. Merges of other methods are made anew by mergekit and read into the
+live model. Either way the weights are bit for bit those that mergekit writes for the same recipe. A
+method that draws at random draws what `--random-seed` RANDOM_SEED draws (where it rescales, its
+sums depend on the device and on the number of threads).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import torch
 from safetensors import safe_open
 
 from dppa_mergekit.combination.contribution import Combined, Contribution
-from dppa_mergekit.live.amplified_model import live_part, load_model, merge_into_folder, not_live
 from dppa_mergekit.live.gradients import reduce_gradients
+from dppa_mergekit.live.live_tensors import live_part, missing_tensor
+from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Weight, identity
 from dppa_mergekit.tensor_names import Block, block_of
 
@@ -30,45 +33,53 @@ if TYPE_CHECKING:
 
 
 Weights = Mapping[object, Weight]
-"""By the identity of the model."""
+"""The identity of a model (`recipes.identity`) -> its weight."""
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A linear or a dense tensor: what is combined, of which models, and its live weights."""
+    """A linear or a dense tensor of the merge whose weights can be written.
+
+    Attributes:
+        combined: The contributions of the models, and how they are combined.
+        models: The identity of the model of each contribution.
+        live: (numel,) its live weights.
+    """
 
     combined: Combined
     models: Sequence[object]
-    out: torch.Tensor
+    live: torch.Tensor
 
     @classmethod
-    def of(cls, combined: Combined, live: Mapping[str, torch.Tensor]) -> _Tensor:
-        """What is combined, by the identity of its models, and its place in live weights."""
+    def of(cls, combined: Combined, weights: Mapping[str, torch.Tensor]) -> _Tensor:
+        """Find a tensor of the merge among the live weights."""
         models = [identity(model) for model in combined.contributions]
-        return cls(combined, models, live_part(live, combined))
+        return cls(combined, models, live_part(weights, combined))
 
     @property
     def block(self) -> Block | None:
-        """The block that it is in."""
+        """The block that holds the tensor; None outside all blocks."""
         return block_of(self.combined.name)
 
-    def weighted(self, weights: Weights) -> list[Contribution]:
-        """What is combined, with weights."""
+    def contributions(self, weights: Weights) -> list[Contribution]:
+        """Return the contributions with other weights."""
         return [
-            replace(each, weight=_in_block(weights[model], self.block))
-            for model, each in zip(self.models, self.combined.contributions.values(), strict=True)
+            replace(contribution, weight=_in_block(weights[model], self.block))
+            for model, contribution in zip(
+                self.models, self.combined.contributions.values(), strict=True
+            )
         ]
 
     def write(self, weights: Weights) -> None:
-        """Combine anew."""
-        contributions = self.weighted(weights)
+        """Combine the contributions with other weights, and write the result."""
+        contributions = self.contributions(weights)
         base = contributions[0].pruned.pruning.delta.base
         assert base is not None
         result = torch.empty(base.numel(), dtype=self.combined.dtypes[0], device=base.device)
         self.combined.combination.merge(base, contributions, result, torch.inf)
         for dtype in self.combined.dtypes:
             result = result.to(dtype)
-        self.out.copy_(result)
+        self.live.copy_(result)
 
 
 @dataclass
@@ -76,11 +87,11 @@ class WeightedMerge:
     """A live merge whose weights can be set.
 
     Attributes:
-        recipe: Of the merge.
+        recipe: The recipe of the merge.
         workspace: An existing folder on a disk that has room for the merged model.
         model: The live model, in evaluation mode.
         tokenizer: Its tokenizer.
-        trust_remote_code: As mergekit and transformers have it.
+        trust_remote_code: As in mergekit and transformers.
     """
 
     recipe: Recipe
@@ -103,51 +114,55 @@ class WeightedMerge:
         """Merge a recipe and hold the result in memory.
 
         Args:
-            recipe: Of any method whose models have weights.
+            recipe: A recipe of any method whose models have weights.
             workspace: An existing folder on a disk that has room for the merged model.
-            device: Where the model lives.
-            dtype: Of the live weights; as the merge writes them where None.
-            trust_remote_code: As mergekit and transformers have it.
+            device: The device of the live model.
+            dtype: The dtype of the live weights; None keeps the one that the merge writes.
+            trust_remote_code: As in mergekit and transformers.
 
         Raises:
-            CheckpointError: transformers holds a tensor under another name than the merge.
+            CheckpointError: transformers names a tensor otherwise than the merge does.
             DppaError: The recipe cannot be merged, or the model does not fit the device.
         """
-        found: list[Combined] = []
-        with merge_into_folder(recipe, workspace, found.append, trust_remote_code) as folder:
+        seen: list[Combined] = []
+        with merge_into_folder(recipe, workspace, seen.append, trust_remote_code) as folder:
             model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
         live = model.requires_grad_(False).state_dict()
-        tensors = [_Tensor.of(each, live) for each in found]
+        tensors = [_Tensor.of(combined, live) for combined in seen]
         return cls(recipe, workspace, model, tokenizer, trust_remote_code, tensors, recipe)
 
     @property
     def blocks(self) -> list[Block | None]:
-        """Its blocks in order, and None if a tensor is in none; empty for other methods."""
-        found = {tensor.block for tensor in self._tensors}
-        inside = sorted(block for block in found if block is not None)
-        return [*inside, None] if None in found else list(inside)
+        """The blocks in order, then None if a tensor is in none; empty for other methods."""
+        blocks = {tensor.block for tensor in self._tensors}
+        inside = sorted(block for block in blocks if block is not None)
+        return [*inside, None] if None in blocks else list(inside)
 
     def weights(self) -> dict[str, dict[Block | None, float]]:
-        """The weights of the recipe: of each model, block by block.
+        """Return the recipe's weights: fine-tuned model -> block -> weight.
 
-        Where tensors of one block have several, their mean by elements.
+        Where tensors of one block have different weights, this is their mean over elements.
         """
         every: dict[object, dict[Block | None, list[tuple[float, int]]]] = {}
         for tensor in self._tensors:
             contributions = tensor.combined.contributions.values()
-            for model, each in zip(tensor.models, contributions, strict=True):
+            for model, contribution in zip(tensor.models, contributions, strict=True):
                 of_block = every.setdefault(model, {}).setdefault(tensor.block, [])
-                of_block.append((each.weight, tensor.out.numel()))
+                of_block.append((contribution.weight, tensor.live.numel()))
         return {
             model: {block: _mean(every[identity(model)][block]) for block in self.blocks}
             for model in self.recipe.fine_tuned()
         }
 
     def set_weights(self, weights: Mapping[str, Weight]) -> None:
-        """Write the weights of the merge for new weights of its models.
+        """Write the merge for new weights of its models.
 
         Args:
-            weights: Fine-tuned model, as the recipe spells it -> weight; of every one.
+            weights: Fine-tuned model, as the recipe spells it -> its weight, for every model.
+
+        Raises:
+            CheckpointError: mergekit writes a tensor that the live model lacks (other methods
+                only).
         """
         if self._tensors:
             by_identity = {identity(model): weight for model, weight in weights.items()}
@@ -155,68 +170,76 @@ class WeightedMerge:
                 tensor.write(by_identity)
             return
         recipe = self.recipe.weighted(weights)
-        if recipe == self._written:
-            return
-        self._written = None
+        if recipe != self._written:
+            self._written = None
+            self._merge_anew(recipe)
+            self._written = recipe
+
+    def _merge_anew(self, recipe: Recipe) -> None:
+        """Let mergekit merge a recipe, and read the result into the live model."""
         live = self.model.state_dict()
         with merge_into_folder(recipe, self.workspace, None, self.trust_remote_code) as folder:
             for path in folder.glob("*.safetensors"):
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118
                         if name not in live:
-                            raise not_live(name)
+                            raise missing_tensor(name)
                         live[name].copy_(file.get_tensor(name))
-        self._written = recipe
 
     @contextmanager
     def weight_gradients(self, weights: Mapping[str, Weight]) -> Iterator[torch.Tensor]:
-        """While open, backward passes add to what is yielded: (models, blocks) dL/dweight.
+        """Collect the gradient of the weights from backward passes through the live model.
 
         Args:
-            weights: As they were set.
+            weights: The weights as they were set.
+
+        Yields:
+            (models, blocks) float64 zeros, to which every backward pass in the context adds the
+            derivatives of its loss in the weights.
         """
-        blocks = {block: column for column, block in enumerate(self.blocks)}
+        columns = {block: column for column, block in enumerate(self.blocks)}
         rows = {identity(model): row for row, model in enumerate(self.recipe.fine_tuned())}
-        found = torch.zeros(len(rows), len(blocks), dtype=torch.float64)
+        gradients = torch.zeros(len(rows), len(columns), dtype=torch.float64)
         by_identity = {identity(model): weight for model, weight in weights.items()}
 
         def reduce(tensors: Sequence[_Tensor], gradient: torch.Tensor) -> None:
             for tensor in tensors:
-                flat = gradient.reshape(-1)[tensor.combined.part]
+                of_tensor = gradient.reshape(-1)[tensor.combined.part]
                 derivatives = tensor.combined.combination.weight_gradients(
-                    tensor.weighted(by_identity), flat
+                    tensor.contributions(by_identity), of_tensor
                 )
                 for model, derivative in zip(tensor.models, derivatives, strict=True):
-                    found[rows[model], blocks[tensor.block]] += derivative
+                    gradients[rows[model], columns[tensor.block]] += derivative
 
-        of_parameters = {
+        reductions = {
             name: partial(reduce, tensors) for name, tensors in self._by_parameter().items()
         }
-        with reduce_gradients(self.model, of_parameters):
-            yield found
+        with reduce_gradients(self.model, reductions):
+            yield gradients
 
     def _by_parameter(self) -> dict[str, list[_Tensor]]:
-        """What is written to each parameter of the live model, by its first name.
+        """Name of a parameter -> the tensors that were written to it.
 
-        Of tied parameters that the merge has under both names, the last is what was written.
+        A tied parameter has the first of its names. If the merge has a tensor under several of its
+        names, the last one counts, since it was written last.
         """
-        first = {id(each): name for name, each in self.model.named_parameters()}
+        first = {id(parameter): name for name, parameter in self.model.named_parameters()}
         every = dict(self.model.named_parameters(remove_duplicate=False))
         found: dict[str, dict[int | None, _Tensor]] = {}
         for tensor in self._tensors:
             name = tensor.combined.name
             if name in every:
-                held = found.setdefault(first[id(every[name])], {})
-                held[tensor.combined.part.start] = tensor
-        return {name: list(held.values()) for name, held in found.items()}
+                of_parameter = found.setdefault(first[id(every[name])], {})
+                of_parameter[tensor.combined.part.start] = tensor
+        return {name: list(tensors.values()) for name, tensors in found.items()}
 
 
 def _mean(weights: Sequence[tuple[float, int]]) -> float:
-    """By the number of elements that each holds for; exact where all are one."""
+    """The mean of (weight, number of elements) over elements; exact if all weights are equal."""
     first = weights[0][0]
     if all(weight == first for weight, _ in weights):
         return first
-    return sum(weight * number for weight, number in weights) / sum(n for _, n in weights)
+    return sum(weight * numel for weight, numel in weights) / sum(numel for _, numel in weights)
 
 
 def _in_block(weight: Weight, block: Block | None) -> float:

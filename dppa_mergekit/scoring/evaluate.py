@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
-from dppa_mergekit.live.amplified_model import load_model, merge_into_folder
+from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel, fingerprint
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, identity
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness

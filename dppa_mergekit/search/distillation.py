@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dppa_mergekit.adamerging.teacher import batches, divergence
+from dppa_mergekit.adamerging.batches import draw_batches
+from dppa_mergekit.adamerging.teacher import divergence
 
 if TYPE_CHECKING:
     from dppa_mergekit.adamerging.teacher import Lessons
@@ -61,7 +62,7 @@ def distill(
     optimizer = torch.optim.Adam([factors], lr=descent.learning_rate)
     total = torch.zeros_like(factors)
     last = max(1, round(descent.steps * descent.averaged))
-    drawn = batches(lessons.number, descent.batch_size, descent.seed)
+    drawn = draw_batches(lessons.number, descent.batch_size, descent.seed)
     with resident.factor_gradients() as gradients:
         for step in range(descent.steps):
             resident.set_factors(dict(zip(resident.rates, factors.tolist(), strict=True)))

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
-from dppa_mergekit.adamerging.teaching_model import check_words, lessons_of
+from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.amplified_model import AmplifiedModel, merge_into_folder
+from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.search.distillation import Descent, distill
@@ -144,7 +145,7 @@ class LiveBench(OneByOne):
 
     def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """The factors by which the pruned model is likest to the fine-tuned one."""
-        lessons = lessons_of(
+        lessons = collect_lessons(
             self._unmerged,
             lambda model, tokenizer: self._prompts(model, tokenizer, items),
             self.batch_size,

@@ -372,7 +372,7 @@ class Search:
             "recipe": self.recipe.content,
             "tasks": tasks,
             "task files": folder_hash(self.tasks.include_path),
-            "checkpoints": fingerprints(self.recipe, self.placement),
+            "checkpoints": fingerprints(self.recipe),
             "options": options,
             "dtype": str(self.placement.dtype),
             "tune_dense": self.tune_dense,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.amplified_model import merge_into_folder
 from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
 from dppa_mergekit.scoring.merge_objective import Experts, score_experts

@@ -12,21 +12,13 @@ from adamerging_models import PROMPTS, losses, merge_of
 from checkpoints import recipe, save_family
 from commands import Merge
 
-from dppa_mergekit.adamerging.descent import Descent, LossError, learn, result
+from dppa_mergekit.adamerging.descent import Descent, LossError, descend, take_best
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy
 from dppa_mergekit.adamerging.objectives import load_merge
-from dppa_mergekit.adamerging.states import Evaluation, Learned, State, within
+from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, states_until
 from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
-
-
-class Forgotten:
-    def states(self) -> list[State]:
-        return []
-
-    def add(self, state: State) -> None:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -55,7 +47,7 @@ def test_mergekit_builds_what_was_learned(
     begin = Recipe(recipe(family, method, models, **changes))
     resident = load_merge(begin, tmp_path, AS_STORED)
     descent = Descent(steps=3, learning_rate=0.05, batch_size=2, per_block=per_block)
-    found = learn(resident, {"a": Entropy(PROMPTS)}, descent, Forgotten())
+    found = descend(resident, {"a": Entropy(PROMPTS)}, descent)
     assert found.states[0].weights != found.best.weights
     written = merge(begin.weighted(found.weights).content)
     live = resident.model.state_dict()
@@ -83,9 +75,9 @@ def test_a_run_that_goes_on_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     family = save_family(tmp_path)
     descent = Descent(steps=7, every=2, learning_rate=0.03, batch_size=2)
 
-    def run(kept: Kept) -> Learned:
+    def run(kept: Kept) -> LearningResult:
         domains = {"math": losses(family)["distill"], "law": Entropy(PROMPTS[:3])}
-        return learn(merge_of(family, tmp_path), domains, descent, kept)
+        return descend(merge_of(family, tmp_path), domains, descent, kept)
 
     whole = Kept()
     expected = run(whole)
@@ -94,17 +86,17 @@ def test_a_run_that_goes_on_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         kept = Kept(whole.held[:number])
         found = run(kept)
         assert found.weights == expected.weights
-        strip = [(each.step, each.weights, each.moments) for each in kept.held]
-        assert strip == [(each.step, each.weights, each.moments) for each in whole.held]
+        strip = [(state.step, state.weights, state.moments) for state in kept.held]
+        assert strip == [(state.step, state.weights, state.moments) for state in whole.held]
         assert kept.held[-1].losses == pytest.approx(whole.held[-1].losses)
 
 
-def scripted(values: Sequence[float]) -> Callable[[], Evaluation]:
+def scripted(values: Sequence[float]) -> Callable[[], DevScore]:
     supply = iter(values)
 
-    def evaluate() -> Evaluation:
+    def evaluate() -> DevScore:
         value = next(supply)
-        return Evaluation(value, Estimate(value), {})
+        return DevScore(value, Estimate(value), {})
 
     return evaluate
 
@@ -114,14 +106,14 @@ def test_the_best_state_is_the_result(tmp_path: Path) -> None:
     merge = merge_of(family, tmp_path)
     domains: dict[str, DomainLoss] = {"a": Entropy(PROMPTS)}
     descent = Descent(steps=20, every=2, patience=2, learning_rate=0.05, batch_size=2)
-    found = learn(merge, domains, descent, Kept(), scripted([50, 60, 70, 70, 65]))
+    found = descend(merge, domains, descent, Kept(), scripted([50, 60, 70, 70, 65]))
     # After two evaluations that brought nothing it ended, and the first of equals is the best.
     assert [state.step for state in found.states] == [0, 2, 4, 6, 8]
     assert found.best.step == 4
-    live = {name: each.clone() for name, each in merge.model.state_dict().items()}
+    live = {name: tensor.clone() for name, tensor in merge.model.state_dict().items()}
     merge.set_weights(found.weights)
-    assert all(torch.equal(each, live[name]) for name, each in merge.model.state_dict().items())
-    worse = learn(merge, domains, descent, Kept(), scripted([50, 49, 48]))
+    assert all(torch.equal(tensor, live[name]) for name, tensor in merge.model.state_dict().items())
+    worse = descend(merge, domains, descent, Kept(), scripted([50, 49, 48]))
     assert worse.best.step == 0
     begin = [list(of_model.values()) for of_model in merge_of(family, tmp_path).weights().values()]
     assert [list(of_model.values()) for of_model in worse.weights.values()] == begin  # type: ignore[union-attr]
@@ -132,8 +124,8 @@ def test_the_anchor_holds(tmp_path: Path) -> None:
 
     def moved(anchor: float) -> float:
         descent = Descent(steps=10, learning_rate=0.05, batch_size=4, anchor=anchor)
-        found = learn(merge_of(family, tmp_path), {"a": Entropy(PROMPTS)}, descent, Kept())
-        first, best = (torch.tensor(each.weights) for each in (found.states[0], found.best))
+        found = descend(merge_of(family, tmp_path), {"a": Entropy(PROMPTS)}, descent, Kept())
+        first, best = (torch.tensor(state.weights) for state in (found.states[0], found.best))
         assert bool(((best >= 0) & (best <= 1)).all())
         return float((first - best).abs().mean())
 
@@ -158,22 +150,22 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     merge = merge_of(save_family(tmp_path), tmp_path)
     descent = Descent(steps=9, every=2, batch_size=4)
     with pytest.raises(LossError, match=r"^The loss of domain a is nan at step 0\.$"):
-        learn(merge, {"a": Broken(0)}, descent, Kept())
+        descend(merge, {"a": Broken(0)}, descent, Kept())
     kept = Kept()
     with pytest.raises(LossError, match="nan at step 5"):
-        learn(merge, {"a": Broken(5)}, descent, kept)
+        descend(merge, {"a": Broken(5)}, descent, kept)
     assert [state.step for state in kept.held] == [0, 2, 4]
-    assert result(merge, kept.held).best.step == 4
-    assert not any(each.requires_grad for each in merge.model.parameters())
+    assert take_best(merge, kept.held).best.step == 4
+    assert not any(parameter.requires_grad for parameter in merge.model.parameters())
 
 
 def test_fewer_steps_than_before_give_an_earlier_state(tmp_path: Path) -> None:
     family = save_family(tmp_path)
     domains = {"a": Entropy(PROMPTS)}
 
-    def run(steps: int, kept: Kept) -> Learned:
+    def run(steps: int, kept: Kept) -> LearningResult:
         descent = Descent(steps=steps, learning_rate=0.05, batch_size=4, every=4)
-        return learn(merge_of(family, tmp_path), domains, descent, kept)
+        return descend(merge_of(family, tmp_path), domains, descent, kept)
 
     kept = Kept()
     run(8, kept)
@@ -181,7 +173,7 @@ def test_fewer_steps_than_before_give_an_earlier_state(tmp_path: Path) -> None:
     assert [state.step for state in shorter.states] == [0, 4, 6]
     assert shorter.weights == run(6, Kept()).weights
     assert run(8, kept).best.step == 8
-    assert [state.step for state in within(kept.states(), 6)] == [0, 4, 6]
+    assert [state.step for state in states_until(kept.states(), 6)] == [0, 4, 6]
 
 
 def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
@@ -193,11 +185,11 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
         modules = list(merge.model.modules())
         evaluated: list[bool] = []
 
-        def evaluate(modules: Sequence[torch.nn.Module], seen: list[bool]) -> Evaluation:
+        def evaluate(modules: Sequence[torch.nn.Module], seen: list[bool]) -> DevScore:
             seen.append(any(module.training for module in modules))
-            return Evaluation(0.0, Estimate(0.0), {})
+            return DevScore(0.0, Estimate(0.0), {})
 
-        states = learn(
+        states = descend(
             merge,
             {"a": Entropy(PROMPTS)},
             descent,

@@ -15,11 +15,11 @@ from dppa_mergekit.tensor_names import block_of
 
 def amplified(folder: Path, method: str) -> list[dict[str, torch.Tensor]]:
     """By NumPy alone: what each model adds at weight 1."""
-    base = {name: each.numpy() for name, each in tensors_of(folder / "base").items()}
+    base = {name: tensor.numpy() for name, tensor in tensors_of(folder / "base").items()}
     vocabulary = [name for name in base if "embed" in name or "lm_head" in name]
     found = []
     for model, own in OF_MODELS.items():
-        tuned = {name: each.numpy() for name, each in tensors_of(folder / model).items()}
+        tuned = {name: tensor.numpy() for name, tensor in tensors_of(folder / model).items()}
         merged = oracle.merge(base, [tuned], method, [{**own, "weight": 1.0}], None, vocabulary)
         found.append({name: torch.from_numpy(merged[name] - base[name]) for name in base})
     return found
@@ -83,8 +83,8 @@ def test_gradients_are_autograds(
     numpy.testing.assert_allclose(
         found.numpy(), table.grad.numpy(), rtol=precision, atol=1e-4 * precision
     )
-    assert all(each.grad is None for each in merge.model.parameters())
-    assert not any(each.requires_grad for each in merge.model.parameters())
+    assert all(parameter.grad is None for parameter in merge.model.parameters())
+    assert not any(parameter.requires_grad for parameter in merge.model.parameters())
 
 
 def test_losses_by_hand(tmp_path: Path) -> None:

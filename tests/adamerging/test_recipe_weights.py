@@ -54,10 +54,12 @@ def test_the_start_is_the_recipes(tmp_path: Path) -> None:
     assert set(of_law.values()) == {0.3}
     base = tensors_of(family / "base")
     first = {
-        name: each for name, each in base.items() if block_of(name) == Block("model.layers", 0)
+        name: tensor for name, tensor in base.items() if block_of(name) == Block("model.layers", 0)
     }
-    numbers = {name: each.numel() * (0.9 if "mlp" in name else 0.5) for name, each in first.items()}
-    mean = math.fsum(numbers.values()) / sum(each.numel() for each in first.values())
+    numbers = {
+        name: tensor.numel() * (0.9 if "mlp" in name else 0.5) for name, tensor in first.items()
+    }
+    mean = math.fsum(numbers.values()) / sum(tensor.numel() for tensor in first.values())
     assert of_math[Block("model.layers", 0)] == pytest.approx(mean)
     assert of_math[None] == 0.5
     gradient = {"math": {"weight": [0.1, 0.2, 0.6]}, "law": {"weight": 0.4}}

@@ -1,17 +1,19 @@
 """What is said of the states of a descent."""
 
-from dppa_mergekit.adamerging.states import Evaluation, Learned, State, warnings_of
+from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, warnings_about
 from dppa_mergekit.scoring.ratios import Estimate
 
 
-def states(before: float, after: float, scores: tuple[float, float], weight: float) -> Learned:
+def states(
+    before: float, after: float, scores: tuple[float, float], weight: float
+) -> LearningResult:
     both = [
         State(
             step,
             [[of_model], [0.4]],
             ([], []),
             {"a": loss},
-            Evaluation(score, Estimate(score), {}),
+            DevScore(score, Estimate(score), {}),
             0.0,
         )
         for step, loss, score, of_model in [
@@ -19,12 +21,12 @@ def states(before: float, after: float, scores: tuple[float, float], weight: flo
             (9, after, scores[1], weight),
         ]
     ]
-    return Learned({"math": weight, "law": 0.4}, both[1], both)
+    return LearningResult({"math": weight, "law": 0.4}, both[1], both)
 
 
 def test_warnings() -> None:
-    assert warnings_of(states(1.1, 0.4, (50, 60), 0.2), is_entropy=True) == []
-    (gone,) = warnings_of(states(1.1, 0.4, (50, 60), 0.001), is_entropy=False)
+    assert warnings_about(states(1.1, 0.4, (50, 60), 0.2), is_entropy=True) == []
+    (gone,) = warnings_about(states(1.1, 0.4, (50, 60), 0.001), is_entropy=False)
     assert "mean weight of math fell from 0.30 to 0.001" in gone
-    (surer,) = warnings_of(states(1.1, 0.4, (60, 10), 0.2), is_entropy=True)
+    (surer,) = warnings_about(states(1.1, 0.4, (60, 10), 0.2), is_entropy=True)
     assert "entropy fell from 1.10 to 0.40" in surer

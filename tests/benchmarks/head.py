@@ -18,7 +18,7 @@ import torch
 from tables import markdown, number
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dppa_mergekit.live.amplified_model import load_model
+from dppa_mergekit.live.loading import load_model
 
 
 @click.command()

@@ -97,11 +97,11 @@ def by_functional_call(merge: WeightedMerge) -> Callable[[], object]:
     nothing = dict.fromkeys(models, 0.0)
     merge.set_weights(nothing)
     live = dict(merge.model.named_parameters())
-    base = {name: each.clone() for name, each in live.items()}
+    base = {name: tensor.clone() for name, tensor in live.items()}
     deltas = []
     for model in models:
         merge.set_weights({**nothing, model: 1.0})
-        deltas.append({name: each - base[name] for name, each in live.items()})
+        deltas.append({name: tensor - base[name] for name, tensor in live.items()})
     table = torch.full((len(models), len(blocks)), 0.3, requires_grad=True)
 
     class Functional(torch.nn.Module):

@@ -65,7 +65,7 @@ def test_objectives(objective: str, adamerge: Adamerge, saved: Path, tmp_path: P
     before = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
     after = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
     for old, new in zip(before["models"], after["models"], strict=True):
-        filters = [each.get("filter") for each in new["parameters"].pop("weight")]
+        filters = [entry.get("filter") for entry in new["parameters"].pop("weight")]
         assert filters == ["model.layers.0.", "model.layers.1.", "model.layers.2.", None]
         del old["parameters"]["weight"]
     assert after == before
@@ -198,15 +198,15 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     refused(adamerge(file("math.txt", " \n\n")), "holds no prompts")
     refused(adamerge(file("math.jsonl", '{"text": "w1"}\n')), "line 1 is not")
     refused(adamerge(file("math.jsonl", "[1]\n")), "line 1 is not")
-    refused(adamerge(file("chat.txt", "w1\n")), "Which model teaches chat is not known")
-    refused(adamerge(file("chat.txt", "w1\n"), tasks), "of no domain of the tasks file")
+    refused(adamerge(file("chat.txt", "w1\n")), "not clear which model teaches chat")
+    refused(adamerge(file("chat.txt", "w1\n"), tasks), "The tasks file has no domain chat")
     refused(adamerge(*prompts(saved, ".txt"), "--objective=loss"), "have no completion")
     refused(adamerge(tasks, "--objective=loss"), "needs prompts with completions")
-    refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have one name")
+    refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have the same name")
     refused(adamerge(*prompts(saved), "--lr=0"), "lr")
     refused(adamerge(*prompts(saved), "--lr=nan"), "nan is no finite number")
     refused(adamerge(*prompts(saved), "--anchor=inf"), "inf is no finite number")
-    refused(adamerge(*prompts(saved), "--device=nowhere"), "GB on nowhere and cannot be put there")
+    refused(adamerge(*prompts(saved), "--device=nowhere"), "cannot be moved to device nowhere")
     for method in ("dppa_ties", "task_arithmetic"):
         models = {"math": {"weight": 1.0}}
         other = write_recipe(tmp_path / "other.yml", recipe(saved, method, models))

@@ -68,7 +68,7 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command("--strategy=distill", "--per-block", recipe=recipe(in_slices)),
          "--per-block writes gradients, which mergekit counts anew in each slice"),
         (command(recipe=recipe(with_lora), tasks=tasks(domain(model=f"{saved / 'math'}+lora"))),
-         "has a LoRA, which only a merge takes as it is"),
+         "has a LoRA, which only a merge can apply"),
         (command(tasks=tasks(lambda c: c["domains"]["law"].update(model=str(saved / "math")))),
          "Domains math and law have one model"),
         (command("--strategy=distill", "--score-command=score {model}"), "no --score-command"),
@@ -80,7 +80,7 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
     assert not list(tmp_path.glob("tuned.yml*"))
     result = command("--device=cuda:9")
     assert result.exit_code == 1
-    assert "GB on cuda:9 and cannot be put there" in result.stderr
+    assert "GB and cannot be moved to device cuda:9" in result.stderr
     templated = tasks(lambda c: c.update(apply_chat_template=True))
     result = command(tasks=templated, output=tmp_path / "templated.yml")
     assert result.exit_code == 1

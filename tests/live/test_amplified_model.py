@@ -9,7 +9,9 @@ from checkpoints import recipe, save_family, tensors_of
 from commands import Merge
 
 from dppa_mergekit.deltas.kernel import library
-from dppa_mergekit.live.amplified_model import AmplifiedModel, load_model, merge_into_folder
+from dppa_mergekit.live.amplified_model import AmplifiedModel
+from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Setting
 
 FACTORS: Sequence[Mapping[int, Setting]] = [
@@ -142,7 +144,7 @@ def test_a_device_with_other_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name, tensor in counted.model.state_dict().items():
         assert torch.equal(tensor, expected[name])
     for left, right in zip(counted._linears, whole._linears, strict=True):
-        gradient = torch.randn(left.out.numel(), generator=torch.Generator().manual_seed(0))
+        gradient = torch.randn(left.live.numel(), generator=torch.Generator().manual_seed(0))
         for mine, other in zip(left.partitions, right.partitions, strict=True):
             assert mine.gradient(gradient) == pytest.approx(other.gradient(gradient), abs=1e-6)
 

@@ -11,7 +11,7 @@ from checkpoints import recipe, save_family
 from commands import Merge
 
 from dppa_mergekit.live import weighted_merge
-from dppa_mergekit.live.amplified_model import merge_into_folder
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes import Recipe
 
@@ -82,7 +82,7 @@ def test_mergekit_merges_once_for_the_same_weights(
         merges.append(given.weights())
         return merge_into_folder(given, *more)
 
-    monkeypatch.setattr(weighted_merge, "merged", counted)
+    monkeypatch.setattr(weighted_merge, "merge_into_folder", counted)
     resident = WeightedMerge.load(whole, tmp_path)
     first, second = whole.weights(), dict.fromkeys(whole.fine_tuned(), 0.7)
     for weights in (first, second, second, first):

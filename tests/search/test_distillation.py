@@ -8,11 +8,11 @@ import torch
 from checkpoints import recipe, save_family
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from dppa_mergekit.adamerging.batches import draw_batches
 from dppa_mergekit.adamerging.teacher import (
     ANSWER_TOKENS,
     TOP,
     Lessons,
-    batches,
     divergence,
     teach,
 )
@@ -159,6 +159,6 @@ def test_lessons_are_kept_under_their_key(family: Path, tmp_path: Path) -> None:
 
 
 def test_batches_take_every_lesson_once_a_round() -> None:
-    drawn = batches(7, 3, seed=0)
+    drawn = draw_batches(7, 3, seed=0)
     rounds = [torch.cat([next(drawn) for _ in range(3)]).sort().values for _ in range(3)]
     assert all(torch.equal(each, torch.arange(7)) for each in rounds)

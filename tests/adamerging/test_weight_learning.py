@@ -8,7 +8,7 @@ from adamerging_models import OF_MODELS
 from checkpoints import recipe, save_family
 
 from dppa_mergekit.adamerging.descent import Descent
-from dppa_mergekit.adamerging.recipe_learning import learn_weights
+from dppa_mergekit.adamerging.weight_learning import learn_weights
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
@@ -61,13 +61,13 @@ def test_bad_input_in_python(tmp_path: Path) -> None:
         learn_weights(whole, prompts, "kl")
     with pytest.raises(DppaError, match="1 of 1 have no completion"):
         learn_weights(whole, prompts, "loss")
-    with pytest.raises(DppaError, match="one is empty, or there is none"):
+    with pytest.raises(DppaError, match="are missing, or one of them is empty"):
         learn_weights(whole, {str(family / "math"): []}, "entropy")
     ties = Recipe(recipe(family, "dppa_ties", OF_MODELS))
     with pytest.raises(DppaError, match="weights of dppa_ties cannot be learned"):
         learn_weights(ties, prompts)
     beyond = Recipe(recipe(family, models={"math": {"weight": 1.2, "density": 0.2}}))
-    with pytest.raises(DppaError, match=r"begins at 1\.2; weights are learned from 0 to 1"):
+    with pytest.raises(DppaError, match=r"starts at 1\.2; learned weights lie from 0 to 1"):
         learn_weights(beyond, prompts)
     plain = Recipe(recipe(family, "task_arithmetic", {"math": {"weight": 1.0}}))
     with pytest.raises(DppaError, match="is dp at density 1"):

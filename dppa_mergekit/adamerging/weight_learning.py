@@ -1,0 +1,88 @@
+"""AdaMerging in Python: learn the weights of a merge from prompts, without files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dppa_mergekit.adamerging.descent import Descent, descend
+from dppa_mergekit.adamerging.objectives import (
+    DomainPrompts,
+    check_method,
+    check_objective,
+    load_merge_and_losses,
+)
+from dppa_mergekit.adamerging.states import DevScore, LearningResult
+from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.prompts import Prompt
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.scoring.ratios import Estimate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def learn_weights(
+    recipe: Recipe,
+    prompts: Mapping[str, Sequence[Prompt]],
+    objective: str = "distill",
+    descent: Descent | None = None,
+    placement: Placement = AS_STORED,
+    score: Callable[[PreTrainedModel, PreTrainedTokenizerBase], float] | None = None,
+    workspace: Path | None = None,
+) -> LearningResult:
+    """Learn the weights of a merge from prompts (AdaMerging, paper 3.4).
+
+    Example::
+
+        from pathlib import Path
+
+        from dppa_mergekit import Prompt, Recipe, learn_weights
+
+        recipe = Recipe.read(Path("recipe.yml"))
+        prompts = {
+            "./math": [Prompt("What is 12 times 7?"), Prompt("Solve 3 x = 12.")],
+            "./law": [Prompt("What is a tort?"), Prompt("Who may sue?")],
+        }
+        learned = learn_weights(recipe, prompts)
+        merged = recipe.weighted(learned.weights)
+        Path("learned.yml").write_text(merged.to_yaml())
+
+    Args:
+        recipe: The recipe of the merge, of a method of this package that is a weighted sum. A
+            model without a weight starts at 0.3.
+        prompts: Fine-tuned model, as the recipe names it -> the prompts of its domain.
+        objective: `distill` descends the divergence from the answers of the domain's fine-tuned
+            model, `entropy` the entropy of the next token (AdaMerging's own), and `loss` the
+            cross-entropy of the prompts' completions.
+        descent: The settings of gradient descent; the defaults of `Descent` where None.
+        placement: The device and the dtype of live models.
+        score: Returns how good the live merge is, given it and its tokenizer; higher is better.
+            The result is then the best state met, the start included; without it, the last one.
+        workspace: An existing folder on a disk that has room for the merged model; the system's
+            folder for temporary files where None.
+
+    Returns:
+        The weights, from 0 to 1, for each model and block; `Recipe.weighted` fills them in.
+
+    Raises:
+        DppaError: The recipe, the objective or a prompt cannot be used.
+        LossError: A loss is not finite.
+    """
+    check_method(recipe)
+    check_objective(objective, prompts)
+    settings = descent or Descent()
+    domains = {name: DomainPrompts.of_texts(of_domain, name) for name, of_domain in prompts.items()}
+    folder = Path(tempfile.gettempdir()) if workspace is None else workspace
+    merge, losses = load_merge_and_losses(
+        recipe, domains, objective, settings.batch_size, placement, folder
+    )
+
+    def evaluate() -> DevScore:
+        assert score is not None
+        value = float(score(merge.model, merge.tokenizer))
+        return DevScore(value, Estimate(value), {})
+
+    return descend(merge, losses, settings, evaluate=None if score is None else evaluate)
