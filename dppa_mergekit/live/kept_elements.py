@@ -95,7 +95,7 @@ class Partition:
         bits = self.bits[start // 8 : (start + live.numel() + 7) // 8]
         passes = passes_over(self.delta)
         if passes is not None and all(dtype == self.delta.fine_tuned.dtype for dtype in dtypes):
-            passes.place(first, last, bits.numpy(), self.divisor, factor, weight, live)
+            passes.write_kept(first, last, bits.numpy(), self.divisor, factor, weight, live)
             return
         sums = self._sums(first, last, factor, weight)
         for dtype in dtypes:
