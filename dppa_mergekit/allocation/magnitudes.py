@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, delta_chunks
-from dppa_mergekit.deltas.kernel import Room, passes_over
+from dppa_mergekit.deltas.kernel import PassBuffers, passes_over
 from dppa_mergekit.deltas.threads import in_order, share
 
 SAMPLE = 1 << 11
@@ -108,13 +108,13 @@ def sums(deltas: Sequence[Delta], floors: Sequence[float]) -> list[Sums]:
 
     def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_ChunkSums]]]:
         readers, _ = delta_chunks(deltas)
-        mask, room = Buffer(torch.bool, deltas[0].device), Room()
+        mask, room = Buffer(torch.bool, deltas[0].device), PassBuffers()
         found = []
         for start, stop in places:
             of_chunk = [
                 _chunk_sums(reader.read(start, stop).abs_(), floor, mask)
                 if passes is None
-                else _ChunkSums(*passes.sums(start, stop, floor, room))
+                else _ChunkSums(*passes.sum_magnitudes(start, stop, floor, room))
                 for reader, passes, floor in zip(readers, compiled, lowest, strict=True)
             ]
             found.append((start, of_chunk))
@@ -157,7 +157,7 @@ def tails(delta: Delta, bounds: Sequence[float]) -> list[Tail]:
                 magnitudes: Magnitudes = reader.read(start, stop).abs_().numpy()
                 of_chunk = [_tail(magnitudes, limit) for limit in limits]
             else:
-                of_chunk = passes.tails(start, stop, limits)
+                of_chunk = passes.sum_tails(start, stop, limits)
             found.append((start, of_chunk))
         return found
 

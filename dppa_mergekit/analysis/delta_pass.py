@@ -244,7 +244,7 @@ def _masks(
     if keys is None:
         return [numpy.ones(delta.numel(), numpy.bool_) for _ in RATES]
     of_chunk = keys.chunk(start, delta, buffer)
-    return [cut.kept(start, of_chunk).numpy() for cut in kept.cuts]
+    return [cut.kept_mask(start, of_chunk).numpy() for cut in kept.cuts]
 
 
 def _significance(

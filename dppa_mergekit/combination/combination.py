@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 
 from dppa_mergekit.deltas.delta import Buffer, buffers, chunks, delta_chunks
-from dppa_mergekit.deltas.kernel import Amplified, CombinePass
+from dppa_mergekit.deltas.kernel import AmplifiedDelta, CombinePass
 from dppa_mergekit.deltas.threads import in_order, share
 from dppa_mergekit.sparsification.amplification import Pruned, PrunedChunks
 
@@ -200,7 +200,7 @@ class Combination:
         return total if self.consensus or abs(total) >= 1e-8 else None
 
 
-def _compiled_models(contributions: Sequence[Contribution]) -> list[Amplified] | None:
+def _compiled_models(contributions: Sequence[Contribution]) -> list[AmplifiedDelta] | None:
     """What the compiled passes take, if there are some for all of the deltas."""
     amplified = [each.pruned.amplified(each.weight) for each in contributions]
     models = [each for each in amplified if each is not None]

@@ -1,1 +1,1 @@
-"""The delta of a tensor, fine-tuned minus base, a chunk at a time; keys, masks, threads."""
+"""The delta of a tensor, fine_tuned - base: chunks, keys, masks, threads and compiled passes."""

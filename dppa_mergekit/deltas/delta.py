@@ -1,8 +1,8 @@
-"""The delta of a tensor, fine_tuned - base, made chunk by chunk in reused buffers.
+"""The delta of a tensor, fine_tuned - base, computed chunk by chunk in reused buffers.
 
-Most of the time of a naive delta goes into page-faulting fresh buffers: on 11.5 M bf16 elements a
-whole-tensor delta with its mean and tail took 68 ms, with one reused buffer 17 ms. So nothing
-here, nor in what merges, makes a float32 copy of a whole 16-bit tensor.
+A naive delta spends most of its time on page faults of fresh buffers: on 11.5 M bf16 elements, a
+whole-tensor delta with its mean and tail took 68 ms, and 17 ms with one reused buffer. So neither
+this module nor a merge makes a float32 copy of a whole 16-bit tensor.
 """
 
 from collections.abc import Sequence
@@ -10,28 +10,30 @@ from dataclasses import dataclass
 
 import torch
 
+CHUNK = 1 << 19
+"""Elements per chunk on a CPU: two MiB of float32."""
+
+RUN = 8
+"""Elements per run of a sample."""
+
 
 def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
-    """(start, stop) of every chunk of a tensor: of a length that suits the device.
+    """Return (start, stop) of every chunk of a tensor.
 
-    On a CPU a few buffers of a chunk must fit the second-level cache; elsewhere a chunk must
-    outweigh the start of a kernel.
+    The length of a chunk depends on the device. On a CPU, a few buffers of a chunk must fit the
+    second-level cache; elsewhere, a chunk must take longer to compute than a kernel takes to start.
     """
     length = CHUNK if device.type == "cpu" else 64 * CHUNK
     return [(start, min(start + length, numel)) for start in range(0, numel, length)]
 
 
-CHUNK = 1 << 19
-"""Elements per chunk on a CPU: two MiB of float32."""
-
-
 @dataclass(frozen=True)
 class Delta:
-    """fine_tuned - base, flat: in float32, or in float64 where either is float64.
+    """fine_tuned - base, flat, in float64 if either tensor is float64 and in float32 otherwise.
 
     Attributes:
         fine_tuned: (numel,) any floating dtype, borrowed.
-        base: (numel,) likewise, or None where `fine_tuned` already is a delta.
+        base: (numel,) likewise; None if `fine_tuned` already is a delta.
     """
 
     fine_tuned: torch.Tensor
@@ -39,7 +41,7 @@ class Delta:
 
     @classmethod
     def between(cls, base: torch.Tensor, fine_tuned: torch.Tensor) -> "Delta":
-        """The delta of two tensors of one shape; borrowed, and copied only if not contiguous."""
+        """Return the delta of two tensors of one shape, which are copied only if not contiguous."""
         return cls(fine_tuned.detach().reshape(-1), base.detach().reshape(-1))
 
     @property
@@ -56,38 +58,33 @@ class Delta:
 
     @property
     def device(self) -> torch.device:
-        """Where the values live."""
+        """The device of the tensors."""
         return self.fine_tuned.device
 
     def chunks(self) -> list[tuple[int, int]]:
-        """(start, stop) of every chunk."""
+        """Return (start, stop) of every chunk."""
         return chunks(self.numel, self.device)
 
     def sample(self, stride: int) -> torch.Tensor:
-        """A new tensor of the values in every `stride`-th run; of all values at stride 1.
+        """Return a new tensor with the values of every `stride`-th run; all values at stride 1.
 
-        A run is what one cache line of 16-bit values holds at least: reading it costs as much as
-        reading one value.
+        A run of `RUN` 16-bit values fits one cache line, so it is read as fast as one value.
         """
         values = _runs(self.fine_tuned, stride).to(self.dtype, copy=True)
         return values if self.base is None else values.sub_(_runs(self.base, stride).to(self.dtype))
 
 
-def linear_deltas(base: torch.Tensor, fine_tuned: torch.Tensor, held: int) -> list[Delta]:
-    """The delta of every linear in a tensor; that of the whole tensor if it holds at most one.
+def linear_deltas(base: torch.Tensor, fine_tuned: torch.Tensor, linears: int) -> list[Delta]:
+    """Return the delta of every linear in a tensor, or of the whole tensor if it has at most one.
 
     Args:
-        base: Any shape, or (experts, rows, columns).
-        fine_tuned: Of the same shape.
-        held: Number of linears, from `linears_in`.
+        base: (linears, rows, columns); of any shape if it has at most one linear.
+        fine_tuned: The same shape.
+        linears: Number of linears in the tensor, from `linears_in`.
     """
-    if held <= 1:
+    if linears <= 1:
         return [Delta.between(base, fine_tuned)]
-    return [Delta.between(base[expert], fine_tuned[expert]) for expert in range(held)]
-
-
-RUN = 8
-"""Elements per run of a sample."""
+    return [Delta.between(base[expert], fine_tuned[expert]) for expert in range(linears)]
 
 
 def _runs(tensor: torch.Tensor, stride: int) -> torch.Tensor:
@@ -97,61 +94,70 @@ def _runs(tensor: torch.Tensor, stride: int) -> torch.Tensor:
 
 
 class Buffer:
-    """Memory for one chunk, made at first use and used again; one for each thread."""
+    """Memory for one chunk, allocated at first use and reused; each thread needs its own."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._held = torch.empty(0, dtype=dtype, device=device)
+        self._memory = torch.empty(0, dtype=dtype, device=device)
 
     def of(self, length: int) -> torch.Tensor:
-        """(length,) of what the buffer held before, or of nothing in particular."""
-        if self._held.numel() < length:
-            self._held = self._held.new_empty(length)
-        return self._held if self._held.numel() == length else self._held[:length]
+        """Return the first `length` elements of the buffer, which grows as needed.
+
+        They hold what was last written to them; after growing, their contents are undefined.
+        """
+        if self._memory.numel() < length:
+            self._memory = self._memory.new_empty(length)
+        return self._memory if self._memory.numel() == length else self._memory[:length]
 
 
 def buffers(number: int, dtype: torch.dtype, device: torch.device) -> list[Buffer]:
-    """Several buffers, for one thread."""
+    """Return several buffers, for one thread."""
     return [Buffer(dtype, device) for _ in range(number)]
 
 
 class TensorChunks:
-    """A flat tensor in the dtype of a delta, a chunk at a time; for one thread."""
+    """Reads a flat tensor in the dtype of a delta, a chunk at a time; for one thread."""
 
     def __init__(self, tensor: torch.Tensor, dtype: torch.dtype) -> None:
         self._tensor = tensor
         self._cast = None if tensor.dtype == dtype else Buffer(dtype, tensor.device)
-        self._place = (0, 0)
+        self._cast_span = (0, 0)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """The values in [start, stop): borrowed, until another chunk is read."""
+        """Return the values in [start, stop); valid until the next read, and not to be changed."""
         part = self._tensor[start:stop]
         if self._cast is None:
             return part
         values = self._cast.of(stop - start)
-        if self._place != (start, stop):
+        if self._cast_span != (start, stop):
             values.copy_(part)
-            self._place = (start, stop)
+            self._cast_span = (start, stop)
         return values
 
 
 class DeltaChunks:
-    """A delta, a chunk at a time; for one thread."""
+    """Reads a delta, a chunk at a time; for one thread."""
 
     def __init__(self, delta: Delta, buffer: Buffer, base: TensorChunks | None) -> None:
-        """Read a delta into a buffer, given what reads its base; see `delta_chunks`."""
+        """Prepare to read a delta into a buffer; `base` reads its base. See `delta_chunks`."""
         self._fine_tuned, self._buffer, self._base = delta.fine_tuned, buffer, base
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """The values in [start, stop), to be changed at will, until another chunk is read."""
+        """Return the values in [start, stop); valid until the next read, and free to change."""
         values = self._buffer.of(stop - start).copy_(self._fine_tuned[start:stop])
         return values if self._base is None else values.sub_(self._base.read(start, stop))
 
 
 def delta_chunks(deltas: Sequence[Delta]) -> tuple[list[DeltaChunks], TensorChunks | None]:
-    """Readers of deltas from one base, of one dtype, for one thread, and that of the base.
+    """Return a reader of each delta, and one of their base; for one thread.
 
-    All share the memory of one chunk, which fits the cache: that of one is overwritten by that of
-    the next.
+    All readers of deltas share the memory of one chunk, so that it stays in the cache: reading
+    from one overwrites what was read from another.
+
+    Args:
+        deltas: At least one; of the same base and dtype.
+
+    Returns:
+        The readers of the deltas; the reader of the base, None if the deltas have none.
     """
     first = deltas[0]
     buffer = Buffer(first.dtype, first.device)

@@ -1,8 +1,8 @@
-"""Keys: by what the elements of a linear are ordered, when some are kept and others not.
+"""The keys by which the kept elements of a linear are chosen.
 
-Every element has an integer key; the elements with the largest keys are kept. The key of a
-magnitude is the bit pattern of the delta without its sign, which orders as the magnitude does;
-the key of a random selection is a hash of the element's index.
+Every element has an integer key, and the elements with the largest keys are kept. Selection by
+magnitude takes as key the bit pattern of the delta without its sign, which orders as the magnitude
+does. Random selection takes a hash of the element's index.
 """
 
 import math
@@ -13,13 +13,13 @@ from typing import Protocol, TypeAlias
 import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta
-from dppa_mergekit.deltas.masks import equal, greater, places
+from dppa_mergekit.deltas.masks import equal, greater, true_indices
 
 MASK32 = 0xFFFFFFFF
 
 
 def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
-    """The 32-bit finaliser of MurmurHash3, of int64 indices modulo 2^32, as int64."""
+    """Return the 32-bit finaliser of MurmurHash3 of int64 indices modulo 2^32, as int64."""
     h = index & MASK32
     h = h ^ (h >> 16)
     h = (h * 0x85EBCA6B) & MASK32
@@ -30,39 +30,50 @@ def murmur_finaliser(index: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Cut:
-    """A kept set.
+    """A kept set of elements.
 
     Attributes:
         above: Elements with a larger key are kept.
-        last: Of the elements whose key equals `above`, those are kept whose index has no larger
-            hash than this; none if it is -1.
+        last: An element whose key equals `above` is kept if the hash of its index is at most this;
+            -1 keeps none of them.
     """
 
     above: int
     last: int = -1
 
-    def kept(self, start: int, keys: torch.Tensor) -> torch.Tensor:
-        """Which elements are kept, in a chunk of these keys that begins at `start`: a new mask."""
+    def kept_mask(self, start: int, keys: torch.Tensor) -> torch.Tensor:
+        """Return a new mask of the kept elements of the chunk that begins at `start`.
+
+        Args:
+            start: The index of the chunk's first element.
+            keys: (length,) the keys of the chunk.
+        """
         mask = torch.empty(keys.numel(), dtype=torch.bool, device=keys.device)
         greater(keys, self.above, out=mask)
         return mask if self.last < 0 else mask.index_fill_(0, self.ties(start, keys), True)
 
     def ties(self, start: int, keys: torch.Tensor) -> torch.Tensor:
-        """Where, in a chunk of these keys that begins at `start`, what equals `above` is kept."""
+        """Return the indices, within a chunk, of the kept elements whose key equals `above`.
+
+        Args:
+            start: The index of the chunk's first element.
+            keys: (length,) the keys of the chunk.
+        """
         mask = torch.empty(keys.numel(), dtype=torch.bool, device=keys.device)
-        tied = places(equal(keys, self.above, out=mask))
+        tied = true_indices(equal(keys, self.above, out=mask))
         hashes = murmur_finaliser(tied + start)
         return tied.index_select(
-            0, places(greater(hashes, self.last, mask[: len(tied)]).logical_not_())
+            0, true_indices(greater(hashes, self.last, mask[: len(tied)]).logical_not_())
         )
 
 
 Sieve: TypeAlias = Callable[[int, torch.Tensor], None]
-"""Writes a chunk of the delta, with zeros where the key is not above the first argument."""
+"""Called as `sieve(above, out)`: copies to `out` the elements of a chunk of the delta whose key is
+larger than `above`, and writes zeros elsewhere."""
 
 
 class Keys(Protocol):
-    """Keys of the elements of one linear, in flat order; never negative."""
+    """The keys of the elements of one linear, in flat order; never negative."""
 
     @property
     def numel(self) -> int:
@@ -71,30 +82,44 @@ class Keys(Protocol):
 
     @property
     def largest(self) -> int:
-        """No key is larger."""
+        """An upper bound of the keys."""
         ...
 
     @property
     def idle(self) -> int:
-        """The key of elements that change nothing, kept or not; -1 where there is none such."""
+        """The key of elements that change nothing whether kept or not; -1 if there are none."""
         ...
 
     def sample(self, stride: int) -> torch.Tensor:
-        """The keys of every `stride`-th run of a few elements; all keys at stride 1."""
+        """Return the keys of every `stride`-th run of a few elements; all keys at stride 1."""
         ...
 
     def chunk(self, start: int, delta: torch.Tensor, buffer: Buffer) -> torch.Tensor:
-        """The keys of the chunk of the delta that begins at `start`; may be in the buffer."""
+        """Return the keys of the chunk of the delta that begins at `start`.
+
+        Args:
+            start: The index of the chunk's first element.
+            delta: (length,) the chunk of the delta.
+            buffer: Memory that the result may use.
+        """
         ...
 
     def sieve(self, start: int, delta: torch.Tensor) -> Sieve:
-        """What keeps, of the chunk of the delta that begins at `start`, the largest keys."""
+        """Return a function that keeps the largest keys of the chunk that begins at `start`.
+
+        Args:
+            start: The index of the chunk's first element.
+            delta: (length,) the chunk of the delta.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class MagnitudeKeys:
-    """Order by |delta|; a delta of zero changes nothing, and of a LoRA whole linears are zero."""
+    """Order by |delta|.
+
+    A delta of zero changes nothing whether kept or not, and a LoRA leaves whole linears at zero.
+    """
 
     delta: Delta
     idle: int = 0
@@ -110,15 +135,15 @@ class MagnitudeKeys:
         return int(torch.tensor(math.inf, dtype=self.delta.dtype).view(self._integers))
 
     def sample(self, stride: int) -> torch.Tensor:
-        """The keys of every `stride`-th run of a few elements; all keys at stride 1."""
+        """Return the keys of every `stride`-th run of a few elements; all keys at stride 1."""
         return self.delta.sample(stride).abs_().view(self._integers)
 
     def chunk(self, start: int, delta: torch.Tensor, buffer: Buffer) -> torch.Tensor:
-        """The keys of the chunk of the delta that begins at `start`, in the buffer."""
+        """Return the keys of the chunk of the delta that begins at `start`, in the buffer."""
         return torch.abs(delta, out=buffer.of(delta.numel())).view(self._integers)
 
     def sieve(self, start: int, delta: torch.Tensor) -> Sieve:
-        """What keeps the largest magnitudes of a chunk of the delta."""
+        """Return a function that keeps the largest magnitudes of a chunk of the delta."""
 
         def keep(above: int, out: torch.Tensor) -> None:
             threshold = -1.0
@@ -135,33 +160,35 @@ class MagnitudeKeys:
 
 @dataclass(frozen=True)
 class HashedKeys:
-    """Keys of 32 bits, int64, from the flat index alone: from no order, chunk, thread or device.
+    """32-bit keys, as int64, that depend on the flat index alone.
+
+    So they are the same in any order, and with any chunks, threads or devices.
 
     Attributes:
         numel: The number of elements.
-        device: Where keys are made.
-        hashed: Gives the keys of indices, which it may overwrite.
-        largest: No key is larger.
+        device: The device on which the keys are computed.
+        hash_indices: Returns the keys of (length,) int64 indices, which it may overwrite.
+        largest: An upper bound of the keys.
         idle: -1, since every element counts.
     """
 
     numel: int
     device: torch.device
-    hashed: Callable[[torch.Tensor], torch.Tensor]
+    hash_indices: Callable[[torch.Tensor], torch.Tensor]
     largest: int = MASK32
     idle: int = -1
 
     def sample(self, stride: int) -> torch.Tensor:
-        """The keys of every `stride`-th element; all keys at stride 1."""
-        return self.hashed(torch.arange(0, self.numel, stride, device=self.device))
+        """Return the keys of every `stride`-th element; all keys at stride 1."""
+        return self.hash_indices(torch.arange(0, self.numel, stride, device=self.device))
 
     def chunk(self, start: int, delta: torch.Tensor, buffer: Buffer) -> torch.Tensor:
-        """The keys of the chunk that begins at `start`; neither delta nor buffer matters."""
-        return self.hashed(torch.arange(start, start + delta.numel(), device=self.device))
+        """Return the keys of the chunk that begins at `start`; the buffer is not used."""
+        return self.hash_indices(torch.arange(start, start + delta.numel(), device=self.device))
 
     def sieve(self, start: int, delta: torch.Tensor) -> Sieve:
-        """What keeps, of the chunk that begins at `start`, the elements of the largest keys."""
-        keys = self.hashed(torch.arange(start, start + delta.numel(), device=self.device))
+        """Return a function that keeps the largest keys of the chunk that begins at `start`."""
+        keys = self.hash_indices(torch.arange(start, start + delta.numel(), device=self.device))
 
         def keep(above: int, out: torch.Tensor) -> None:
             torch.gt(keys, above, out=out)

@@ -1,9 +1,9 @@
 """Several threads over one tensor: each takes chunk after chunk until none is left.
 
-torch's own threads split every operation and wait for each other after each; on chunks that fit
-the cache that costs more than it gains, and what NumPy computes they do not split at all. Here
-every thread does whole chunks, with torch's threads switched off inside. What a chunk yields
-depends on the chunk alone, so results are the same with any number of threads.
+torch's own threads split every operation and wait for each other after it. On chunks that fit the
+cache that costs more than it gains, and torch does not split NumPy's operations at all. Here every
+thread computes whole chunks, and torch's own threads are switched off inside. The result of a chunk
+depends on the chunk alone, so the results are the same with any number of threads.
 """
 
 import os
@@ -20,21 +20,25 @@ Result = TypeVar("Result")
 
 _LOCK = threading.Lock()
 _POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
-"""Process and number of threads -> pool; a fork has none of its parent's threads."""
+"""(Process, number of threads) -> pool. A forked process does not inherit its parent's threads."""
 
 
 def share(
     work: Callable[[Iterator[Item]], Result], items: Sequence[Item], device: torch.device
 ) -> list[Result]:
-    """Let as many threads as torch uses work through the items; what each returns, in any order.
+    """Share items among as many threads as torch uses, and return the results of the threads.
 
     Args:
-        work: Called once a thread, with an iterator over the items that this thread takes.
+        work: Called once per thread, with an iterator over the items that this thread takes.
         items: Chunks of tensors on `device`.
-        device: Other devices than the CPU have one thread: their kernels are parallel already.
+        device: For a device other than the CPU there is one thread, since its kernels are parallel
+            already.
+
+    Returns:
+        What each call of `work` returned, in any order.
     """
     threads = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
-    # Of one iterator over a sequence, several threads may take the next item.
+    # Several threads may take items from one iterator over a sequence.
     supply = iter(items)
     if threads < 2:
         return [work(supply)]
@@ -42,11 +46,9 @@ def share(
     return [future.result() for future in futures]
 
 
-def in_order(found: Iterable[Iterable[tuple[int, Result]]]) -> list[Result]:
-    """What several threads found at (place, result), ordered by place."""
-    return [
-        result for _, result in sorted(chain.from_iterable(found), key=lambda placed: placed[0])
-    ]
+def in_order(results: Iterable[Iterable[tuple[int, Result]]]) -> list[Result]:
+    """Return the results of several threads, given as (start of the chunk, result), by start."""
+    return [result for _, result in sorted(chain.from_iterable(results), key=lambda pair: pair[0])]
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -62,10 +64,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _compute_alone() -> None:
-    """Keep torch from splitting this thread's operations among others.
+    """Keep torch from splitting this thread's operations among other threads.
 
-    torch's number of threads is what a thread sets, and of all that start later, what was set
-    last; a thread takes it up for good when it first asks.
+    In torch, a thread that sets the number of threads sets its own, and that of the threads that
+    start later. Such a thread adopts the number set last when it first asks for it, and keeps it.
     """
     torch.set_num_threads(1)
     torch.get_num_threads()

@@ -12,7 +12,7 @@ import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, delta_chunks
 from dppa_mergekit.deltas.kernel import passes_over
-from dppa_mergekit.deltas.masks import packed, places, unpacked
+from dppa_mergekit.deltas.masks import pack_bits, true_indices, unpack_bits
 from dppa_mergekit.deltas.threads import in_order, share
 from dppa_mergekit.sparsification.amplification import Pruned
 
@@ -72,12 +72,12 @@ class Partition:
         bits = self.bits[start // 8 : (start + part.numel() + 7) // 8]
         passes = passes_over(self.delta)
         if passes is not None and all(each == self.delta.fine_tuned.dtype for each in dtypes):
-            passes.place(first, last, bits.numpy(), self.divisor, factor, weight, part)
+            passes.write_kept(first, last, bits.numpy(), self.divisor, factor, weight, part)
             return
         values = self._sums(first, last, factor, weight)
         for dtype in dtypes:
             values = values.to(dtype)
-        part.index_copy_(0, places(unpacked(bits, part.numel())), values)
+        part.index_copy_(0, true_indices(unpack_bits(bits, part.numel())), values)
 
     def _sums(self, first: int, last: int, factor: float, weight: float) -> torch.Tensor:
         values, origin = self._values(first, last)
@@ -101,7 +101,7 @@ class Partition:
         total = 0.0
         for number, (start, stop) in enumerate(self.spans):
             first, last = self.ends[number - 1] if number else 0, self.ends[number]
-            here = places(unpacked(self.bits[start // 8 : (stop + 7) // 8], stop - start))
+            here = true_indices(unpack_bits(self.bits[start // 8 : (stop + 7) // 8], stop - start))
             values, _ = self._values(first, last)
             gradient = of_weights[start:stop].index_select(0, here).to(values.dtype)
             total += float(torch.dot(gradient, values))
@@ -158,11 +158,11 @@ def partitions(pruned: Pruned) -> list[Partition]:
         for start, stop in places_of:
             held = []
             for mask in _masks(pruned, start, reader.read(start, stop), buffer):
-                here = places(mask)
+                here = true_indices(mask)
                 fine_tuned, origin = (
                     each[start:stop].index_select(0, here) for each in (delta.fine_tuned, base)
                 )
-                held.append((packed(mask), fine_tuned, origin))
+                held.append((pack_bits(mask), fine_tuned, origin))
             found.append((start, held))
         return found
 
@@ -200,6 +200,6 @@ def _masks(
     of_chunk = keys.chunk(start, delta, buffer)
     smaller: torch.Tensor | None = None
     for cut in pruned.cuts:
-        kept = cut.kept(start, of_chunk)
+        kept = cut.kept_mask(start, of_chunk)
         yield kept if smaller is None else kept & ~smaller
         smaller = kept

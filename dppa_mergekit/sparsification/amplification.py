@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks, buffers, delta_chunks
-from dppa_mergekit.deltas.kernel import Amplified, passes_over, randoms
+from dppa_mergekit.deltas.kernel import AmplifiedDelta, passes_over, randomize
 from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys, murmur_finaliser
 from dppa_mergekit.deltas.threads import share
 from dppa_mergekit.errors import ParameterError
@@ -104,13 +104,13 @@ class Pruned:
     pruning: Pruning
     cuts: tuple[Cut, ...]
 
-    def amplified(self, weight: float) -> Amplified | None:
+    def amplified(self, weight: float) -> AmplifiedDelta | None:
         """What the compiled pass adds of it, if there is one for it."""
         known = isinstance(self.pruning.keys, MagnitudeKeys | None) and self.pruning.divisor == 1
         passes = passes_over(self.pruning.delta) if known else None
         if passes is None:
             return None
-        return Amplified(passes, self.cuts or (Cut(-1),), self.pruning.factors, weight)
+        return AmplifiedDelta(passes, self.cuts or (Cut(-1),), self.pruning.factors, weight)
 
 
 def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
@@ -304,6 +304,6 @@ def random_keys(delta: Delta, seed: int, key: Sequence[str]) -> HashedKeys:
 
 
 def _random(first: int, second: int, index: torch.Tensor) -> torch.Tensor:
-    if randoms(index, first, second):
+    if randomize(index, first, second):
         return index
     return murmur_finaliser(murmur_finaliser(index ^ first) ^ second)

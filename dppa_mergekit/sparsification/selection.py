@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, buffers, delta_chunks
-from dppa_mergekit.deltas.kernel import Passes, Room, passes_over
+from dppa_mergekit.deltas.kernel import DeltaPasses, PassBuffers, passes_over
 from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys, murmur_finaliser
-from dppa_mergekit.deltas.masks import greater, number, places
+from dppa_mergekit.deltas.masks import count_true, greater, true_indices
 from dppa_mergekit.deltas.threads import in_order, share
 
 SMALL = 1 << 14
@@ -147,14 +147,14 @@ class _Search:
             # Of intervals that are apart, what is above one and not above the next lies between.
             inside.logical_xor_(greater(keys, interval.low - 1, out=mask))
             inside.logical_xor_(greater(keys, interval.high, out=mask))
-            above.append(number(mask))
-        place = places(inside)
+            above.append(count_true(mask))
+        place = true_indices(inside)
         return _Seen(above, place.cpu().numpy(), keys.index_select(0, place).cpu().numpy())
 
-    def look_compiled(self, passes: Passes, start: int, stop: int, room: Room) -> _Seen:
+    def look_compiled(self, passes: DeltaPasses, start: int, stop: int, room: PassBuffers) -> _Seen:
         """As `look`, of magnitudes."""
         lows, highs = zip(*((each.low, each.high) for each in self.intervals), strict=True)
-        return _Seen(*passes.look(start, stop, lows, highs, room))
+        return _Seen(*passes.find_keys(start, stop, lows, highs, room))
 
     def settle(self, count: int) -> Cut | None:
         """The kept set of a count, if its threshold lies in one of the intervals."""
@@ -192,7 +192,7 @@ class _Search:
         """The hashes of the indices that a chunk has at a key."""
         if self.passes is not None:
             place, keys = (each.astype(numpy.int32, copy=False) for each in (seen.place, seen.keys))
-            return self.passes.hashes(start, place, keys, key)
+            return self.passes.hash_ties(start, place, keys, key)
         equal = seen.place[numpy.flatnonzero(seen.keys == key)]
         hashed: Integers = murmur_finaliser(
             torch.from_numpy(equal.astype(numpy.int64)) + start
@@ -217,7 +217,7 @@ def _look(searches: Sequence[_Search]) -> None:
 
     def work(places: Iterator[tuple[int, int]]) -> list[tuple[int, list[_Seen]]]:
         deltas, _ = delta_chunks([search.delta for search in searches])
-        magnitudes, room = Buffer(first.dtype, first.device), Room()
+        magnitudes, room = Buffer(first.dtype, first.device), PassBuffers()
         masks = buffers(2, torch.bool, first.device)
         passed = []
         for start, stop in places:

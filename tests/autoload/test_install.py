@@ -162,6 +162,7 @@ def test_the_wheel_holds_the_package_and_the_autoload_files_at_its_root(wheel: P
     compiled = {"dppa_mergekit/deltas/kernel/passes.so"} if COMPILER else set()
     assert inside == sources | compiled | {
         "dppa_mergekit/deltas/kernel/passes.c",
+        "dppa_mergekit/deltas/kernel/passes_of_dtype.h",
         "dppa_mergekit/py.typed",
         "dppa_mergekit.pth",
         "dppa_mergekit_autoload.py",

@@ -8,7 +8,7 @@ import torch
 from checkpoints import recipe, save_family, tensors_of
 from commands import Merge
 
-from dppa_mergekit.deltas import kernel
+from dppa_mergekit.deltas.kernel import library
 from dppa_mergekit.live.amplified_model import AmplifiedModel, load_model, merge_into_folder
 from dppa_mergekit.recipes import Recipe, Setting
 
@@ -101,7 +101,7 @@ def test_without_compiled_passes(
     tmp_path: Path, merge: Merge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_family(tmp_path, dtype=torch.bfloat16)
-    monkeypatch.setattr(kernel, "_library", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     check(folder, tmp_path, merge)
 
 
