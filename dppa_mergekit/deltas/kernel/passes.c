@@ -1,4 +1,5 @@
-/* The compiled passes: each visits the values of a delta once, in one loop.
+/* The compiled passes over deltas, for sums, selection, amplification and kept elements; and the
+   hashes and random keys of indices. Each pass is one loop.
 
 A delta is fine_tuned - base, computed in float32 from float32, bfloat16 or float16 values. Every
 rounding is that of the package's Python code, so both write the same bytes; only sums in double

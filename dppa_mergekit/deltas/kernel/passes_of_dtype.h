@@ -3,7 +3,8 @@
    DTYPE           the C type of a value: float32, bfloat16 or float16;
    OF_DTYPE(name)  a function's name for this dtype: sum_tails becomes sum_tails_float16.
 
-Pointers are to the first value of a chunk, unless the function has a `start`.
+Pointers are to the first value of a chunk. Only where a function has a `start`, the base and the
+fine-tuned values are those of the whole tensor, in which the chunk begins at `start`.
 */
 
 #define WIDEN OF_DTYPE(widen)
