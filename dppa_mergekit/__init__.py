@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dppa_mergekit.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from dppa_mergekit.adamerging.recipe_learning import learn_weights as learn_weights
+    from dppa_mergekit.adamerging.weight_learning import learn_weights as learn_weights
     from dppa_mergekit.allocation.density import DynamicPruning as DynamicPruning
     from dppa_mergekit.allocation.measurement import delta_statistics as delta_statistics
     from dppa_mergekit.allocation.statistics import Multiples as Multiples
@@ -41,7 +41,7 @@ _MODULES = {
     "check": "checks.check",
     "delta_statistics": "allocation.measurement",
     "evaluate": "scoring.evaluate",
-    "learn_weights": "adamerging.recipe_learning",
+    "learn_weights": "adamerging.weight_learning",
     "search_amplification": "search.factor_search",
     "search_weights": "search.weight_search",
     "sparsify": "sparsification.sparsify",

@@ -12,7 +12,7 @@ from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
 from dppa_mergekit.scoring.ratios import Items, Scores
-from dppa_mergekit.scoring.tasks import TasksFile, check_dense
+from dppa_mergekit.scoring.tasks import TasksFile, check_fine_tuned_scores
 from dppa_mergekit.storage.journal import Journal
 
 
@@ -53,7 +53,7 @@ class DevEvaluation:
 
         scores = score_experts(experts_of(self.tasks, self.recipe), self._items(), score)
         sources = {task: score.value for task, score in scores.items()}
-        check_dense(sources)
+        check_fine_tuned_scores(sources)
         journal.add({"dense": sources})
         return sources
 
@@ -78,4 +78,4 @@ class DevEvaluation:
 
     def _items(self) -> dict[str, Sequence[int]]:
         """Dev task -> the indices of all of its items, within the limit."""
-        return {task: range(self.harness.items(task)) for task in self.tasks.metrics("dev")}
+        return {task: range(self.harness.item_count(task)) for task in self.tasks.metrics("dev")}

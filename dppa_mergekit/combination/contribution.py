@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -37,6 +37,22 @@ class Combination(Protocol):
 
         Returns:
             Whether the magnitude of a sum exceeds the limit.
+        """
+        ...
+
+
+@runtime_checkable
+class DifferentiableCombination(Combination, Protocol):
+    """A combination whose result has derivatives in the weights."""
+
+    def weight_gradients(
+        self, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[float]:
+        """The derivatives of a loss in the weights.
+
+        Args:
+            contributions: In the order of the recipe, of numel elements each.
+            of_merged: (numel,) derivative of the loss in the merged elements; on any device.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dppa_mergekit.combination.combination import Combined
+from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import CheckpointError
 
 

@@ -13,7 +13,7 @@ import torch
 from dppa_mergekit.merging.mergekit_hooks import listening
 
 if TYPE_CHECKING:
-    from dppa_mergekit.combination.combination import Listener
+    from dppa_mergekit.combination.contribution import Listener
     from dppa_mergekit.recipes import Recipe
 
 RANDOM_SEED = 0

@@ -20,7 +20,11 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-from dppa_mergekit.combination.contribution import Combined, Contribution
+from dppa_mergekit.combination.contribution import (
+    Combined,
+    Contribution,
+    DifferentiableCombination,
+)
 from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.live_tensors import live_part, missing_tensor
 from dppa_mergekit.live.loading import load_model
@@ -205,7 +209,9 @@ class WeightedMerge:
         def reduce(tensors: Sequence[_Tensor], gradient: torch.Tensor) -> None:
             for tensor in tensors:
                 of_tensor = gradient.reshape(-1)[tensor.combined.part]
-                derivatives = tensor.combined.combination.weight_gradients(
+                combination = tensor.combined.combination
+                assert isinstance(combination, DifferentiableCombination)
+                derivatives = combination.weight_gradients(
                     tensor.contributions(by_identity), of_tensor
                 )
                 for model, derivative in zip(tensor.models, derivatives, strict=True):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from dppa_mergekit.analysis.analyze import Analysing
+from dppa_mergekit.analysis.analyze import analyze
 from dppa_mergekit.analysis.plots import draw_density
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 
@@ -28,7 +27,7 @@ def plot_densities(recipe: Recipe, folder: Path) -> str | None:
     if not is_installed():
         return None
     try:
-        found = Analysing(recipe, {}, AS_STORED, folder.parent).run()
+        found = analyze(recipe, workspace=folder.parent)
     except DppaError as problem:
         LOG.warning("The card will have no plot of the densities: %s", problem.message)
         return None
