@@ -72,3 +72,8 @@ def amplified() -> list[str]:
 def summing() -> list[str]:
     """Of those whose result is a weighted sum."""
     return [variant.name for variant in VARIANTS if not variant.consensus]
+
+
+def rescaled() -> list[str]:
+    """Of those whose deltas are divided by the density first, so that factors reduce."""
+    return [variant.name for variant in VARIANTS if variant.selection == "random"]
