@@ -17,8 +17,8 @@ from dppa_mergekit.cli.main import main
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
-from dppa_mergekit.search.candidate_search import Options
-from dppa_mergekit.search.recipe_search import search_amplification
+from dppa_mergekit.search.factor_search import search_amplification
+from dppa_mergekit.search.options import Options
 
 Command = Callable[..., Result]
 
