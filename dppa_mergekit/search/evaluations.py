@@ -103,7 +103,7 @@ class Evaluations:
             self.journal.add(entry)
 
 
-def is_known(journal: Journal, domain: str) -> bool:
+def has_fine_tuned_scores(journal: Journal, domain: str) -> bool:
     """Return whether a journal has the scores of a domain's fine-tuned model."""
     return any(
         (entry["domain"], entry["candidate"]) == (domain, FINE_TUNED) for entry in journal.entries

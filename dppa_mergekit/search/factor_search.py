@@ -18,7 +18,7 @@ from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.merge_objective import score_experts
 from dppa_mergekit.search.candidate_search import CandidateSearch, SearchResult
 from dppa_mergekit.search.candidates import Settings
-from dppa_mergekit.search.evaluations import is_known
+from dppa_mergekit.search.evaluations import has_fine_tuned_scores
 from dppa_mergekit.search.factor_trials import (
     FolderFactors,
     LiveFactors,
@@ -172,7 +172,7 @@ class FactorSearch(RecipeSearch):
         one_each = 1 if self.cluster is None else self.cluster.workers
         with (
             nullcontext(self.trials(name, scoring))
-            if is_known(journal, name)
+            if has_fine_tuned_scores(journal, name)
             else self.open_trials(name, scoring, one_each)
         ) as trials:
             self._domain_search(name, scoring, trials, journal, best).score_fine_tuned()
