@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -6,11 +6,10 @@ import torch
 import transformers
 from checkpoints import tensors_of, write_recipe
 from click.testing import CliRunner, Result
+from commands import Merge, RunYaml
 from hub_process import Hub, serving
 from mergekit.io.tasks import LoaderCache
 from mergekit.scripts.run_yaml import main as mergekit_yaml
-
-Merge = Callable[..., dict[str, object]]
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -38,7 +37,7 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run_yaml(tmp_path: Path) -> Callable[..., Result]:
+def run_yaml(tmp_path: Path) -> RunYaml:
     """mergekit's own command, in this process: run_yaml(recipe, *options) writes tmp_path/out."""
 
     def run(content: Mapping[str, object], *options: str, output: str = "out") -> Result:
@@ -50,7 +49,7 @@ def run_yaml(tmp_path: Path) -> Callable[..., Result]:
 
 
 @pytest.fixture
-def merge(run_yaml: Callable[..., Result], tmp_path: Path) -> Merge:
+def merge(run_yaml: RunYaml, tmp_path: Path) -> Merge:
     """As run_yaml, for merges that succeed: returns the merged tensors."""
 
     def run(content: Mapping[str, object], *options: str, output: str = "out"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import recipe, save_family, tensors_of
-from conftest import Merge
+from commands import Merge
 
 from dppa_mergekit.deltas import kernel
 from dppa_mergekit.live.amplified_model import AmplifiedModel, load_model, merge_into_folder

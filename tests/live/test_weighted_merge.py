@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import recipe, save_family
-from conftest import Merge
+from commands import Merge
 
 from dppa_mergekit.live import weighted_merge
 from dppa_mergekit.live.amplified_model import merge_into_folder

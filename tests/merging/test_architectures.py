@@ -19,7 +19,7 @@ from checkpoints import (
     tensors_of,
     unequal,
 )
-from conftest import Merge
+from commands import Merge
 
 Tensors = dict[str, torch.Tensor]
 Family = Callable[[str], Path]

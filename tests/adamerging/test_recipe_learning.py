@@ -1,0 +1,74 @@
+"""Learning the weights of a recipe from Python."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from adamerging_models import OF_MODELS
+from checkpoints import recipe, save_family
+
+from dppa_mergekit.adamerging.descent import Descent
+from dppa_mergekit.adamerging.recipe_learning import learn_weights
+from dppa_mergekit.errors import DppaError
+from dppa_mergekit.prompts import Prompt
+from dppa_mergekit.recipes import Recipe
+
+
+@pytest.mark.parametrize("objective", ["distill", "entropy", "loss"])
+def test_in_python(objective: str, tmp_path: Path) -> None:
+    family = save_family(tmp_path)
+    prompts = {
+        str(family / name): [Prompt(f"w{number} w7", " w9 w3") for number in range(5)]
+        for name in ("math", "law")
+    }
+    whole = Recipe(recipe(family, models=OF_MODELS))
+    calls = []
+
+    def score(model: object, tokenizer: object) -> float:
+        calls.append(1)
+        return -float(len(calls))
+
+    descent = Descent(steps=4, every=2, batch_size=2)
+    found = learn_weights(whole, prompts, objective, descent, score=score)
+    assert list(found.weights) == whole.fine_tuned()
+    assert found.best.step == 0
+    assert len(calls) == 3
+    again = learn_weights(whole, prompts, objective, descent)
+    once_more = learn_weights(whole, prompts, objective, descent)
+    assert again.weights == once_more.weights
+    assert again.best.step == 4
+
+
+def test_prompts_that_are_too_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    family = save_family(tmp_path)
+    long = Prompt(" ".join(f"w{number % 80}" for number in range(100)), " w3")
+    whole = Recipe(recipe(family, models=OF_MODELS))
+    descent = Descent(steps=1, batch_size=2)
+    for objective in ("entropy", "distill", "loss"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "dppa_mergekit"):
+            learn_weights(
+                whole, {str(family / "math"): [long, Prompt("w1", " w2")]}, objective, descent
+            )
+        assert "1 of 2 prompts do not fit the context of 64 tokens" in caplog.text
+
+
+def test_bad_input_in_python(tmp_path: Path) -> None:
+    family = save_family(tmp_path)
+    prompts = {str(family / "math"): [Prompt("w1 w2")]}
+    whole = Recipe(recipe(family, models=OF_MODELS))
+    with pytest.raises(DppaError, match="'kl'; allowed are distill, entropy, loss"):
+        learn_weights(whole, prompts, "kl")
+    with pytest.raises(DppaError, match="1 of 1 have no completion"):
+        learn_weights(whole, prompts, "loss")
+    with pytest.raises(DppaError, match="one is empty, or there is none"):
+        learn_weights(whole, {str(family / "math"): []}, "entropy")
+    ties = Recipe(recipe(family, "dppa_ties", OF_MODELS))
+    with pytest.raises(DppaError, match="weights of dppa_ties cannot be learned"):
+        learn_weights(ties, prompts)
+    beyond = Recipe(recipe(family, models={"math": {"weight": 1.2, "density": 0.2}}))
+    with pytest.raises(DppaError, match=r"begins at 1\.2; weights are learned from 0 to 1"):
+        learn_weights(beyond, prompts)
+    plain = Recipe(recipe(family, "task_arithmetic", {"math": {"weight": 1.0}}))
+    with pytest.raises(DppaError, match="is dp at density 1"):
+        learn_weights(plain, prompts)

@@ -1,0 +1,132 @@
+"""A plugin or a mergekit that fails: one warning, and mergekit goes on working."""
+
+from pathlib import Path
+
+import pytest
+from checkpoints import recipe, save_family, write_recipe
+from interpreters import FAKES, METHODS, package, python
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A folder whose dppa_mergekit cannot be imported."""
+    return package(
+        tmp_path, {"dppa_mergekit/__init__.py": "", "dppa_mergekit/methods.py": "import absent_one"}
+    )
+
+
+FAILURE = "dppa-mergekit cannot load: ModuleNotFoundError: No module named 'absent_one'"
+
+
+def test_a_plugin_that_fails_warns_once_and_leaves_mergekit_working(broken: Path) -> None:
+    # The interpreter's own warning filter, not the one of the prelude: what a user sees.
+    script = """
+import importlib, warnings
+import mergekit.merge_methods as methods
+with warnings.catch_warnings():
+    pass  # from here on Python shows again what it has shown before
+importlib.reload(methods)
+print(methods.get("task_arithmetic").spec.name)
+print(len({method.spec.name for method in methods.registered_methods()}))
+try:
+    methods.get("dppa")([], parameters={})
+except Exception as error:
+    print(error)
+"""
+    done = python("-c", script, path=[broken])
+    assert done.returncode == 0, done.stderr
+    theirs, count, said = done.stdout.splitlines()
+    assert theirs == "task_arithmetic"
+    assert int(count) > len(METHODS)
+    assert said == f"Merge method dppa: {FAILURE}"
+    assert done.stderr.count(FAILURE) == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_recipe_of_a_plugin_that_fails_ends_in_one_sentence(
+    method: str, broken: Path, tmp_path: Path
+) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(save_family(tmp_path / "family"), method))
+    out = tmp_path / "out"
+    done = python("-m", "mergekit.scripts.run_yaml", str(path), str(out), path=[broken])
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"Error: Merge method {method}: {FAILURE}"
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        ("raise ValueError('cannot count')", "ValueError: cannot count"),
+        ("def", "SyntaxError: invalid syntax"),
+        ("from dppa_mergekit import absent", "ImportError: cannot import name 'absent'"),
+        ("import ctypes; ctypes.CDLL('absent.so')", "OSError: "),
+    ],
+)
+def test_whatever_the_failure_the_warning_names_it(
+    methods: str, reason: str, tmp_path: Path
+) -> None:
+    fakes = package(tmp_path, {**FAKES, "dppa_mergekit/methods.py": methods})
+    done = python("-c", "import mergekit.merge_methods; print('fine')", path=[fakes])
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+    assert done.stderr.count("dppa-mergekit cannot load") == 1
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_mergekit_nothing_is_said() -> None:
+    script = """
+import sys
+
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "mergekit":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Hidden())
+import dppa_mergekit
+print(dppa_mergekit.__version__ != "")
+try:
+    import mergekit.merge_methods
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    done = python("-c", script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["True", "mergekit"]
+
+
+def test_a_mergekit_without_the_hook_gets_one_warning(tmp_path: Path) -> None:
+    old = package(
+        tmp_path,
+        {
+            "mergekit/__init__.py": "",
+            "mergekit/merge_methods/__init__.py": "from .base import MergeMethod\n",
+            "mergekit/merge_methods/base.py": "class MergeMethod: ...\n",
+        },
+    )
+    done = python(
+        "-c", "import mergekit.merge_methods as m; print(m.MergeMethod.__name__)", path=[old]
+    )
+    assert (done.returncode, done.stdout) == (0, "MergeMethod\n"), done.stderr
+    assert done.stderr.count("dppa-mergekit cannot load") == 1
+    assert "ImportError: cannot import name" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mergekit_that_fails_by_itself_is_not_talked_over(tmp_path: Path) -> None:
+    broken = package(
+        tmp_path,
+        {
+            "mergekit/__init__.py": "",
+            "mergekit/merge_methods/__init__.py": "raise OSError('mergekit is ill')",
+        },
+    )
+    done = python("-c", "import mergekit.merge_methods", path=[broken])
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "OSError: mergekit is ill"
+    assert "cannot load" not in done.stderr

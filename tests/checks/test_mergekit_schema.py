@@ -1,0 +1,27 @@
+"""What the checks know of mergekit, against mergekit itself."""
+
+from dppa_mergekit import method_table
+from dppa_mergekit.checks import mergekit_schema
+
+
+def test_what_is_known_of_mergekit_is_so() -> None:
+    from mergekit import config, merge_methods
+
+    assert method_table.VARIANTS
+    for method in merge_methods.registered_methods():
+        spec = method.spec
+        shared = [each.name for each in spec.parameters if each.scope.value == "shared"]
+        others = [each.name for each in spec.parameters if each.scope.value != "shared"]
+        based = spec.contract.base.value == "required"
+        assert mergekit_schema.METHODS[spec.name] == mergekit_schema.Method(
+            tuple(shared), tuple(others), based
+        )
+    for model, keys in (
+        (config.MergeConfiguration, mergekit_schema.RECIPE),
+        (config.InputModelDefinition, mergekit_schema.MODEL),
+        (config.InputSliceDefinition, mergekit_schema.SOURCE),
+        (config.OutputSliceDefinition, mergekit_schema.SLICE),
+        (config.OutputModuleDefinition, mergekit_schema.MODULE),
+        (config.ConditionalParameter, mergekit_schema.CONDITION),
+    ):
+        assert set(model.model_fields) == set(keys)

@@ -1,0 +1,236 @@
+"""Mistakes in the text of a recipe, which stock mergekit accepts in silence."""
+
+from pathlib import Path
+
+import pytest
+from check_command import check, of_recipe, said
+from checkpoint_edits import Change
+from checkpoints import recipe, write_recipe
+
+MISTAKES: list[tuple[str, Change, str]] = [
+    (
+        "a method that is a list",
+        lambda content: content.update(merge_method=["dppa"]),
+        "merge_method: ['dppa'] is not one",
+    ),
+    (
+        "no weight",
+        lambda content: content["models"][0]["parameters"].pop("weight"),
+        "there is no weight; allowed is a finite float32 number.",
+    ),
+    (
+        "nothing but the base",
+        lambda content: content.update(
+            models=[{"model": content["base_model"], "parameters": {"weight": 1}}]
+        ),
+        "dppa: it needs at least one fine-tuned model beside the base; there is none.",
+    ),
+    (
+        "models that are no list",
+        lambda content: content.update(models="./math"),
+        "models: it is no list.",
+    ),
+    (
+        "misspelt method",
+        lambda content: content.update(merge_method="dpaa"),
+        "merge_method: dpaa is not one; did you mean dppa?",
+    ),
+    (
+        "misspelt parameter",
+        lambda content: content["models"][0]["parameters"].update(amplfy_90=2),
+        "dppa has no parameter amplfy_90, and mergekit ignores it: did you mean amplify_90?",
+    ),
+    (
+        "unknown parameter of the merge",
+        lambda content: content.update(parameters={"lamda": 2}),
+        "did you mean lambda?",
+    ),
+    (
+        "parameter of another method",
+        lambda content: content["models"][0]["parameters"].update(gamma=0.1),
+        "dppa has no parameter gamma",
+    ),
+    (
+        "beside parameters",
+        lambda content: content["models"][0].update(weight=0.3),
+        "weight stands beside parameters, and mergekit ignores it",
+    ),
+    (
+        "at the top level",
+        lambda content: content.update(normalize=True),
+        "normalize stands beside parameters",
+    ),
+    (
+        "of the whole merge, under a model",
+        lambda content: content["models"][0]["parameters"].update({"lambda": 2}),
+        "lambda holds for the whole merge",
+    ),
+    (
+        "unknown key",
+        lambda content: content.update(dtpe="bfloat16"),
+        "mergekit ignores 'dtpe': did you mean dtype?",
+    ),
+    (
+        "out of range",
+        lambda content: content["models"][0]["parameters"].update(density=1.2),
+        "density is 1.2; allowed is a number from 0 to 1.",
+    ),
+    (
+        "NaN",
+        lambda content: content["models"][0]["parameters"].update(weight=float("nan")),
+        "weight is nan",
+    ),
+    (
+        "in a gradient",
+        lambda content: content["models"][0]["parameters"].update(weight=[0.1, "x"]),
+        "weight is 'x'",
+    ),
+    (
+        "in a condition",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"filter": "mlp", "value": 7}, {"value": 0.2}]
+        ),
+        "density is 7",
+    ),
+    (
+        "a condition that is none",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"fliter": "mlp", "value": 0.1}, {"value": 0.2}]
+        ),
+        "allowed are filter and value",
+    ),
+    (
+        "a filter that never counts",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"value": 0.2}, {"filter": "mlp", "value": 0.1}]
+        ),
+        "filters after a value without one",
+    ),
+    (
+        "a filter that fits nothing",
+        lambda content: content["models"][0]["parameters"].update(
+            density=[{"filter": "attnn", "value": 0.1}, {"value": 0.2}]
+        ),
+        "the filter 'attnn' is in no tensor's name",
+    ),
+    ("no base", lambda content: content.pop("base_model"), "dppa needs one, and there is none"),
+    ("dtype", lambda content: content.update(dtype="bf16"), "'bf16' is not one; allowed is"),
+    (
+        "no folder",
+        lambda content: content["models"][0].update(model="./nowhere"),
+        "./nowhere: there is no such folder.",
+    ),
+    (
+        "a name that no file can have",
+        lambda content: content["models"][0].update(model="x" * 5000),
+        "it is no folder, and the Hub has it not",
+    ),
+    (
+        "a model that is a number",
+        lambda content: content["models"][0].update(model=3),
+        "models, 3: model is 3; allowed is a path or a name on the Hub.",
+    ),
+    (
+        "no model",
+        lambda content: content["models"][0].update(model=None),
+        "there is no model.",
+    ),
+    (
+        "a base that is a list",
+        lambda content: content.update(base_model=["a"]),
+        "recipe: base_model is ['a']; allowed is a path or a name on the Hub.",
+    ),
+    (
+        "no folder of the base",
+        lambda content: content.update(base_model="./nowhere"),
+        "its base model is not here to compare the others with.",
+    ),
+    (
+        "given twice",
+        lambda content: content["models"][1].update(model=content["models"][0]["model"] + "/."),
+        "it is given twice",
+    ),
+    (
+        "the base as a tuned model",
+        lambda content: content["models"][1].update(model=content["base_model"] + "/."),
+        "it is the base model, spelt as",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"), [each[1:] for each in MISTAKES], ids=[each[0] for each in MISTAKES]
+)
+def test_mistakes_in_a_recipe(change: Change, sentence: str, family: Path, tmp_path: Path) -> None:
+    content = recipe(family)
+    change(content)
+    done = of_recipe(tmp_path, content)
+    assert any(sentence in line for line in done.stdout.splitlines()), done.stdout
+    severe = "fits nothing" not in sentence and "in no tensor's name" not in sentence
+    assert done.exit_code == severe
+
+
+def test_mergekits_own_methods(family: Path, tmp_path: Path) -> None:
+    models = {"math": {"weight": 1.0, "amplify_90": 2.0}}
+    done = of_recipe(tmp_path, recipe(family, "ties", models))
+    assert said(done, "error") == [
+        f"error: models, {family / 'math'}: ties has no parameter amplify_90, and mergekit ignores "
+        f"it: known are int8_mask, normalize, rescale, lambda, weight, density."
+    ]
+    models = {"math": {"weight": float("inf")}}
+    assert "no finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
+
+
+def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family))
+    path.write_text(path.read_text() + "merge_method: ties\n", encoding="utf-8")
+    lines = len(path.read_text().splitlines())
+    done = check(path)
+    assert f"error: line {lines}: merge_method is there already" in done.stdout
+    # What a merge key brings may be overridden.
+    base, math, law = (family / name for name in ("base", "math", "law"))
+    text = f"""merge_method: dppa
+base_model: {base}
+models:
+  - model: {math}
+    parameters: &shared {{weight: 0.5, density: 0.2}}
+  - model: {law}
+    parameters: {{<<: *shared, weight: 0.4}}
+"""
+    path.write_text(text, encoding="utf-8")
+    assert check(path).exit_code == 0
+    path.write_text(text.replace("weight: 0.4", "weight: 0.4, weight: 0.3"), encoding="utf-8")
+    assert "error: line 7: weight is there already, in line 7" in check(path).stdout
+    path.write_text("- 1\n", encoding="utf-8")
+    assert "no mapping" in check(path).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("models: [", "it is not YAML"),
+        ("base_model: {{ base }}", "found unhashable key"),
+        ("? [a, b]\n: c", "found unhashable key"),
+        ("merge_method: dppa\0", "unacceptable character #x0000"),
+        ("base_model: 2024-02-30", "it is not YAML: day is out of range"),
+    ],
+)
+def test_what_is_not_yaml(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yml"
+    path.write_text(text, encoding="utf-8")
+    assert sentence in said(check(path), "error")[0]
+
+
+def test_models_that_are_mappings(family: Path, tmp_path: Path) -> None:
+    content = recipe(family)
+    for key, holder in (("model", content["models"][0]), ("base_model", content)):
+        holder[key] = {"model": {"path": holder[key]}}
+    done = of_recipe(tmp_path, content, "--sample")
+    assert done.exit_code == 0, done.stdout
+    notes = said(done, "note")
+    assert any("its model is written as a mapping" in each for each in notes)
+    assert (
+        "note: recipe: its base_model is written as a mapping, which is not looked into." in notes
+    )
+    # Fine-tuned models are not taken for the base.
+    assert not any("differ by" in each for each in notes)

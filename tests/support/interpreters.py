@@ -1,0 +1,114 @@
+"""Fresh interpreters that have the autoload files of this checkout on their path."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+METHODS = ["dare_dpa", "dp", "dppa", "dppa_ties", "owl"]
+STUB = Path(__file__).parents[2] / "dppa_mergekit" / "autoload"
+
+
+# Runs before every script: collects what the plugin says and which methods are registered.
+PRELUDE = """
+import importlib, json, logging, os, sys, warnings
+from pathlib import Path
+
+MERGE = "dppa_mergekit.merging.delta_pruning_merge"
+said = []
+
+
+def notice(message, category, filename, *rest):
+    if "dppa" in str(message) or Path(filename).parent.name == "dppa_mergekit":
+        said.append(str(message))
+
+
+class Notices(logging.Handler):
+    def emit(self, record):
+        if record.name.startswith("dppa_mergekit"):
+            said.append(record.getMessage())
+
+
+warnings.simplefilter("always")
+warnings.showwarning = notice
+logging.getLogger().addHandler(Notices())
+
+
+def registered():
+    module = sys.modules.get("mergekit.merge_methods")
+    methods = module.registered_methods() if module else ()
+    return sorted(m.spec.name for m in methods if type(m).__module__ == MERGE)
+
+
+def forget(*names):
+    for name in list(sys.modules):
+        if any(name == top or name.startswith(top + ".") for top in names):
+            del sys.modules[name]
+
+
+def answer(**values):
+    print(json.dumps({"registered": registered(), "said": said, **values}))
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a script reported as its last line, and all that it wrote to stderr."""
+
+    registered: list[str]
+    said: list[str]
+    values: Mapping[str, Any]
+    stderr: str
+
+
+def python(
+    *arguments: str, path: Sequence[Path] = (), autoload: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run this interpreter on the stub of this checkout, away from the checkout's folder."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DPPA_MERGEKIT_AUTOLOAD", "PYTHONWARNINGS", "PYTHONSTARTUP")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(str(folder) for folder in (*path, STUB))
+    if autoload:
+        environment["DPPA_MERGEKIT_AUTOLOAD"] = autoload
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(sys.executable).parent,
+        timeout=120,
+        check=False,
+    )
+
+
+def ask(script: str, path: Sequence[Path] = (), autoload: str = "") -> Answer:
+    """Run a script that ends in answer(...)."""
+    done = python("-c", PRELUDE + script, path=path, autoload=autoload)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout.splitlines()[-1])
+    return Answer(values.pop("registered"), values.pop("said"), values, done.stderr)
+
+
+def package(folder: Path, files: Mapping[str, str]) -> Path:
+    """Write a fake package under a folder for PYTHONPATH."""
+    for name, text in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return folder
+
+
+FAKES = {
+    "mergekit/__init__.py": "",
+    "mergekit/merge_methods/__init__.py": "",
+    "mergekit/plan.py": "",
+    "dppa_mergekit/__init__.py": "",
+    "dppa_mergekit/methods.py": "print('registered')\ndef register_methods(): print('again')\n",
+}
