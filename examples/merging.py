@@ -31,7 +31,7 @@ from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.markdown_tables import table
-from dppa_mergekit.search.recipe_search import WEIGHT_OPTIONS, Search, WholeMerge
+from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS, WeightSearch
 
 SETS = (tuple(DOMAINS), *combinations(DOMAINS, 2))
 STEPS, EVERY, LEARNING_RATE = 100, 10, 2e-3
@@ -119,7 +119,7 @@ def measured(folder: Path, test: Test, row: Row) -> Result:
     output = folder / name
     if row.way == "search":
         options = replace(WEIGHT_OPTIONS, max_evaluations=CANDIDATES)
-        (tuned,) = Search(recipe, tasks, output, options, AS_STORED, merge=WholeMerge()).run()
+        (tuned,) = WeightSearch(recipe, tasks, output, options, AS_STORED).run()
         start, dev = tuned.before.value, tuned.after.value
         evaluations, seconds = tuned.evaluations, tuned.seconds
     else:

@@ -22,7 +22,7 @@ from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.search.candidate_search import SearchResult
-from dppa_mergekit.search.recipe_search import Search, default_options
+from dppa_mergekit.search.factor_search import FactorSearch, default_options
 
 DENSITIES = (0.2, 0.1)
 CANDIDATES = 40
@@ -87,7 +87,7 @@ def measured(folder: Path, test: Test, variant: Variant, density: float) -> Resu
             max_evaluations=CANDIDATES,
             per_block=variant.per_block,
         )
-        found = Search(recipe, tasks_of(folder), folder / name, options, AS_STORED).run()
+        found = FactorSearch(recipe, tasks_of(folder), folder / name, options, AS_STORED).run()
         recipe = Recipe.read(folder / name)
     masks = range(DARE_MASKS if variant.method == "dare_linear" else 1)
 

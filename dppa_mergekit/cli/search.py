@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dppa_mergekit.cli import options
+
+if TYPE_CHECKING:
+    from dppa_mergekit.search.candidate_search import SearchResult
+    from dppa_mergekit.search.options import Options
+    from dppa_mergekit.search.recipe_search import RecipeSearch
+
+CURVES = (
+    "Dev Domain-Ratio by factor, with the other factors as found (as in the paper's Fig. 2). "
+    "A dotted line marks the factor found."
+)
+"""The caption of the plot."""
 
 
 @click.command()
@@ -16,86 +29,100 @@ from dppa_mergekit.cli import options
     "tasks_file",
     required=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The tasks file; its dev tasks choose.",
+    help="The tasks file. Its dev tasks score the candidates.",
 )
 @click.option(
     "--output",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the recipe goes, with its factors filled in.",
+    help="The file for the recipe with the factors or weights found.",
 )
 @click.option(
     "--tune",
     type=click.Choice(["factors", "weights"]),
     default="factors",
     show_default=True,
-    help="The factors of each model, alone on the base, or the weights of all in the whole merge.",
+    help="Tune the factors of every model, alone on the base, or the weights of all models in the "
+    "whole merge.",
 )
-@click.option("--shared", is_flag=True, help="With weights: one for all models.")
+@click.option("--shared", is_flag=True, help="For weights: tune one weight that all models share.")
 @click.option(
     "--by",
     type=click.Choice(["mean", "worst"]),
     default="mean",
     show_default=True,
-    help="With weights: which Domain-Ratio counts.",
+    help="For weights: compare candidates by the mean or by the worst Domain-Ratio.",
 )
 @click.option(
     "--guard-loss",
     type=options.Finite(0, 1),
-    help="With weights: the share of the base model's score that guard tasks may lose.  "
+    help="For weights: the share of the base model's score that a guard task may lose.  "
     "[default: 0.05]",
 )
 @click.option(
     "--strategy",
     type=click.Choice(["joint", "paper", "distill"]),
-    help="Of factors. joint: all together, by coordinates. paper: the paper's hill climb. distill: "
-    "the fine-tuned model teaches, and a few evaluations around its proposal decide.  "
-    "[default: joint]",
+    help="For factors. joint: search all factors together, by coordinates. paper: the paper's hill "
+    "climb. distill: the fine-tuned model teaches, and a few candidates around its proposal are "
+    "evaluated.  [default: joint]",
 )
 @click.option(
-    "--per-block", is_flag=True, help="With distill: factors for each block, as gradients."
+    "--per-block",
+    is_flag=True,
+    help="For distill: factors for each block, written as gradients.",
 )
 @click.option(
     "--prompts",
     "prompts_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="What the model teaches by, a line each, or .jsonl; its dev tasks' prompts if not given.",
+    help="For distill: the prompts that the model teaches by, one a line, or .jsonl. Without it, "
+    "the prompts of the dev tasks.",
 )
 @click.option(
     "--max-evaluations",
     type=click.IntRange(min=1),
     default=60,
     show_default=True,
-    help="Candidates for each domain, or for the merge.",
+    help="Number of candidates for each domain, or for the merge.",
 )
 @click.option(
     "--patience",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Steps without gain after which the paper's climb ends.",
+    help="Steps in a row without gain after which the paper's climb ends.",
 )
 @click.option(
     "--range",
     "range_",
     type=(options.Finite(min=0), options.Finite(min=0)),
-    help="The least and the largest value.  [default: 0.2 3; of dare_dpa 0.1 1; of weights 0 1.5]",
+    help="The least and the largest value.  [default: 0.2 3 for factors, 0.1 1 for those of random "
+    "partitions, 0 1.5 for weights]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Deals out the items.")
-@click.option("--tune-dense", is_flag=True, help="Tune amplify_dense too.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the order in which items are used.",
+)
+@click.option("--tune-dense", is_flag=True, help="For factors: tune amplify_dense too.")
 @options.placed
 @options.scored
 @click.option(
     "--score-command",
-    help="Scores in place of lm-eval: a shell command with {model} for a merged folder, that "
-    'prints JSON, as in {"task": 0.5}.',
+    help="Score with a shell command in place of lm-eval. {model} in it stands for a merged "
+    'folder; it prints JSON, as in {"task": 0.5}.',
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Try candidates in so many processes, each with its own model (and GPU, with cuda).",
+    help="Number of processes that try candidates, each with its own model (and GPU, with cuda).",
 )
-@click.option("--ray-address", help="Of a Ray cluster for the workers, in place of this machine.")
+@click.option(
+    "--ray-address",
+    help="Address of a Ray cluster for the workers, in place of this machine.",
+)
 @options.paged
 def search(
     recipe: Path,
@@ -123,105 +150,179 @@ def search(
     html: bool,
     trust_remote_code: bool,
 ) -> None:
-    r"""Find the factors of RECIPE's models, each alone on the base, or its weights, by evaluation.
+    """Tune the amplification factors or the weights of RECIPE by evaluation.
 
     \b
         mergekit-dppa search recipe.yml --tasks tasks.yml --output tuned.yml
+        mergekit-dppa search recipe.yml --tasks tasks.yml --output tuned.yml --tune weights
 
-    Killed, the same command goes on where it was.
-    """
-    from dataclasses import replace
-
-    from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
-    from dppa_mergekit.errors import ParameterError
-    from dppa_mergekit.live.temporary_merge import RANDOM_SEED
-    from dppa_mergekit.prompts import read_prompts
+    After an interruption, the same command continues where it stopped.
+    """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.recipes import Recipe
-    from dppa_mergekit.search.recipe_search import (
-        WEIGHT_OPTIONS,
-        Search,
-        WholeMerge,
-        default_options,
-    )
-    from dppa_mergekit.search.summary import written
+    from dppa_mergekit.search.factor_search import FactorSearch
+    from dppa_mergekit.search.weight_search import WeightSearch
     from dppa_mergekit.search.workers import Cluster
 
     options.check_paged(html, output)
     options.check_apart(output, [recipe, tasks_file, prompts_file])
+    _refuse_idle_options(
+        tune, shared, by, guard_loss, tune_dense, per_block, prompts_file, strategy
+    )
+    _check_scoring(score_command, workers, ray_address)
+    options.check_first(recipe)
+    read = Recipe.read(recipe)
+    tasks = options.tasks_of(tasks_file, batch_size, limit)
+    chosen = _search_options(
+        read.method, tune, range_, strategy, max_evaluations, patience, seed, per_block
+    )
+    placement = options.placement(device, dtype, trust_remote_code)
+    cluster = None if workers is None else Cluster(workers, ray_address)
+    run: RecipeSearch
     if tune == "factors":
-        idle = {
+        prompts = _texts(prompts_file)
+        run = FactorSearch(
+            read, tasks, output, chosen, placement, score_command, cluster, tune_dense, prompts
+        )
+    else:
+        loss = WeightSearch.guard_loss if guard_loss is None else guard_loss
+        worst = by == "worst"
+        run = WeightSearch(
+            read, tasks, output, chosen, placement, score_command, cluster, shared, worst, loss
+        )
+    verdict = _report(_results(run), read.method)
+    click.echo(f"{output}: the recipe with these {tune}")
+    if html:
+        title = f"Search of {tune} for {recipe.name}"
+        curves = {output.with_suffix(".png").name: CURVES}
+        options.write_page(output, title, verdict, curves, [recipe, tasks_file])
+
+
+def _refuse_idle_options(
+    tune: str,
+    shared: bool,
+    by: str,
+    guard_loss: float | None,
+    tune_dense: bool,
+    per_block: bool,
+    prompts_file: Path | None,
+    strategy: str | None,
+) -> None:
+    """Refuse options that do nothing beside the others.
+
+    Raises:
+        ParameterError: There is one.
+    """
+    if tune == "factors":
+        of_weights = {
             "--shared": shared,
             "--by worst": by == "worst",
             "--guard-loss": guard_loss is not None,
         }
-        options.refuse_idle(idle, "--tune weights")
+        options.refuse_idle(of_weights, "--tune weights")
     else:
-        idle = {"--tune-dense": tune_dense, "--per-block": per_block}
-        options.refuse_idle(idle, "--tune factors")
+        of_factors = {"--tune-dense": tune_dense, "--per-block": per_block}
+        options.refuse_idle(of_factors, "--tune factors")
     if per_block:
         options.refuse_idle({"--tune-dense": tune_dense}, "factors that are not --per-block")
     if strategy != "distill":
         options.refuse_idle({"--prompts": prompts_file}, "--strategy distill")
+
+
+def _check_scoring(score_command: str | None, workers: int | None, ray_address: str | None) -> None:
+    """Refuse a score command that gets no folder, and the address of a cluster without workers.
+
+    Raises:
+        ParameterError: There is one.
+    """
+    from dppa_mergekit.errors import ParameterError
+
     if score_command is not None and "{model}" not in score_command:
         raise ParameterError(
             f"--score-command {score_command!r} names no {{model}}, the folder that it scores."
         )
-    options.check_first(recipe)
-    read = Recipe.read(recipe)
-    tasks = options.tasks_of(tasks_file, batch_size, limit)
-    merge = None
-    if tune == "weights":
-        loss = WholeMerge.guard_loss if guard_loss is None else guard_loss
-        merge = WholeMerge(shared, by == "worst", loss)
-    defaults = default_options(read.method) if merge is None else WEIGHT_OPTIONS
-    chosen = replace(
+    if ray_address is not None and workers is None:
+        raise ParameterError("--ray-address says where workers run; it needs --workers.")
+
+
+def _search_options(
+    method: str,
+    tune: str,
+    range_: tuple[float, float] | None,
+    strategy: str | None,
+    max_evaluations: int,
+    patience: int,
+    seed: int,
+    per_block: bool,
+) -> Options:
+    """Return how to search: what the user gives, and the defaults of what is tuned.
+
+    Raises:
+        ParameterError: The range is empty, or a range of factors lacks 1.
+    """
+    from dataclasses import replace
+
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.search.factor_search import default_options
+    from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS
+
+    defaults = default_options(method) if tune == "factors" else WEIGHT_OPTIONS
+    low, high = (defaults.low, defaults.high) if range_ is None else range_
+    if tune == "factors" and not low <= 1 <= high:
+        raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range with 1 in it.")
+    if tune == "weights" and not low < high:
+        raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range from less to more.")
+    return replace(
         defaults,
         strategy=strategy or defaults.strategy,
         max_evaluations=max_evaluations,
         patience=patience,
+        low=low,
+        high=high,
         seed=seed,
         per_block=per_block,
     )
-    if range_ is not None:
-        low, high = range_
-        if not (low <= 1 <= high if merge is None else low < high):
-            allowed = "with 1 in it" if merge is None else "from less to more"
-            raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range {allowed}.")
-        chosen = replace(chosen, low=low, high=high)
-    placement = options.placement(device, dtype, trust_remote_code)
-    prompts = None if prompts_file is None else [each.text for each in read_prompts(prompts_file)]
+
+
+def _texts(prompts_file: Path | None) -> list[str] | None:
+    """Return the texts of a file of prompts."""
+    from dppa_mergekit.prompts import read_prompts
+
+    if prompts_file is None:
+        return None
+    return [prompt.text for prompt in read_prompts(prompts_file)]
+
+
+def _results(search: RecipeSearch) -> list[SearchResult]:
+    """Search; after Ctrl-C, end the process."""
     options.quiet_transformers()
-    if ray_address is not None and workers is None:
-        raise ParameterError("--ray-address says where workers run; it needs --workers.")
-    cluster = None if workers is None else Cluster(workers, ray_address)
-    run = Search(
-        read, tasks, output, chosen, placement, tune_dense, score_command, prompts, merge, cluster
-    )
     try:
-        found = run.run()
+        return search.run()
     except KeyboardInterrupt:
-        options.interrupted(output)
+        options.interrupted(search.output)
+
+
+def _report(results: Sequence[SearchResult], method: str) -> list[str]:
+    """Print the results; return the sentences that a page repeats."""
+    from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
+    from dppa_mergekit.live.temporary_merge import RANDOM_SEED
+    from dppa_mergekit.search.summary import format_setting
+
     verdict = []
-    for each in found:
-        factors = ", ".join(f"{name} {written(factor)}" for name, factor in each.factors.items())
+    for result in results:
+        found = ", ".join(
+            f"{name} {format_setting(setting)}" for name, setting in result.factors.items()
+        )
         verdict.append(
-            f"{each.domain}: {factors}; dev Domain-Ratio {each.before} -> {each.after} "
-            f"({each.evaluations} candidates, {each.seconds:.0f} s)"
+            f"{result.domain}: {found}; dev Domain-Ratio {result.before} -> {result.after} "
+            f"({result.evaluations} candidates, {result.seconds:.0f} s)"
         )
         click.echo(verdict[-1])
-        for name, (before, after) in each.parts.items():
+        for name, (before, after) in result.parts.items():
             click.echo(f"  {name}: {before} -> {after}")
-    if read.method in RANDOM_METHODS:
+    if method in RANDOM_METHODS:
         verdict.append(
-            f"{read.method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the "
-            "draw that was tuned"
+            f"{method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the draw "
+            f"that was tuned"
         )
         click.echo(verdict[-1])
-    click.echo(f"{output}: the recipe with these {tune}")
-    if html:
-        curves = {
-            output.with_suffix(".png").name: "Dev Domain-Ratio by factor, the other factors being "
-            "those found (as in the paper's Fig. 2); dotted: what was found."
-        }
-        title = f"Search of {tune} for {recipe.name}"
-        options.write_page(output, title, verdict, curves, [recipe, tasks_file])
+    return verdict

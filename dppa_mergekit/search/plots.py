@@ -1,4 +1,4 @@
-"""Curves of a search: score against factor (paper Fig. 2)."""
+"""Curves of a search: Domain-Ratio against factor (paper Fig. 2)."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from dppa_mergekit.report.plot_style import PANEL, color_of
 from dppa_mergekit.search.candidate_search import SearchResult
 
 
-def draw(found: Sequence[SearchResult], path: Path) -> None:
-    """Write a PNG: of every factor that was varied, the other factors being those found."""
+def draw(results: Sequence[SearchResult], path: Path) -> None:
+    """Write a PNG with a panel for each result and a curve for each factor or weight.
+
+    Along a curve the other factors are those of the result; a dotted line marks the result.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PANEL[0] * len(found), PANEL[1]), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for panel, each in zip(panels, found, strict=True):
-        for number, (name, curve) in enumerate(each.curves.items()):
+    figure = Figure(figsize=(PANEL[0] * len(results), PANEL[1]), layout="constrained")
+    panels = figure.subplots(1, len(results), squeeze=False)[0]
+    for panel, result in zip(panels, results, strict=True):
+        for number, (name, curve) in enumerate(result.curves.items()):
+            values = [value for value, _ in curve]
+            ratios = [estimate.value for _, estimate in curve]
             (line,) = panel.plot(
-                [factor for factor, _ in curve],
-                [estimate.value for _, estimate in curve],
-                marker="o",
-                markersize=3,
-                label=name,
-                color=color_of(number),
+                values, ratios, marker="o", markersize=3, label=name, color=color_of(number)
             )
             panel.errorbar(
-                [factor for factor, _ in curve],
-                [estimate.value for _, estimate in curve],
+                values,
+                ratios,
                 yerr=[estimate.error or 0.0 for _, estimate in curve],
                 fmt="none",
                 ecolor=line.get_color(),
                 alpha=0.4,
             )
             panel.axvline(
-                at_layer(each.factors[name], 0, 1),
+                at_layer(result.factors[name], 0, 1),
                 color=line.get_color(),
                 linewidth=0.8,
                 linestyle=":",
             )
-        panel.set_title(each.domain)
+        panel.set_title(result.domain)
         panel.set_xlabel("factor")
-        if each.curves:
+        if result.curves:
             panel.legend(fontsize="small")
     panels[0].set_ylabel("dev Domain-Ratio, %")
     figure.savefig(path, dpi=150)

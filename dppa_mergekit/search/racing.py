@@ -1,9 +1,9 @@
-"""A contest of candidates that are scored item by item: few items first, more for who survives.
+"""A race between candidates that are scored item by item: few items first, more for the survivors.
 
-Knows neither models nor lm-eval: what scores a candidate is given. Items are dealt out to folds
-once. Those of the first folds choose among candidates; those of the last, which chose nothing,
-confirm the winner. A candidate that is worse than the leader by more than chance allows, item by
-item on the same items, is not scored any further. Nothing is scored twice.
+The race knows neither models nor lm-eval; it is given a function that scores candidates. Items are
+dealt into folds once. The items of the first folds choose among the candidates. Those of the last
+folds take no part in the choice, and confirm the winner. A candidate that is worse than the leader
+on the same items, by more than chance allows, is given up. Nothing is scored twice.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from random import Random
 from typing import TypeAlias
 
 from dppa_mergekit.scoring.objectives import DEVIATIONS, Objective
-from dppa_mergekit.scoring.ratios import Estimate, Scores, join_scores
+from dppa_mergekit.scoring.ratios import Estimate, Scores
 
 Candidate: TypeAlias = tuple[int, ...]
 """Factors or weights, in hundredths."""
 
 ONE = 100
-"""A factor of 1."""
+"""A factor of 1, in hundredths."""
 
 FOLDS = 6
-"""Into how many parts items are dealt, and so how soon a bad candidate is given up."""
+"""The largest number of folds. With more folds, a bad candidate is given up sooner."""
 
 FOLD_ITEMS = 8
-"""Fewer items of a task in a fold say nothing."""
+"""The least number of a task's items in a fold; fewer carry no information."""
 
 LEAST_FOLDS = 3
-"""So that some choose, and others confirm."""
+"""Folds wanted at least, so that some choose and others confirm."""
 
 
 class BudgetError(Exception):
@@ -38,12 +38,15 @@ class BudgetError(Exception):
 
 
 def deal(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, list[int]]]:
-    """Folds of the items of several tasks: task -> indices, each item in one fold.
+    """Deal the items of several tasks into folds.
 
     Args:
-        items: Task -> how many items it has.
-        seed: Of the order in which they are dealt.
-        batch: How many are scored at once: a smaller fold takes nearly as long.
+        items: Task -> number of its items.
+        seed: Seed of the order in which items are dealt.
+        batch: Number of items that are scored at once. A fold with fewer takes nearly as long.
+
+    Returns:
+        1 to FOLDS folds, task -> indices of items in each; an item is in exactly one fold.
     """
     filled = max(LEAST_FOLDS, sum(items.values()) // batch)
     number = max(1, min(FOLDS, filled, min(items.values()) // FOLD_ITEMS))
@@ -51,31 +54,30 @@ def deal(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, 
     for task, count in items.items():
         order = list(range(count))
         Random(f"{seed} {task}").shuffle(order)
-        for place, fold in enumerate(folds):
-            fold[task] = sorted(order[place::number])
+        for first, fold in enumerate(folds):
+            fold[task] = sorted(order[first::number])
     return folds
 
 
 def choosing_folds(number: int) -> range:
-    """Of so many folds, those whose items choose: two thirds, the first ones."""
+    """Return which folds choose, of a number of folds: the first two thirds."""
     return range(number - number // 3)
 
 
 @dataclass
 class Contest:
-    """Candidates of one search, and what is known of them.
+    """The candidates of one search, and all scores known so far.
 
     Attributes:
-        score: Of candidates, each on the items of one fold, by its number: their scores, in
-            order, one by one as they come.
-        folds: How many there are.
-        objective: By what they are compared.
-        budget: How many candidates may be scored.
-        start: What the search begins with.
-        complete: Whether a candidate may win: one that leaves a partition out may not.
-        known: Candidate and fold -> scores.
-        told: Called when a candidate has been scored.
-        preferred: Of equals, the one that a strategy would have win.
+        score: Scores (candidate, fold) pairs: yields one `Scores` for each, in order.
+        folds: Number of folds.
+        objective: Compares candidates.
+        budget: Number of candidates that may be scored.
+        start: The candidate that the search starts from.
+        complete: Whether a candidate may win; one that leaves a partition out may not.
+        known: (candidate, fold) -> scores.
+        on_scored: Called after a candidate has been scored on a fold.
+        preferred: The candidate that the strategy wants to win among equals.
     """
 
     score: Callable[[Sequence[tuple[Candidate, int]]], Iterable[Scores]]
@@ -85,97 +87,106 @@ class Contest:
     start: Candidate
     complete: Callable[[Candidate], bool] = lambda candidate: True
     known: dict[tuple[Candidate, int], Scores] = field(default_factory=dict)
-    told: Callable[[Candidate], None] = lambda candidate: None
+    on_scored: Callable[[Candidate], None] = lambda candidate: None
     preferred: Candidate | None = None
 
     @property
     def choosing(self) -> range:
-        """The folds that choose; all, where there are too few to confirm."""
+        """The folds that choose; all of them where there are too few to confirm."""
         return choosing_folds(self.folds)
 
     @property
     def confirming(self) -> range:
-        """The folds that confirm."""
+        """The folds that confirm the winner."""
         return range(self.choosing.stop, self.folds)
 
     @property
     def scored(self) -> list[Candidate]:
-        """The candidates that have been scored on some items, in order."""
+        """The candidates that have been scored on some items, in the order of their first score."""
         return list(dict.fromkeys(candidate for candidate, _ in self.known))
 
     def scores(self, candidate: Candidate, folds: Iterable[int]) -> Scores:
-        """The scores of a candidate on the items of several folds.
+        """Return the scores of a candidate on the items of several folds.
 
         Raises:
-            BudgetError: It is a new candidate, and too many have been scored.
+            BudgetError: The candidate is new and the budget is spent.
         """
         wanted = [(candidate, fold) for fold in folds]
-        self._know(wanted)
-        return join_scores([self.known[each] for each in wanted])
+        self._ensure_known(wanted)
+        return joined([self.known[pair] for pair in wanted])
 
-    def _know(self, wanted: Iterable[tuple[Candidate, int]]) -> None:
-        """Score what is not known, in order, together.
+    def _ensure_known(self, wanted: Iterable[tuple[Candidate, int]]) -> None:
+        """Score the pairs that are not known yet, in order and in one call.
 
         Raises:
-            BudgetError: One is a new candidate, and too many have been scored; those before it are.
+            BudgetError: A candidate is new and the budget is spent; those before it are scored.
         """
-        missing = [each for each in dict.fromkeys(wanted) if each not in self.known]
+        missing = [pair for pair in dict.fromkeys(wanted) if pair not in self.known]
         scored, allowed = set(self.scored), 0
         for candidate, _ in missing:
             scored.add(candidate)
             if len(scored) > self.budget:
                 break
             allowed += 1
-        for each, scores in zip(missing, self.score(missing[:allowed]), strict=False):
-            self.known[each] = scores
-            self.told(each[0])
+        for pair, scores in zip(missing, self.score(missing[:allowed]), strict=False):
+            self.known[pair] = scores
+            candidate, _ = pair
+            self.on_scored(candidate)
         if allowed < len(missing):
             raise BudgetError
 
     def value(self, candidate: Candidate) -> float:
-        """By what candidates are chosen: the smoothed objective on the choosing items."""
+        """Return the value that candidates are chosen by: the smoothed objective, choosing items.
+
+        Raises:
+            BudgetError: The candidate is new and the budget is spent.
+        """
         return self.objective.smoothed(self.scores(candidate, self.choosing))
 
     def estimate(self, candidate: Candidate, folds: Iterable[int] | None = None) -> Estimate:
-        """The objective with its standard error; on all items where no folds are named."""
+        """Return the objective with its standard error, on all items unless folds are given."""
         chosen = range(self.folds) if folds is None else folds
         return self.objective.estimate(self.scores(candidate, chosen))
 
     def race(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Those that no other beats by more than chance, scored on all choosing items; best first.
+        """Return the candidates that no other beats by more than chance, best first.
 
-        Of equals, those nearer the start come first.
+        They are scored on all choosing items. Among equals, those nearer the start come first.
+
+        Raises:
+            BudgetError: A candidate is new and the budget is spent.
         """
         alive = list(dict.fromkeys(candidates))
         for last in self.choosing:
             seen = range(last + 1)
-            self._know((each, fold) for each in alive for fold in seen)
-            of_candidate = {each: self.scores(each, seen) for each in alive}
-            leader = min(alive, key=lambda each: self._rank(of_candidate[each], each))
+            self._ensure_known((candidate, fold) for candidate in alive for fold in seen)
+            so_far = {candidate: self.scores(candidate, seen) for candidate in alive}
+            leader = min(alive, key=lambda candidate: self._rank(so_far[candidate], candidate))
             alive = [
-                each
-                for each in alive
-                if each == leader or self._may_win(of_candidate[leader], of_candidate[each])
+                candidate
+                for candidate in alive
+                if candidate == leader or self._may_win(so_far[leader], so_far[candidate])
             ]
-        return sorted(alive, key=lambda each: self._rank(self.scores(each, self.choosing), each))
+        return self._ranked(alive)
 
     def leaders(self) -> list[Candidate]:
-        """All complete candidates that were scored on all choosing items; best first.
+        """Return all complete candidates that were scored on all choosing items, best first.
 
-        Of equals, the preferred comes first, then those nearer the start.
+        Among equals, the preferred candidate comes first, then those nearer the start.
         """
-        whole = [
-            each
-            for each in self.scored
-            if self.complete(each) and all((each, fold) in self.known for fold in self.choosing)
-        ]
-        return sorted(whole, key=lambda each: self._rank(self.scores(each, self.choosing), each))
+        return self._ranked(
+            candidate
+            for candidate in self.scored
+            if self.complete(candidate)
+            and all((candidate, fold) in self.known for fold in self.choosing)
+        )
 
     def confirmed(self) -> Candidate:
-        """The best candidate that is no worse than the start on the items that did not choose it.
+        """Return the best candidate that is no worse than the start on the confirming items.
 
-        Nor on all items, by the exact objective; where all lose more than is allowed, the one that
-        loses least. The start, if no other holds.
+        It is no worse on all items either, by the exact objective. Where every candidate loses more
+        on guard tasks than is allowed, it is the one that loses least. It is the start if no other
+        candidate passes.
         """
         best, least = self.start, math.inf
         for candidate in self.leaders():
@@ -188,25 +199,36 @@ class Contest:
         return best
 
     def _holds(self, candidate: Candidate) -> bool:
+        """Return whether a candidate is no worse than the start on items that did not choose it."""
         exact, lost = self.objective.exact, self.objective.lost
-        ours, of_start = (self.scores(each, range(self.folds)) for each in (candidate, self.start))
-        gain = exact(ours) - exact(of_start)
+        every = range(self.folds)
+        own, of_start = self.scores(candidate, every), self.scores(self.start, every)
+        gain = exact(own) - exact(of_start)
         if not self.confirming or gain < 0:
             return gain >= 0
-        if lost(ours) < lost(of_start):
+        if lost(own) < lost(of_start):
             return True
-        fresh, of_start = (self.scores(each, self.confirming) for each in (candidate, self.start))
-        return self.objective.difference(fresh, of_start).value >= 0
+        own = self.scores(candidate, self.confirming)
+        of_start = self.scores(self.start, self.confirming)
+        return self.objective.difference(own, of_start).value >= 0
+
+    def _ranked(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+        """Return candidates by their scores on all choosing items, best first."""
+        return sorted(
+            candidates,
+            key=lambda candidate: self._rank(self.scores(candidate, self.choosing), candidate),
+        )
 
     def _rank(self, scores: Scores, candidate: Candidate) -> tuple[float, int, Candidate]:
-        away = -1 if candidate == self.preferred else distance(candidate, self.start)
+        away = -1 if candidate == self.preferred else _distance(candidate, self.start)
         return -self.objective.smoothed(scores), away, candidate
 
     def _may_win(self, leader: Scores, other: Scores) -> bool:
+        """Return whether chance may explain why a candidate is behind the leader."""
         behind = self.objective.difference(leader, other)
         return behind.error is None or behind.value <= DEVIATIONS * behind.error
 
 
-def distance(candidate: Candidate, start: Candidate) -> int:
-    """How far a candidate is from another."""
-    return sum(abs(each - other) for each, other in zip(candidate, start, strict=True))
+def _distance(candidate: Candidate, start: Candidate) -> int:
+    """Return the distance between two candidates: the sum of absolute differences."""
+    return sum(abs(value - other) for value, other in zip(candidate, start, strict=True))

@@ -1,454 +1,231 @@
-"""From a recipe and a tasks file to the recipe with its factors: what `mergekit-dppa search` does.
+"""A search over a recipe: what the searches for factors and for weights have in common.
 
-Everything that can be refused is refused before the first evaluation.
+Both check the recipe and the tasks file before the first evaluation, keep a journal, share trials
+among workers, and write the recipe with its values, a summary, a plot and a run record.
 """
 
 from __future__ import annotations
 
 import logging
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar, TypeAlias
 
-from dppa_mergekit import method_table
-from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import Placement, fingerprints
-from dppa_mergekit.recipes import Recipe, Setting
+from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
-from dppa_mergekit.scoring.merge_objective import experts_of, objective_of
-from dppa_mergekit.scoring.objectives import MergeObjective
-from dppa_mergekit.scoring.tasks import TasksFile, folder_hash
-from dppa_mergekit.search.candidate_search import (
-    DENSE_CANDIDATE,
-    MERGE,
-    CandidateSearch,
-    Options,
-    SearchResult,
-)
-from dppa_mergekit.search.factor_trials import (
-    Bench,
-    CallableScorer,
-    FolderBench,
-    LiveBench,
-    ScoreCommand,
-)
+from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests
+from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash
+from dppa_mergekit.search.candidate_search import SearchResult
+from dppa_mergekit.search.candidates import Settings
+from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.plots import draw
-from dppa_mergekit.search.strategies import WEIGHTS
 from dppa_mergekit.search.summary import summary
-from dppa_mergekit.search.weight_trials import (
-    FolderMergeBench,
-    MergeBench,
-    weights_of,
-)
+from dppa_mergekit.search.trials import ScoreCommand, Trials
 from dppa_mergekit.search.workers import Cluster, connect, distribute
 from dppa_mergekit.storage.journal import Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
 from dppa_mergekit.storage.run_record import write_record
 from dppa_mergekit.version import __version__
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 LOG = logging.getLogger(__name__)
 
+Scoring: TypeAlias = Harness | ScoreCommand
+"""What scores candidates: lm-eval, in memory, or a user's command, in merged folders."""
 
-WEIGHTED = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
-"""Methods of mergekit's own whose weights can be tuned, beside those of this package."""
-
-
-@dataclass(frozen=True)
-class WholeMerge:
-    """How the weights of a whole merge are tuned.
-
-    Attributes:
-        shared: One weight for all models.
-        worst: By the least Domain-Ratio, in place of the mean.
-        guard_loss: The share of the base model's scores that may be lost on guard tasks.
-    """
-
-    shared: bool = False
-    worst: bool = False
-    guard_loss: float = 0.05
+Best: TypeAlias = dict[str, Settings]
+"""Domain -> its best factors so far, or MERGE -> the best weights so far."""
 
 
 @dataclass(frozen=True)
-class Search:
-    """A search over the models of a recipe: for the factors of each, or the weights of the merge.
+class RecipeSearch(ABC):
+    """A search over the models of a recipe.
 
     Attributes:
-        recipe: Of the whole merge.
-        tasks: By what models are scored; only dev tasks are seen.
-        output: Where the tuned recipe goes.
+        recipe: The recipe of the whole merge.
+        tasks: The tasks that score models; only dev tasks are used.
+        output: The file for the recipe with what is found.
         options: How to search.
         placement: Where and how models are held.
-        tune_dense: Whether `amplify_dense` is tuned too.
-        score_command: Scores merged folders in place of lm-eval.
-        prompts: What fine-tuned models teach by; their dev tasks' prompts where None.
-        merge: How weights are tuned; None to tune factors.
+        score_command: A shell command that scores merged folders; None for lm-eval.
         cluster: Where workers try candidates; None to try them in this process.
     """
+
+    guarded: ClassVar[bool]
+    """Whether the dev tasks of the guard are scored too."""
 
     recipe: Recipe
     tasks: TasksFile
     output: Path
     options: Options
     placement: Placement
-    tune_dense: bool = False
     score_command: str | None = None
-    prompts: Sequence[str] | None = None
-    merge: WholeMerge | None = None
     cluster: Cluster | None = None
 
     def run(self) -> list[SearchResult]:
-        """Search, and write the tuned recipe, a summary and a record of the run.
+        """Search, and write the recipe, a summary, a plot and a record of the run.
+
+        Interrupted, write the recipe with the best values so far.
 
         Raises:
-            DppaError: Whatever the user can mend; before the first evaluation where possible.
+            DppaError: An input cannot be used; before the first evaluation where possible.
         """
-        self._check()
-        harness = None
-        if self.score_command is None:
-            harness = Harness(self.tasks, self._dev())
-        for task in known_tests(self._dev()):
-            LOG.warning(
-                "dev task %s is a public test split; what is tuned on it makes its score mean "
-                "little.",
-                task,
-            )
-        best: dict[str, Mapping[str, Setting]] = {}
+        self.check()
+        scoring = self.scoring()
+        self._warn_of_public_tests()
+        best: Best = {}
         try:
-            with (
-                open_journal(self.journal, self._subject()) as journal,
-                nullcontext() if self.cluster is None else connect(self.cluster, self._gpus),
-            ):
-                if self.merge is None:
-                    found = self._factors(harness, journal, best)
-                else:
-                    found = [self._weights(self.merge, harness, journal, best)]
+            with open_journal(self.journal, self.subject()) as journal, self._workers():
+                results = self.search(scoring, journal, best)
         except KeyboardInterrupt:
             if best:
-                self._write(best)
+                self._write_recipe(best)
             raise
-        if self.merge is not None and found[0].lost:
-            LOG.warning(
-                "The guard tasks lose more than --guard-loss %g allows: no weights were found that "
-                "keep them.",
-                self.merge.guard_loss,
-            )
-        self._write({each.model: each.factors for each in found})
-        write_whole(self.output.with_suffix(".md"), summary(found, self.options.strategy))
-        if is_installed():
-            draw(found, self.output.with_suffix(".png"))
-        write_record(self.output, "search", self._subject(), [asdict(each) for each in found])
-        return found
+        self._write(results)
+        return results
 
-    def _write(self, found: Mapping[str, Mapping[str, Setting]]) -> None:
-        """Write the recipe with the factors of its models, or with the weights of the merge."""
-        recipe = self.recipe
-        for model, factors in found.items():
-            if self.merge is None:
-                recipe = recipe.with_parameters(model, factors)
-            else:
-                recipe = recipe.weighted(weights_of(recipe, factors))
-        write_whole(self.output, recipe.to_yaml())
+    @abstractmethod
+    def search(self, scoring: Scoring, journal: Journal, best: Best) -> list[SearchResult]:
+        """Search.
 
-    def _dev(self) -> dict[str, str]:
-        """Dev task -> metric: of the domains, and of the guard where a merge is tuned."""
-        return self.tasks.metrics("dev", guard=self.merge is not None)
+        Args:
+            scoring: Scores candidates.
+            journal: Keeps evaluations.
+            best: Is kept up to date with the best values so far.
+        """
 
-    def _factors(
-        self, harness: Harness | None, journal: Journal, best: dict[str, Mapping[str, Setting]]
-    ) -> list[SearchResult]:
-        names = list(self.tasks.domains)
-        at_once = 1 if self.cluster is None else min(self.cluster.workers, len(names))
+    @abstractmethod
+    def trials(self, domain: str, scoring: Scoring) -> Trials:
+        """Return the trials of a domain, or of MERGE, in this process."""
 
-        def search_of(name: str, bench: Bench) -> CandidateSearch:
-            domain = self.tasks.domains[name]
-            items = {
-                task: 0 if harness is None else harness.item_count(task) for task in domain.dev
-            }
-            model = self.recipe.named(domain.model)
-            return CandidateSearch(
-                name,
-                model,
-                items,
-                bench,
-                self.options,
-                journal,
-                best_so_far=partial(best.__setitem__, model),
-                batch=self._batch,
-            )
-
-        def prepare(name: str) -> None:
-            known = any(
-                (each["domain"], each["candidate"]) == (name, DENSE_CANDIDATE)
-                for each in journal.entries
-            )
-            one_each = 1 if self.cluster is None else self.cluster.workers
-            # What the journal has needs no worker.
-            with (
-                nullcontext(self._bench(name, harness))
-                if known
-                else self._tried_on(name, harness, one_each)
-            ) as bench:
-                search_of(name, bench).dense()
-
-        def found(name: str) -> SearchResult:
-            with self._tried_on(name, harness, at_once) as bench:
-                return search_of(name, bench).run()
-
-        # All fine-tuned models come first: one that scores nothing ends the search, and that is
-        # not to happen after another domain has taken hours.
-        if at_once == 1:
-            for name in names:
-                prepare(name)
-            return [found(name) for name in names]
-        threads = ThreadPoolExecutor(at_once)
-        try:
-            list(threads.map(prepare, names))
-            return list(threads.map(found, names))
-        except BaseException:
-            # Those that still wait for workers end with these.
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
-
-    def _weights(
-        self,
-        how: WholeMerge,
-        harness: Harness | None,
-        journal: Journal,
-        best: dict[str, Mapping[str, Setting]],
-    ) -> SearchResult:
-        def objective(dense: Mapping[str, float]) -> MergeObjective:
-            return objective_of(self.tasks, dense, how.worst, how.guard_loss)
-
-        begin = list(self.recipe.weights().values())
-        with self._tried_on(MERGE, harness, 1) as bench:
-            return CandidateSearch(
-                MERGE,
-                str(self.recipe.content["base_model"]),
-                {task: 0 if harness is None else harness.item_count(task) for task in self._dev()},
-                bench,
-                self.options,
-                journal,
-                objective,
-                [sum(begin) / len(begin)] if how.shared else begin,
-                partial(best.__setitem__, MERGE),
-                self._batch,
-            ).run()
-
-    @property
-    def _batch(self) -> int:
-        """How many items are scored at once, where that is known."""
-        return 1 if self.tasks.batch_size == "auto" else self.tasks.batch_size
-
-    @contextmanager
-    def _tried_on(self, name: str, harness: Harness | None, at_once: int) -> Iterator[Bench]:
-        """The bench of a domain, or of the merge: here, or its share of the workers."""
-        if self.cluster is None:
-            yield self._bench(name, harness)
-            return
-        workers = self.cluster.workers // at_once
-        make, gpu = partial(self._bench_in_worker, name), self._gpus > 0
-        with distribute(make, workers, at_once * workers, gpu) as bench:
-            yield bench
-
-    @property
-    def _gpus(self) -> int:
-        """How many the workers need: one each, if any."""
-        cuda = self.placement.device.startswith("cuda")
-        return self.cluster.workers if cuda and self.cluster is not None else 0
-
-    def _bench_in_worker(self, name: str) -> Bench:
-        harness = None if self.score_command is not None else Harness(self.tasks, self._dev())
-        return self._bench(name, harness)
-
-    def _bench(self, name: str, harness: Harness | None) -> Bench:
-        return (
-            self._bench_of_domain(name, harness)
-            if self.merge is None
-            else self._bench_of_merge(self.merge, harness)
-        )
-
-    def _bench_of_merge(self, how: WholeMerge, harness: Harness | None) -> Bench:
-        experts = experts_of(self.tasks, self.recipe)
-        workspace = self.output.resolve().parent
-        if self.score_command is not None:
-            return FolderMergeBench(
-                self.recipe,
-                experts,
-                ScoreCommand(self.score_command),
-                workspace,
-                how.shared,
-                self.placement.trust_remote_code,
-            )
-        assert harness is not None
-        return MergeBench(self.recipe, experts, harness, workspace, self.placement, how.shared)
+    @abstractmethod
+    def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
+        """Return the recipe with what was found, by domain or MERGE."""
 
     @property
     def journal(self) -> Path:
         """The file of the journal."""
         return self.output.with_name(self.output.name + ".journal.jsonl")
 
-    def _check(self) -> None:
-        """Refuse what can be refused before anything is loaded."""
-        if self.merge is not None:
-            known = [*method_table.names(), *WEIGHTED]
-            if self.recipe.method not in known:
-                raise RecipeError(
-                    f"{self.recipe.origin}: the weights of {self.recipe.method} cannot be tuned; "
-                    f"allowed are {', '.join(known)}."
-                )
-            if self.options.strategy != WEIGHTS:
-                raise DppaError(
-                    f"--strategy {self.options.strategy} is for factors; weights are tuned in one "
-                    f"way only."
-                )
-            self.recipe.weights()
-        else:
-            check_amplified(self.recipe, self.options)
-        if self.options.strategy == "distill" and self.score_command is not None:
-            raise DppaError("--strategy distill needs the model in memory: no --score-command.")
+    @property
+    def workspace(self) -> Path:
+        """A folder that has room for merged models: that of the output."""
+        return self.output.resolve().parent
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the trials have a teacher."""
+        return False
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is loaded.
+
+        Raises:
+            DppaError: The tasks file has no domain, a domain has no dev tasks or a model that is
+                not in the recipe, or the output cannot be written.
+        """
         if not self.tasks.domains:
-            raise DppaError("The tasks file has no domains, and a search needs some.")
-        domain_of: dict[str, str] = {}
+            raise DppaError("The tasks file has no domains; a search needs at least one.")
         for name, domain in self.tasks.domains.items():
-            first = domain_of.setdefault(self.recipe.named(domain.model), name)
-            if self.merge is None and first != name:
-                raise DppaError(
-                    f"Domains {first} and {name} have one model, {domain.model}, which has one set "
-                    f"of factors: put their tasks into one domain."
-                )
+            self.recipe.named(domain.model)
             if not domain.dev:
-                raise DppaError(f"Domain {name} has no dev tasks, and a search needs some.")
+                raise DppaError(f"Domain {name} has no dev tasks; a search needs at least one.")
         check_recipe_output(self.output)
 
-    def _bench_of_domain(self, domain: str, harness: Harness | None) -> Bench:
-        model = self.recipe.named(self.tasks.domains[domain].model)
-        alone = self.recipe.alone(model)
-        workspace = self.output.resolve().parent
-        if self.score_command is not None:
-            return FolderBench(
-                alone,
-                model,
-                ScoreCommand(self.score_command),
-                workspace,
-                self.tune_dense,
-                self.placement.trust_remote_code,
-            )
-        assert harness is not None
-        return LiveBench(
-            alone,
-            model,
-            harness,
-            workspace,
-            self.placement,
-            self.tune_dense,
-            self.prompts,
-            self.output.with_name(f"{self.output.name}.teacher-{domain}.safetensors"),
-            per_block=self.options.per_block,
-        )
+    def metrics(self) -> Metrics:
+        """Return dev task -> metric, of all tasks that score candidates."""
+        return self.tasks.metrics("dev", guard=self.guarded)
 
-    def _subject(self) -> dict[str, object]:
-        """What the search is of, part by part: a journal of anything else is not gone on with."""
+    def scoring(self) -> Scoring:
+        """Return what scores candidates. Raises DppaError where lm-eval lacks a task."""
+        if self.score_command is not None:
+            return ScoreCommand(self.score_command)
+        return Harness(self.tasks, self.metrics())
+
+    def subject(self) -> dict[str, object]:
+        """Return the inputs of the search, part by part; the journal of others is not resumed."""
         options = asdict(self.options)
-        # More evaluations go on where fewer ended.
+        # A search may be resumed with a larger budget.
         del options["max_evaluations"]
-        unseen = {"include_path"} if self.merge is not None else {"include_path", "guard"}
-        tasks = self.tasks.model_dump(mode="json", exclude=unseen)
-        if self.merge is not None:
-            del tasks["guard"]["test"]
-        for domain in tasks["domains"].values():
-            del domain["test"]
         return {
             "version": __version__,
             "lm_eval": None if self.score_command is not None else lm_eval_version(),
             "recipe": self.recipe.content,
-            "tasks": tasks,
+            "tasks": self._tasks_seen(),
             "task files": folder_hash(self.tasks.include_path),
             "checkpoints": fingerprints(self.recipe),
             "options": options,
             "dtype": str(self.placement.dtype),
-            "tune_dense": self.tune_dense,
+            "tune_dense": False,
             "score_command": self.score_command,
-            "prompts": None if self.prompts is None else list(self.prompts),
-            "merge": None if self.merge is None else asdict(self.merge),
+            "prompts": None,
+            "merge": None,
         }
 
-
-def search_amplification(
-    recipe: Recipe,
-    model: str,
-    score: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]],
-    options: Options | None = None,
-    placement: Placement | None = None,
-    tune_dense: bool = False,
-    prompts: Sequence[str] | None = None,
-    workspace: Path | None = None,
-) -> SearchResult:
-    """The amplification factors of one fine-tuned model, by any evaluation.
-
-    Args:
-        recipe: Of the merge; its file is read by `Recipe.read`.
-        model: The fine-tuned model, as the recipe names it.
-        score: Given a live model and its tokenizer, returns task -> score, above 0 for the
-            fine-tuned model itself. It is called once for each candidate.
-        options: How to search.
-        placement: Where and how models are held.
-        tune_dense: Whether `amplify_dense` is tuned too.
-        prompts: What the fine-tuned model teaches by, for the strategy `distill`.
-        workspace: A folder on a disk with room for a merged model; the system's temporary one
-            where None.
-
-    Raises:
-        RecipeError: The recipe has no such model, or its method no partitions.
-        TasksError: The fine-tuned model itself scores 0 on a task.
-    """
-    chosen = options or default_options(recipe.method)
-    check_amplified(recipe, chosen)
-    named = recipe.named(model)
-    bench = LiveBench(
-        recipe.alone(named),
-        named,
-        CallableScorer(score),
-        Path(tempfile.gettempdir()) if workspace is None else workspace,
-        placement or Placement(),
-        tune_dense,
-        prompts,
-        per_block=chosen.per_block,
-    )
-    return CandidateSearch(named, named, {}, bench, chosen).run()
-
-
-WEIGHT_OPTIONS = Options(strategy=WEIGHTS, low=0.0, high=1.5)
-"""How to search for the weights of a merge."""
-
-
-def default_options(method: str) -> Options:
-    """How to search for factors: random partitions were rescaled, so theirs reduce."""
-    if method in method_table.rescaled():
-        return Options(low=0.1, high=1.0, downwards=True)
-    return Options()
-
-
-def check_amplified(recipe: Recipe, options: Options) -> None:
-    """Refuse a recipe whose factors cannot be searched so."""
-    amplified = method_table.amplified()
-    if recipe.method not in amplified:
-        raise RecipeError(
-            f"{recipe.origin}: {recipe.method} has no partitions to amplify; allowed are "
-            f"{', '.join(amplified)}."
+    def _tasks_seen(self) -> dict[str, object]:
+        """Return the tasks file as plain data, without what the search does not see: test tasks."""
+        return self.tasks.model_dump(
+            mode="json",
+            exclude={
+                "include_path": True,
+                "domains": {"__all__": {"test"}},
+                "guard": {"test"} if self.guarded else True,
+            },
         )
-    if options.per_block and options.strategy != "distill":
-        raise DppaError("--per-block needs --strategy distill: a teacher for so many factors.")
-    if options.per_block and recipe.is_sliced:
-        raise RecipeError(
-            f"{recipe.origin}: --per-block writes gradients, which mergekit counts anew in each "
-            f"slice; allowed is a recipe of whole models."
-        )
+
+    @contextmanager
+    def open_trials(self, domain: str, scoring: Scoring, at_once: int) -> Iterator[Trials]:
+        """Yield the trials of a domain or of MERGE: in this process, or a share of the workers.
+
+        Args:
+            domain: The domain, or MERGE.
+            scoring: Scores candidates in this process.
+            at_once: Number of domains that share the workers.
+        """
+        if self.cluster is None:
+            yield self.trials(domain, scoring)
+            return
+        workers = self.cluster.workers // at_once
+        make = partial(self._trials_in_worker, domain)
+        with distribute(make, workers, at_once * workers, self._gpus > 0, self.teaches) as trials:
+            yield trials
+
+    @property
+    def batch(self) -> int:
+        """The number of items that are scored at once; 1 where lm-eval chooses it."""
+        return 1 if self.tasks.batch_size == "auto" else self.tasks.batch_size
+
+    @property
+    def _gpus(self) -> int:
+        """The number of GPUs that the workers need: one each on cuda."""
+        cuda = self.placement.device.startswith("cuda")
+        return self.cluster.workers if cuda and self.cluster is not None else 0
+
+    def _workers(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.cluster is None else connect(self.cluster, self._gpus)
+
+    def _trials_in_worker(self, domain: str) -> Trials:
+        return self.trials(domain, self.scoring())
+
+    def _warn_of_public_tests(self) -> None:
+        for task in known_tests(self.metrics()):
+            LOG.warning(
+                "Dev task %s is a public test split; after tuning on it, its score says little.",
+                task,
+            )
+
+    def _write(self, results: list[SearchResult]) -> None:
+        self._write_recipe({result.domain: result.factors for result in results})
+        write_whole(self.output.with_suffix(".md"), summary(results, self.options.strategy))
+        if is_installed():
+            draw(results, self.output.with_suffix(".png"))
+        records = [result.to_record() for result in results]
+        write_record(self.output, "search", self.subject(), records)
+
+    def _write_recipe(self, found: Mapping[str, Settings]) -> None:
+        write_whole(self.output, self.recipe_with(found).to_yaml())

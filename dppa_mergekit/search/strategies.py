@@ -1,7 +1,8 @@
-"""Search strategies: in which order candidates are tried.
+"""Search strategies: the order in which candidates are tried.
 
-A strategy drives a contest, which remembers; what has been scored best at its end, or when the
-budget is spent, is the result. It knows neither models nor lm-eval.
+A strategy drives a contest, which remembers all scores. The result of a search is the best
+candidate scored when the strategy ends, or when the budget is spent. A strategy knows neither
+models nor lm-eval.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ STEP = 10
 """The paper's step: a tenth."""
 
 COARSE, FINER = 4 * STEP, (2 * STEP, STEP)
-"""The first grid of a search, and the steps around its best."""
+"""The step of a search's first grid, and the steps around the best candidate of it."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """The factors of one model, or the weights of a merge, that are tuned.
+    """The values that a search may try: factors of one model, or weights of a merge.
 
     Attributes:
-        start: What they are, in hundredths.
-        low: The least.
-        high: The largest.
-        downwards: Whether factors reduce: of random partitions, which were rescaled.
-        patience: Steps without gain after which a climb ends.
-        proposal: What the strategy `distill` begins with.
+        start: The candidate to start from, in hundredths as all values here.
+        low: The least value.
+        high: The largest value.
+        downwards: Whether factors are tried below 1 instead of above: those of random partitions,
+            whose deltas were divided by the density.
+        patience: Steps in a row without gain after which a climb ends.
+        proposal: The teacher's proposal, for a strategy that needs a teacher.
     """
 
     start: Candidate
@@ -40,33 +42,47 @@ class Space:
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """The number of values in a candidate."""
         return len(self.start)
 
+    def contains(self, candidate: Candidate) -> bool:
+        """Return whether all values of a candidate are in range."""
+        return all(self.low <= value <= self.high for value in candidate)
 
-Strategy = Callable[[Contest, Space], None]
+
+@dataclass(frozen=True)
+class Strategy:
+    """A search strategy.
+
+    Attributes:
+        search: Tries candidates in a contest.
+        needs_teacher: Whether the fine-tuned model must first propose a candidate.
+    """
+
+    search: Callable[[Contest, Space], None]
+    needs_teacher: bool = False
 
 
-def paper(contest: Contest, space: Space) -> None:
-    """The paper's hill climb (3.3.2), from both initialisations.
+def climb(contest: Contest, space: Space) -> None:
+    """Climb as in the paper (3.3.2), from both of its initialisations.
 
     Method 1: partitions of lower rates are absent while one is tuned, and are added one by one.
-    Method 2: all are there, at factor 1, from the start.
+    Method 2: all partitions are present, at factor 1, from the start.
     """
     for absent in (0, ONE):
         factors = [absent] * space.size
-        for place in range(space.size):
-            factors[place] = ONE
-            factors = list(_climb(contest, space, tuple(factors), place))
+        for index in range(space.size):
+            factors[index] = ONE
+            factors = list(_climb_one(contest, space, tuple(factors), index))
 
 
-def _climb(contest: Contest, space: Space, start: Candidate, place: int) -> Candidate:
-    """From factor 1 by steps of a tenth, until so many in a row do not improve."""
+def _climb_one(contest: Contest, space: Space, start: Candidate, index: int) -> Candidate:
+    """Change one factor by steps of a tenth, from 1 on, until patience is spent."""
     step = -STEP if space.downwards else STEP
     best, value, misses, factor = start, contest.value(start), 0, ONE
     while misses < space.patience and space.low <= factor + step <= space.high:
         factor += step
-        candidate = _moved(start, place, factor)
+        candidate = _replace(start, index, factor)
         reached = contest.value(candidate)
         if reached > value:
             best, value, misses = candidate, reached, 0
@@ -75,33 +91,33 @@ def _climb(contest: Contest, space: Space, start: Candidate, place: int) -> Cand
     return best
 
 
-def joint(contest: Contest, space: Space) -> None:
-    """Coordinate search over all factors together, then the paper's climbs as candidates too."""
-    _coordinates(contest, space)
-    paper(contest, space)
+def search_jointly(contest: Contest, space: Space) -> None:
+    """Search all factors together, by coordinates; then add the candidates of the paper's climb."""
+    _search_coordinates(contest, space)
+    climb(contest, space)
 
 
-def _coordinates(contest: Contest, space: Space) -> None:
-    """First one value for all, then each by itself, round after round until none improves.
+def _search_coordinates(contest: Contest, space: Space) -> None:
+    """Tune one value for all factors, then one factor after another, until none improves.
 
-    A coarse grid, and finer steps around its best.
+    Every time a coarse grid comes first, then finer steps around its best.
     """
     before = contest.value(space.start)
     current = _tune(contest, space, space.start, range(space.size))
     while True:
-        for place in range(space.size):
-            current = _tune(contest, space, current, [place])
+        for index in range(space.size):
+            current = _tune(contest, space, current, [index])
         reached = contest.value(current)
         if reached <= before:
             break
         before = reached
 
 
-def weights(contest: Contest, space: Space) -> None:
-    """One weight for all models on a coarse grid, then steps of one model's after another's.
+def search_model_by_model(contest: Contest, space: Space) -> None:
+    """Try one weight for all models on a coarse grid, then change one model's weight at a time.
 
-    A step that helps is taken at once; when none does, steps get finer. With few candidates, models
-    so get weights of their own sooner than by a whole grid for each.
+    A step that helps is taken at once; when none helps, steps get finer. Within a small budget,
+    models get weights of their own sooner in this way than by a whole grid for every model.
     """
     shared = [(weight,) * space.size for weight in _grid(space, space.start[0])]
     current = contest.race([space.start, *shared])[0]
@@ -109,78 +125,85 @@ def weights(contest: Contest, space: Space) -> None:
         helped = True
         while helped:
             helped = False
-            for place in range(space.size):
-                moved = (current[place] - step, current[place] + step)
-                inside = [each for each in moved if space.low <= each <= space.high]
-                around = [_moved(current, place, each) for each in inside]
+            for index in range(space.size):
+                moved = (current[index] - step, current[index] + step)
+                inside = [value for value in moved if space.low <= value <= space.high]
+                around = [_replace(current, index, value) for value in inside]
                 best = contest.race([current, *around])[0]
                 if contest.value(best) > contest.value(current):
                     current = contest.preferred = best
                     helped = True
 
 
-def distill(contest: Contest, space: Space) -> None:
-    """What the teacher proposes, and a handful of candidates around it, twice."""
+def search_around_proposal(contest: Contest, space: Space) -> None:
+    """Try the teacher's proposal and a handful of candidates around it, twice.
+
+    Raises:
+        ValueError: The space has no proposal.
+    """
     if space.proposal is None:
-        raise ValueError("there is no proposal to begin with")
+        raise ValueError("The space has no proposal.")
     contest.preferred = space.proposal
     for step in (2 * STEP, STEP):
         centre = contest.preferred
         around = [
-            _moved(centre, place, centre[place] + moved)
-            for place in range(space.size)
-            for moved in (-step, step)
+            _replace(centre, index, centre[index] + move)
+            for index in range(space.size)
+            for move in (-step, step)
         ]
-        around += [tuple(factor + moved for factor in centre) for moved in (-step, step)]
+        around += [tuple(factor + move for factor in centre) for move in (-step, step)]
         halfway = tuple(
-            (each + first) // 2 for each, first in zip(centre, space.start, strict=True)
+            (proposed + first) // 2 for proposed, first in zip(centre, space.start, strict=True)
         )
-        inside = [
-            each for each in around if all(space.low <= factor <= space.high for factor in each)
-        ]
+        inside = [candidate for candidate in around if space.contains(candidate)]
         contest.preferred = contest.race([space.start, centre, halfway, *inside])[0]
 
 
-def _tune(contest: Contest, space: Space, start: Candidate, places: Sequence[int]) -> Candidate:
-    """The best candidate with other factors, all equal, at some places."""
+def _tune(contest: Contest, space: Space, start: Candidate, indices: Sequence[int]) -> Candidate:
+    """Return the best candidate that differs from a start in one value, equal at all indices."""
 
-    def at(factor: int) -> Candidate:
-        moved = start
-        for place in places:
-            moved = _moved(moved, place, factor)
-        return moved
+    def candidate_with(value: int) -> Candidate:
+        candidate = start
+        for index in indices:
+            candidate = _replace(candidate, index, value)
+        return candidate
 
-    low, high = space.low, space.high
-    centre = space.start[places[0]]
-    tried = {factor: at(factor) for factor in (*_grid(space, centre), start[places[0]])}
-    best = _middle(contest, tried, centre)
+    first = indices[0]
+    centre = space.start[first]
+    tried = {value: candidate_with(value) for value in (*_grid(space, centre), start[first])}
+    best = _middle_of_best(contest, tried, centre)
     for step in FINER:
-        here = best[places[0]]
-        around = [here - step, here + step]
-        tried.update({factor: at(factor) for factor in around if low <= factor <= high})
-        best = _middle(contest, tried, centre)
+        around = [best[first] - step, best[first] + step]
+        inside = [value for value in around if space.low <= value <= space.high]
+        tried.update({value: candidate_with(value) for value in inside})
+        best = _middle_of_best(contest, tried, centre)
     contest.preferred = best
     return best
 
 
 def _grid(space: Space, centre: int) -> range:
-    """The coarse grid over the whole range that a value lies on."""
+    """Return the coarse grid over the whole range that contains a value."""
     return range(space.low + (centre - space.low) % COARSE, space.high + 1, COARSE)
 
 
-def _middle(contest: Contest, tried: Mapping[int, Candidate], centre: int) -> Candidate:
-    """The best of those tried, by their value; of a plateau of equals around it, the middle.
+def _middle_of_best(contest: Contest, tried: Mapping[int, Candidate], centre: int) -> Candidate:
+    """Return the best of the candidates tried; of a plateau of equals, the middle one.
 
-    What the space starts with if that is on the plateau.
+    Where the search's starting value is on the plateau, return its candidate.
+
+    Args:
+        contest: Scores the candidates.
+        tried: Value -> candidate with that value.
+        centre: The value that the search starts from.
     """
     ranked = contest.race(list(tried.values()))
     value = contest.value(ranked[0])
-    best = {each for each in ranked if contest.value(each) == value}
+    best = {candidate for candidate in ranked if contest.value(candidate) == value}
     plateau: list[int] = []
     for factor in sorted(tried):
         if tried[factor] in best:
             plateau.append(factor)
-        elif ranked[0] in (tried[each] for each in plateau):
+        elif ranked[0] in (tried[other] for other in plateau):
             break
         else:
             plateau.clear()
@@ -190,16 +213,16 @@ def _middle(contest: Contest, tried: Mapping[int, Candidate], centre: int) -> Ca
     return tried[min(middles, key=lambda factor: abs(factor - centre))]
 
 
-def _moved(candidate: Candidate, place: int, factor: int) -> Candidate:
-    return (*candidate[:place], factor, *candidate[place + 1 :])
+def _replace(candidate: Candidate, index: int, value: int) -> Candidate:
+    return (*candidate[:index], value, *candidate[index + 1 :])
 
 
 WEIGHTS = "weights"
-"""The strategy for the weights of a merge; the others are for factors."""
+"""The strategy for the weights of a merge; all others are for factors."""
 
 STRATEGIES: dict[str, Strategy] = {
-    "paper": paper,
-    "joint": joint,
-    "distill": distill,
-    WEIGHTS: weights,
+    "paper": Strategy(climb),
+    "joint": Strategy(search_jointly),
+    "distill": Strategy(search_around_proposal, needs_teacher=True),
+    WEIGHTS: Strategy(search_model_by_model),
 }

@@ -10,64 +10,69 @@ from dppa_mergekit.search.candidate_search import MERGE, SearchResult
 from dppa_mergekit.search.weight_trials import SHARED
 
 
-def summary(found: Sequence[SearchResult], strategy: str) -> str:
-    """Tables of factors and of dev Domain-Ratios, for people."""
-    weights = found[0].domain == MERGE
-    what = "Weights of the merge" if weights else "Amplification factors"
-    settings = _weights(found[0]) if weights else _factors(found)
-    ratios = table(
-        ["domain", "before", "tuned", "gain on items that only confirm", "candidates", "time"],
-        [
-            [
-                each.domain,
-                str(each.before),
-                str(each.after),
-                ""
-                if each.confirmed is None
-                else f"{each.confirmed[1].value - each.confirmed[0].value:+.1f}",
-                str(each.evaluations),
-                f"{each.seconds:.0f} s",
-            ]
-            for each in found
-        ]
-        + [
-            [name, str(before), str(after), "", "", ""]
-            for each in found
-            for name, (before, after) in each.parts.items()
-        ],
-    )
+def summary(results: Sequence[SearchResult], strategy: str) -> str:
+    """Return tables of the factors or weights, and of the dev Domain-Ratios."""
+    weights = results[0].domain == MERGE
+    title = "Weights of the merge" if weights else "Amplification factors"
+    settings = _weights(results[0]) if weights else _factors(results)
     return (
-        f"# {what}, by search (strategy {strategy})\n\n{settings}\n"
+        f"# {title}, by search (strategy {strategy})\n\n{settings}\n"
         f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: at factors "
         f"1 or the recipe's weights, and as tuned. The choice was made on these tasks; on "
         f"the items that only confirm, it may not be worse, so that their gain leans upwards.\n\n"
-        f"{ratios}"
+        f"{_ratios(results)}"
     )
 
 
-def _factors(found: Sequence[SearchResult]) -> str:
-    names = list(dict.fromkeys(name for each in found for name in each.factors))
+def _ratios(results: Sequence[SearchResult]) -> str:
     rows = [
         [
-            each.domain,
-            each.model,
-            *(written(each.factors[name]) if name in each.factors else "" for name in names),
+            result.domain,
+            str(result.before),
+            str(result.after),
+            ""
+            if result.confirmed is None
+            else f"{result.confirmed[1].value - result.confirmed[0].value:+.1f}",
+            str(result.evaluations),
+            f"{result.seconds:.0f} s",
         ]
-        for each in found
+        for result in results
+    ]
+    parts = [
+        [name, str(before), str(after), "", "", ""]
+        for result in results
+        for name, (before, after) in result.parts.items()
+    ]
+    head = ["domain", "before", "tuned", "gain on items that only confirm", "candidates", "time"]
+    return table(head, rows + parts)
+
+
+def _factors(results: Sequence[SearchResult]) -> str:
+    names = list(dict.fromkeys(name for result in results for name in result.factors))
+    rows = [
+        [
+            result.domain,
+            result.model,
+            *(
+                format_setting(result.factors[name]) if name in result.factors else ""
+                for name in names
+            ),
+        ]
+        for result in results
     ]
     return table(["domain", "model", *names], rows, names=2)
 
 
-def _weights(found: SearchResult) -> str:
+def _weights(result: SearchResult) -> str:
     rows = [
-        ["every model" if name == SHARED else name, written(weight)]
-        for name, weight in found.factors.items()
+        ["every model" if name == SHARED else name, format_setting(weight)]
+        for name, weight in result.factors.items()
     ]
     return table(["model", "weight"], rows)
 
 
-def written(factor: Setting) -> str:
-    """A factor, or the range of those for each block."""
-    if isinstance(factor, (int, float)):
-        return f"{factor:g}"
-    return f"{min(factor):.2f} to {max(factor):.2f}"
+def format_setting(setting: Setting) -> str:
+    """Return a factor or weight as text; the range of the factors for each block."""
+    if isinstance(setting, (int, float)):
+        return f"{setting:g}"
+    return f"{min(setting):.2f} to {max(setting):.2f}"

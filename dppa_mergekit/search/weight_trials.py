@@ -1,116 +1,105 @@
-"""Where the weights of a whole merge are tried: in memory, or in folders that a command scores."""
+"""What is set in a search for weights: a whole merge of several fine-tuned models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Placement, SourceModel
-from dppa_mergekit.live.temporary_merge import merge_into_folder
+from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes import Recipe, Setting, at_layer
-from dppa_mergekit.scoring.merge_objective import Experts, score_experts
+from dppa_mergekit.recipes import Recipe, at_layer
 from dppa_mergekit.scoring.ratios import Items, Scores
-from dppa_mergekit.search.factor_trials import OneByOne, Proposal, ScoreCommand, Scorer
+from dppa_mergekit.search.candidates import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHARED = "weight"
-"""The one weight of all models."""
+"""The name of the one weight that all models share."""
 
 
-class _OfMerge(OneByOne):
-    """What benches of a merge have in common, wherever it is scored."""
-
-    recipe: Recipe
-    shared: bool
-
-    def parameters(self) -> list[str]:
-        """What has a weight."""
-        return [SHARED] if self.shared else self.recipe.fine_tuned()
-
-    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
-        """Not possible: a merge has no one teacher."""
-        raise DppaError("Strategy distill is for factors; weights are tuned in one way only.")
-
-
-@dataclass
-class MergeBench(_OfMerge):
-    """One resident merge whose weights are set in memory; loaded when it is first needed.
+@dataclass(frozen=True)
+class LiveWeights:
+    """A merge in memory whose weights can be set; see `LiveMerge`.
 
     Attributes:
-        recipe: Of the merge.
-        experts: What unmerged models are scored on.
-        scorer: Of live models.
+        recipe: The recipe of the merge.
         workspace: A folder on a disk that has room for the merged model.
-        placement: Where and how models are held.
-        shared: Whether all models have one weight.
+        placement: Where and how the merge is held.
+        shared: Whether all models share one weight.
     """
 
     recipe: Recipe
-    experts: Experts
-    scorer: Scorer
     workspace: Path
-    placement: Placement
+    placement: Placement = AS_STORED
     shared: bool = False
-    _resident: WeightedMerge | None = field(default=None, init=False)
 
-    def dense(self, items: Items) -> Scores:
-        """The scores of the unmerged models, each on its own tasks."""
-
-        def score(model: str, own: Items) -> Scores:
-            return self.scorer.score(*SourceModel(model, self.placement).load(), own)
-
-        return score_experts(self.experts, items, score)
-
-    def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
-        """The scores of the merge with weights."""
-        if self._resident is None:
-            where = self.placement
-            self._resident = WeightedMerge.load(
-                self.recipe, self.workspace, where.device, where.dtype, where.trust_remote_code
-            )
-        self._resident.set_weights(weights_of(self.recipe, factors))
-        return self.scorer.score(self._resident.model, self._resident.tokenizer, items)
-
-
-@dataclass
-class FolderMergeBench(_OfMerge):
-    """Merged folders, which a command of the user's scores as a whole.
-
-    Attributes:
-        recipe: Of the merge.
-        experts: What unmerged models are scored on.
-        command: What scores them.
-        workspace: A folder on a disk that has room for the merged model.
-        shared: Whether all models have one weight.
-        trust_remote_code: As mergekit has it.
-    """
-
-    recipe: Recipe
-    experts: Experts
-    command: ScoreCommand
-    workspace: Path
-    shared: bool = False
-    trust_remote_code: bool = False
-
-    def dense(self, items: Items) -> Scores:
-        """The scores of the unmerged models, each on its own tasks."""
-        where = Placement(trust_remote_code=self.trust_remote_code)
-        return score_experts(
-            self.experts,
-            items,
-            lambda model, own: self.command.run(SourceModel(model, where).folder(), own),
+    @cached_property
+    def _merge(self) -> WeightedMerge:
+        return WeightedMerge.load(
+            self.recipe,
+            self.workspace,
+            self.placement.device,
+            self.placement.dtype,
+            self.placement.trust_remote_code,
         )
 
-    def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
-        """The scores of the merge with weights."""
-        recipe = self.recipe.weighted(weights_of(self.recipe, factors))
-        with merge_into_folder(recipe, self.workspace, None, self.trust_remote_code) as folder:
-            return self.command.run(folder, items)
+    def parameters(self) -> list[str]:
+        """Return what has a weight."""
+        return _weight_names(self.recipe, self.shared)
+
+    def apply(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Write the merge with weights; return the live model and its tokenizer."""
+        self._merge.set_weights(weights_of(self.recipe, settings))
+        return self._merge.model, self._merge.tokenizer
 
 
-def weights_of(recipe: Recipe, found: Mapping[str, Setting]) -> dict[str, float]:
-    """Fine-tuned model -> weight, where all may share one."""
-    weights = {name: at_layer(weight, 0, 1) for name, weight in found.items()}
+@dataclass(frozen=True)
+class FolderWeights:
+    """A merge that is made anew for every candidate; see `FolderMerge`.
+
+    Attributes:
+        recipe: The recipe of the merge.
+        shared: Whether all models share one weight.
+    """
+
+    recipe: Recipe
+    shared: bool = False
+
+    def parameters(self) -> list[str]:
+        """Return what has a weight."""
+        return _weight_names(self.recipe, self.shared)
+
+    def recipe_with(self, settings: Settings) -> Recipe:
+        """Return the recipe of the merge with weights."""
+        return self.recipe.weighted(weights_of(self.recipe, settings))
+
+
+def weights_of(recipe: Recipe, settings: Settings) -> dict[str, float]:
+    """Return fine-tuned model -> weight, also where all models share one."""
+    weights = {name: at_layer(weight, 0, 1) for name, weight in settings.items()}
     return dict.fromkeys(recipe.fine_tuned(), weights[SHARED]) if SHARED in weights else weights
+
+
+def score_best(
+    models: Sequence[str], items: Items, score: Callable[[str, Items], Scores]
+) -> Scores:
+    """Score all models on the same tasks; return the best score of each task.
+
+    Args:
+        models: The models, at least one.
+        items: The items to score them on.
+        score: Scores one model.
+    """
+    of_models = [score(model, items) for model in models]
+    return {
+        task: max((scores[task] for scores in of_models), key=lambda score: score.value)
+        for task in of_models[0]
+    }
+
+
+def _weight_names(recipe: Recipe, shared: bool) -> list[str]:
+    return [SHARED] if shared else recipe.fine_tuned()

@@ -1,6 +1,6 @@
-"""A search on several processes, machines or GPUs: Ray actors, each with a bench of its own.
+"""A search on several processes, machines or GPUs: Ray actors, each with trials of its own.
 
-It needs the extra `ray`. A worker that is lost is started anew, and its trial is made again.
+It needs the extra `ray`. A lost worker is started anew, and its trial is made again.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes import Setting
 from dppa_mergekit.scoring.ratios import Items, Scores
-from dppa_mergekit.search.factor_trials import Bench, Proposal, Trial
+from dppa_mergekit.search.candidates import Proposal
+from dppa_mergekit.search.trials import TeachingTrials, Trial, Trials
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 ANSWER_SECONDS = 5
-"""How long a cluster may take to answer."""
+"""Time that a cluster may take to answer."""
 
 RESTARTS = 3
-"""How often one worker may be lost before the search ends."""
+"""Number of times that one worker may be lost before the search ends."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Cluster:
     """Where workers run.
 
     Attributes:
-        workers: How many there are.
-        address: Of a Ray cluster that runs already; None to start one on this machine.
+        workers: Number of workers.
+        address: Address of a running Ray cluster; None to start one on this machine.
     """
 
     workers: int
@@ -45,52 +45,60 @@ class Cluster:
 
 
 class Worker:
-    """What runs in an actor: a bench, made there."""
+    """Runs in an actor, and makes its trials there."""
 
-    def __init__(self, make: Callable[[], Bench], folder: str) -> None:
-        """Make it, with paths from a folder on, which is the driver's."""
+    def __init__(self, make: Callable[[], Trials], folder: str) -> None:
+        """Make the trials.
+
+        Args:
+            make: Makes them.
+            folder: The working directory of the driver, which relative paths start from.
+        """
         os.chdir(folder)
-        self._bench = make()
+        self.trials = make()
 
-    def dense(self, items: Items) -> Scores:
-        """See `Bench`."""
-        return self._bench.dense(items)
+    def score_fine_tuned(self, items: Items) -> Scores:
+        """See `Trials`."""
+        return self.trials.score_fine_tuned(items)
 
     def parameters(self) -> list[str]:
-        """See `Bench`."""
-        return self._bench.parameters()
+        """See `Trials`."""
+        return self.trials.parameters()
 
     def score(self, trial: Trial) -> Scores:
-        """See `Bench`."""
-        return self._bench.score(*trial)
+        """Return the scores of one trial."""
+        (scores,) = self.trials.score_all([trial])
+        return scores
 
-    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
-        """See `Bench`."""
-        return self._bench.distill(items, low, high, seed)
+
+class TeachingWorker(Worker):
+    """A worker whose trials can teach."""
+
+    trials: TeachingTrials
+
+    def propose(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+        """See `TeachingTrials`."""
+        return self.trials.propose(items, low, high, seed)
 
 
 @dataclass(frozen=True)
-class WorkersBench:
-    """A bench whose trials are shared among workers."""
+class WorkerTrials:
+    """Trials that workers share; see `Trials`."""
 
     workers: Sequence[ActorHandle]
 
-    def dense(self, items: Items) -> Scores:
-        """The scores of the fine-tuned model as it is."""
-        found: Scores = _got(lambda: self.workers[0].dense.remote(items))
+    def score_fine_tuned(self, items: Items) -> Scores:
+        """Return the scores of the fine-tuned models, from the first worker."""
+        found: Scores = _wait_for(lambda: self.workers[0].score_fine_tuned.remote(items))
         return found
 
     def parameters(self) -> list[str]:
-        """What is tuned."""
-        found: list[str] = _got(lambda: self.workers[0].parameters.remote())
+        """Return the names of what is set, from the first worker."""
+        found: list[str] = _wait_for(lambda: self.workers[0].parameters.remote())
         return found
 
-    def score(self, factors: Mapping[str, Setting], items: Items) -> Scores:
-        """The scores of one trial."""
-        return next(self.score_all([(factors, items)]))
-
     def score_all(self, trials: Sequence[Trial]) -> Iterator[Scores]:
-        """The scores of several trials, in order, made at the same time."""
+        """Yield the scores of several trials, in order; they are made at the same time."""
         from ray.exceptions import RayError
         from ray.util import ActorPool
 
@@ -102,47 +110,52 @@ class WorkersBench:
             except StopIteration:
                 return
             except RayError as error:
-                raise _ended(error) from error
+                raise _cause_of(error) from error
             yield scores
 
-    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
-        """The factors by which the pruned model is likest to the fine-tuned one."""
-        found: Proposal = _got(lambda: self.workers[0].distill.remote(items, low, high, seed))
+
+@dataclass(frozen=True)
+class TeachingWorkerTrials(WorkerTrials):
+    """Trials that workers share, the first of which teaches; see `TeachingTrials`."""
+
+    def propose(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+        """Return the factors that bring the pruned model nearest to the fine-tuned one."""
+        found: Proposal = _wait_for(lambda: self.workers[0].propose.remote(items, low, high, seed))
         return found
 
 
 @contextmanager
 def connect(cluster: Cluster, gpus: int = 0) -> Iterator[None]:
-    """While open, workers can be started.
+    """Connect to a cluster, or start one; workers can be started within this context.
 
     Args:
-        cluster: Where they run.
-        gpus: How many they need.
+        cluster: Where workers run.
+        gpus: Number of GPUs that they need.
 
     Raises:
-        DppaError: Ray is not installed, there is no cluster at the address, or this machine has
-            fewer GPUs. A running cluster may get more of them.
+        DppaError: Ray is not installed, no cluster answers at the address, or this machine has too
+            few GPUs. A running cluster may still get more of them.
     """
     try:
         import ray
     except ImportError as error:
         raise DppaError("Several workers need Ray: pip install 'dppa-mergekit[ray]'.") from error
     _refuse_silent(cluster.address)
-    ours = signal.getsignal(signal.SIGTERM)
+    own = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False)
-    # Whatever Ray raises for an address where none answers.
+    # Ray raises any of these for an address where no cluster answers.
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise DppaError(f"No Ray cluster at {cluster.address} ({reason}).") from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, ours)  # Ray's ends a process without a word
+        signal.signal(signal.SIGTERM, own)  # Ray's handler ends the process without a message.
     try:
-        there = int(ray.cluster_resources().get("GPU", 0))
-        if cluster.address is None and gpus > there:
+        available = int(ray.cluster_resources().get("GPU", 0))
+        if cluster.address is None and gpus > available:
             raise DppaError(
-                f"{gpus} workers on cuda need {gpus} GPUs, one each, and this machine has {there}: "
-                f"name fewer workers."
+                f"{gpus} workers on cuda need {gpus} GPUs, one each, and this machine has "
+                f"{available}; name fewer workers."
             )
         yield
     finally:
@@ -150,7 +163,7 @@ def connect(cluster: Cluster, gpus: int = 0) -> Iterator[None]:
 
 
 def _refuse_silent(address: str | None) -> None:
-    """Refuse an address where nothing answers, which Ray itself waits minutes for."""
+    """Raise DppaError for an address where nothing answers; Ray itself would wait for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon or not port.isdecimal():
         return
@@ -162,21 +175,22 @@ def _refuse_silent(address: str | None) -> None:
 
 @contextmanager
 def distribute(
-    make: Callable[[], Bench], workers: int, of_all: int, gpu: bool
-) -> Iterator[WorkersBench]:
-    """The bench of some workers, which end with it.
+    make: Callable[[], Trials], workers: int, of_all: int, gpu: bool, teaching: bool = False
+) -> Iterator[Trials]:
+    """Yield trials that some workers share; the workers end with this context.
 
     Args:
-        make: Makes a bench, in the worker.
-        workers: How many.
-        of_all: How many there are at most at the same time, these included: they share the
+        make: Makes a worker's own trials, in the worker.
+        workers: Number of these workers.
+        of_all: Largest number of workers at the same time, these included: they share the
             processors.
-        gpu: Whether each has a GPU of its own.
+        gpu: Whether a worker has a GPU of its own.
+        teaching: Whether `make` makes trials that can teach.
     """
     import ray
 
     processors = ray.cluster_resources().get("CPU", 1.0) / of_all
-    actor = ray.remote(Worker).options(
+    actor = ray.remote(TeachingWorker if teaching else Worker).options(
         num_cpus=int(processors) if processors >= 1 else processors,
         num_gpus=1 if gpu else 0,
         max_restarts=RESTARTS,
@@ -184,14 +198,14 @@ def distribute(
     )
     started = [actor.remote(make, os.getcwd()) for _ in range(workers)]
     try:
-        yield WorkersBench(started)
+        yield TeachingWorkerTrials(started) if teaching else WorkerTrials(started)
     finally:
         for worker in started:
             ray.kill(worker)
 
 
-def _got(call: Callable[[], Result]) -> Result:
-    """What a worker's method returns, given what begins it."""
+def _wait_for(call: Callable[[], Result]) -> Result:
+    """Return the result of a worker's method, given a function that calls it."""
     import ray
     from ray.exceptions import RayError
 
@@ -199,11 +213,11 @@ def _got(call: Callable[[], Result]) -> Result:
         found: Result = ray.get(call())
         return found
     except RayError as error:
-        raise _ended(error) from error
+        raise _cause_of(error) from error
 
 
-def _ended(error: Exception) -> DppaError:
-    """What ended a worker: its own error, if it is one of this package's."""
+def _cause_of(error: Exception) -> DppaError:
+    """Return what ended a worker: its own error, if it is one of this package's."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, DppaError):
         return cause

@@ -11,8 +11,8 @@ from search_runs import Command, evaluated, journal
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
-from dppa_mergekit.search.candidate_search import Options
-from dppa_mergekit.search.recipe_search import search_amplification
+from dppa_mergekit.search.factor_search import search_amplification
+from dppa_mergekit.search.options import Options
 
 
 @pytest.mark.parametrize("strategy", ["joint", "paper", "distill"])

@@ -5,21 +5,22 @@ from random import Random
 from typing import Any
 
 import pytest
-from landscape import Landscape, hill
+from landscape import Landscape, TeachingLandscape, hill
 
-from dppa_mergekit.errors import ParameterError
+from dppa_mergekit.errors import DppaError, ParameterError
 from dppa_mergekit.scoring.objectives import DomainObjective, MergeObjective
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tasks import TasksError
-from dppa_mergekit.search.candidate_search import CandidateSearch, Options, SearchResult
-from dppa_mergekit.search.factor_trials import Proposal
+from dppa_mergekit.search.candidate_search import CandidateSearch, SearchResult
+from dppa_mergekit.search.candidates import Proposal, weight_candidates
+from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.racing import Contest, deal
-from dppa_mergekit.search.strategies import Space, _tuned
+from dppa_mergekit.search.strategies import Space, _tune
 
 
-def run(bench: Landscape, **options: object) -> SearchResult:
-    items = {"a": len(bench.thresholds)}
-    return CandidateSearch("math", "./math", items, bench, Options(**options)).run()
+def run(trials: Landscape, **options: object) -> SearchResult:
+    items = {"a": len(trials.thresholds)}
+    return CandidateSearch("math", "./math", items, trials, Options(**options)).run()
 
 
 def dipped(a: float, b: float) -> float:
@@ -29,9 +30,18 @@ def dipped(a: float, b: float) -> float:
 
 @pytest.mark.parametrize("strategy", ["paper", "joint", "distill"])
 def test_finds_the_top_of_a_hill(strategy: str) -> None:
-    tuned = run(Landscape(hill(1.7, 1.3)), strategy=strategy)
-    assert tuned.factors == pytest.approx({"amplify_90": 1.7, "amplify_80": 1.3}, abs=0.1001)
-    assert tuned.after.value > tuned.before.value
+    found = run(TeachingLandscape(hill(1.7, 1.3)), strategy=strategy)
+    assert found.factors == pytest.approx({"amplify_90": 1.7, "amplify_80": 1.3}, abs=0.1001)
+    assert found.after.value > found.before.value
+
+
+def test_a_strategy_that_needs_a_teacher_is_refused_before_any_evaluation() -> None:
+    class NoScores(Landscape):
+        def score_fine_tuned(self, items: Items) -> Scores:
+            raise AssertionError
+
+    with pytest.raises(DppaError, match="Strategy distill needs a teacher"):
+        run(NoScores(hill(1.7, 1.3)), strategy="distill")
 
 
 def test_joint_finds_what_the_climb_misses() -> None:
@@ -44,41 +54,42 @@ def test_joint_finds_what_the_climb_misses() -> None:
 WEIGHTS = ("math", "finance", "law")
 
 
-def weighed(bench: Landscape, start: Sequence[float], evaluations: int) -> SearchResult:
-    items = {"a": len(bench.thresholds)}
+def weighed(trials: Landscape, start: Sequence[float], evaluations: int) -> SearchResult:
+    items = {"a": len(trials.thresholds)}
     options = Options(strategy="weights", low=0.0, high=1.5, max_evaluations=evaluations)
-    return CandidateSearch("all", "", items, bench, options, weights=start).run()
+    make = weight_candidates(start)
+    return CandidateSearch("all", "", items, trials, options, make_candidates=make).run()
 
 
 @pytest.mark.parametrize("best", [(0.9, 0.4, 0.2), (0.1, 1.4, 0.7), (0.5, 0.5, 0.5)])
 def test_weights_of_their_own(best: tuple[float, ...]) -> None:
-    tuned = weighed(Landscape(hill(*best), WEIGHTS), (0.3, 0.3, 0.3), 60)
-    assert tuned.factors == pytest.approx(dict(zip(WEIGHTS, best, strict=True)), abs=0.1001)
+    found = weighed(Landscape(hill(*best), WEIGHTS), (0.3, 0.3, 0.3), 60)
+    assert found.factors == pytest.approx(dict(zip(WEIGHTS, best, strict=True)), abs=0.1001)
 
 
 def test_weights_of_their_own_come_early() -> None:
-    bench = Landscape(hill(0.9, 0.4, 0.2), WEIGHTS)
-    few = weighed(bench, (0.3, 0.3, 0.3), 12)
-    shared = max(bench.quality(weight, weight, weight) for weight in (0.1 * n for n in range(16)))
-    assert bench.quality(*few.factors.values()) > shared
+    trials = Landscape(hill(0.9, 0.4, 0.2), WEIGHTS)
+    few = weighed(trials, (0.3, 0.3, 0.3), 12)
+    shared = max(trials.quality(weight, weight, weight) for weight in (0.1 * n for n in range(16)))
+    assert trials.quality(*few.factors.values()) > shared
     assert few.evaluations <= 12
 
 
 def test_weights_that_are_right_stay() -> None:
     right = (0.85, 0.4, 0.2)
-    tuned = weighed(Landscape(hill(*right), WEIGHTS), right, 60)
-    assert tuned.factors == dict(zip(WEIGHTS, right, strict=True))
+    found = weighed(Landscape(hill(*right), WEIGHTS), right, 60)
+    assert found.factors == dict(zip(WEIGHTS, right, strict=True))
 
 
 def test_patience_steps_over_a_dip() -> None:
-    tuned = run(Landscape(dipped), strategy="paper", patience=5)
-    assert tuned.factors["amplify_90"] == pytest.approx(2.2, abs=0.1001)
+    found = run(Landscape(dipped), strategy="paper", patience=5)
+    assert found.factors["amplify_90"] == pytest.approx(2.2, abs=0.1001)
 
 
 def test_the_papers_climb_step_by_step() -> None:
-    bench = Landscape(lambda a, b: 0.9 - 5 * (a - 1.2) ** 2 - 5 * (b - 1.1) ** 2 * (b > 0))
-    run(bench, strategy="paper")
-    tried = list(dict.fromkeys(values for values, _ in bench.calls))
+    trials = Landscape(lambda a, b: 0.9 - 5 * (a - 1.2) ** 2 - 5 * (b - 1.1) ** 2 * (b > 0))
+    run(trials, strategy="paper")
+    tried = list(dict.fromkeys(values for values, _ in trials.calls))
     assert tried == [
         (1.0, 1.0),
         # Method 1: the 80 partition is absent while that of 90 is tuned.
@@ -90,40 +101,40 @@ def test_the_papers_climb_step_by_step() -> None:
 
 
 def test_random_partitions_are_climbed_downwards() -> None:
-    bench = Landscape(hill(0.7, 0.8))
-    tuned = run(bench, strategy="paper", low=0.1, high=1.0, downwards=True)
-    assert tuned.factors == pytest.approx({"amplify_90": 0.7, "amplify_80": 0.8}, abs=0.1001)
-    assert max(max(values) for values, _ in bench.calls) == 1.0
+    trials = Landscape(hill(0.7, 0.8))
+    found = run(trials, strategy="paper", low=0.1, high=1.0, downwards=True)
+    assert found.factors == pytest.approx({"amplify_90": 0.7, "amplify_80": 0.8}, abs=0.1001)
+    assert max(max(values) for values, _ in trials.calls) == 1.0
 
 
 @pytest.mark.parametrize("strategy", ["paper", "joint", "distill"])
 @pytest.mark.parametrize("seed", range(8))
 def test_never_below_the_start(strategy: str, seed: int) -> None:
     # Nothing is better than 1, and all differences are noise.
-    flat = Landscape(lambda *factors: 0.5, items=60, noise=0.2)
-    tuned = run(flat, strategy=strategy, seed=seed)
-    assert tuned.after.value >= tuned.before.value
-    assert tuned.confirmed is not None
-    assert tuned.confirmed[1].value >= tuned.confirmed[0].value
+    flat = TeachingLandscape(lambda *factors: 0.5, items=60, noise=0.2)
+    found = run(flat, strategy=strategy, seed=seed)
+    assert found.after.value >= found.before.value
+    assert found.confirmed is not None
+    assert found.confirmed[1].value >= found.confirmed[0].value
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_was_told_last_is_the_result(seed: int) -> None:
+def test_what_was_reported_last_is_the_result(seed: int) -> None:
     # By chance, what chose is often not what the other items confirm.
-    bench = Landscape(hill(1.2, 1.1), items=60, noise=0.3)
-    told: list[Mapping[str, object]] = []
+    trials = Landscape(hill(1.2, 1.1), items=60, noise=0.3)
+    reported: list[Mapping[str, object]] = []
     options = Options(seed=seed, max_evaluations=30)
-    items = {"a": len(bench.thresholds)}
-    search = CandidateSearch("math", "./math", items, bench, options, best_so_far=told.append)
-    assert search.run().factors == told[-1]
+    items = {"a": len(trials.thresholds)}
+    search = CandidateSearch("math", "./math", items, trials, options, best_so_far=reported.append)
+    assert search.run().factors == reported[-1]
 
 
 def test_a_plateau_is_resolved_by_its_middle() -> None:
     def quality(a: float, b: float) -> float:
         return 0.8 if 1.35 < a < 2.25 else 0.3
 
-    tuned = run(Landscape(quality), strategy="joint")
-    assert tuned.factors == pytest.approx({"amplify_90": 1.8, "amplify_80": 1.0}, abs=0.101)
+    found = run(Landscape(quality), strategy="joint")
+    assert found.factors == pytest.approx({"amplify_90": 1.8, "amplify_80": 1.0}, abs=0.101)
 
 
 def test_a_plateau_beside_the_grid() -> None:
@@ -135,28 +146,27 @@ def test_a_plateau_beside_the_grid() -> None:
             yield {"a": Score.of([0.5, float(right)])}
 
     contest = Contest(score, 1, DomainObjective({"a": 1.0}), 60, (100, 100))
-    assert _tuned(contest, Space((100, 100), 20, 300), (100, 150), [1]) == (100, 150)
+    assert _tune(contest, Space((100, 100), 20, 300), (100, 150), [1]) == (100, 150)
 
 
 def test_a_tie_goes_to_factors_of_1() -> None:
-    tuned = run(Landscape(lambda *factors: 0.5), strategy="joint")
-    assert tuned.factors == {"amplify_90": 1.0, "amplify_80": 1.0}
+    found = run(Landscape(lambda *factors: 0.5), strategy="joint")
+    assert found.factors == {"amplify_90": 1.0, "amplify_80": 1.0}
 
 
 def test_nothing_is_scored_twice_and_bad_candidates_are_given_up() -> None:
-    bench = Landscape(hill(1.7, 1.3), noise=0.02)
-    tuned = run(bench, strategy="joint")
-    per_fold = len(bench.thresholds) / 6
-    pairs = [(values, place) for place, (values, _) in enumerate(bench.calls)]
-    of_candidate = [values for values, _ in pairs]
+    trials = Landscape(hill(1.7, 1.3), noise=0.02)
+    found = run(trials, strategy="joint")
+    per_fold = len(trials.thresholds) / 6
+    of_candidate = [values for values, _ in trials.calls]
     assert max(of_candidate.count(values) for values in of_candidate) <= 6
-    assert len(bench.calls) * per_fold < 0.7 * tuned.evaluations * len(bench.thresholds)
+    assert len(trials.calls) * per_fold < 0.7 * found.evaluations * len(trials.thresholds)
 
 
 def test_the_budget_holds() -> None:
-    bench = Landscape(hill(1.7, 1.3))
-    tuned = run(bench, strategy="joint", max_evaluations=7)
-    assert tuned.evaluations == len({values for values, _ in bench.calls}) == 7
+    trials = Landscape(hill(1.7, 1.3))
+    found = run(trials, strategy="joint", max_evaluations=7)
+    assert found.evaluations == len({values for values, _ in trials.calls}) == 7
 
 
 @pytest.mark.parametrize("name", ["max_evaluations", "patience"])
@@ -168,7 +178,7 @@ def test_no_candidate_is_no_search(name: str) -> None:
 
 def test_a_dense_score_of_zero_names_the_task() -> None:
     class Nothing(Landscape):
-        def dense(self, items: Items) -> Scores:
+        def score_fine_tuned(self, items: Items) -> Scores:
             return {task: Score.of([0.0] * len(chosen)) for task, chosen in items.items()}
 
     with pytest.raises(TasksError, match="Task a: the model before merging scores 0"):
@@ -177,33 +187,35 @@ def test_a_dense_score_of_zero_names_the_task() -> None:
 
 def test_a_metric_that_is_no_mean_of_items_is_taken_of_all_of_them() -> None:
     class Correlation(Landscape):
-        def dense(self, items: Items) -> Scores:
+        def score_fine_tuned(self, items: Items) -> Scores:
             return {task: Score(1.0) for task in items}
 
-        def score(self, factors: Mapping[str, float], items: Items) -> Scores:
-            return {task: Score(each.value) for task, each in super().score(factors, items).items()}
+        def score(self, settings: Mapping[str, float], items: Items) -> Scores:
+            return {
+                task: Score(score.value) for task, score in super().score(settings, items).items()
+            }
 
-    bench = Correlation(hill(1.7, 1.3))
-    tuned = run(bench)
-    assert {number for _, number in bench.calls} == {len(bench.thresholds)}
-    assert tuned.factors == pytest.approx({"amplify_90": 1.7, "amplify_80": 1.3}, abs=0.1001)
-    assert tuned.confirmed is None
+    trials = Correlation(hill(1.7, 1.3))
+    found = run(trials)
+    assert {number for _, number in trials.calls} == {len(trials.thresholds)}
+    assert found.factors == pytest.approx({"amplify_90": 1.7, "amplify_80": 1.3}, abs=0.1001)
+    assert found.confirmed is None
 
 
 def test_factors_for_each_block_stay_in_their_range() -> None:
-    class Blocks(Landscape):
-        def score(self, factors: Mapping[str, Any], items: Items) -> Scores:
-            self.tried += [value for values in factors.values() for value in values]
-            return super().score({name: sum(each) for name, each in factors.items()}, items)
+    class Blocks(TeachingLandscape):
+        def score(self, settings: Mapping[str, Any], items: Items) -> Scores:
+            self.tried += [value for values in settings.values() for value in values]
+            return super().score({name: sum(factors) for name, factors in settings.items()}, items)
 
-        def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+        def propose(self, items: Items, low: float, high: float, seed: int) -> Proposal:
             return {name: [low, 0.6, high] for name in self.names}
 
-    bench = Blocks(lambda a, b: 0.9 - (a + b) / 20)
-    bench.tried = []
-    run(bench, strategy="distill", per_block=True, low=0.1, high=1.0)
-    assert min(bench.tried) == 0.1
-    assert max(bench.tried) == 1.0
+    trials = Blocks(lambda a, b: 0.9 - (a + b) / 20)
+    trials.tried = []
+    run(trials, strategy="distill", per_block=True, low=0.1, high=1.0)
+    assert min(trials.tried) == 0.1
+    assert max(trials.tried) == 1.0
 
 
 def test_items_are_dealt_out_once() -> None:
@@ -247,14 +259,14 @@ def test_a_start_that_breaks_the_guard(items: int) -> None:
         drawn = {task: [rng.random() for _ in range(items)] for task in "ag"}
 
         class Trade(Landscape):
-            def dense(self, items: Items) -> Scores:
+            def score_fine_tuned(self, items: Items) -> Scores:
                 guard = [float(drawn["g"][item] < 0.95) for item in items["g"]]
                 return {"a": Score.of([1.0] * len(items["a"])), "g": Score.of(guard)}
 
-            def score(self, factors: Mapping[str, float], items: Items) -> Scores:
-                weight = sum(factors.values()) / len(factors)
+            def score(self, settings: Mapping[str, float], items: Items) -> Scores:
+                weight = sum(settings.values()) / len(settings)
                 right = {"a": 0.25 + 0.5 * weight, "g": 0.95 - 0.126 * weight**2}
-                luck = Random(f"{seed} {factors} {items}")
+                luck = Random(f"{seed} {settings} {items}")
                 return {
                     task: Score.of(
                         [float(drawn[task][x] + luck.gauss(0, 0.06) < right[task]) for x in chosen]
@@ -262,7 +274,7 @@ def test_a_start_that_breaks_the_guard(items: int) -> None:
                     for task, chosen in items.items()
                 }
 
-        tuned = CandidateSearch(
+        found = CandidateSearch(
             "merge",
             "",
             {"a": items, "g": items},
@@ -271,9 +283,9 @@ def test_a_start_that_breaks_the_guard(items: int) -> None:
             objective=lambda dense: MergeObjective(
                 {"first": DomainObjective({"a": 1.0})}, guard={"g": dense["g"]}, loss=0.05
             ),
-            weights=[0.8, 0.8],
+            make_candidates=weight_candidates([0.8, 0.8]),
         ).run()
-        return tuned.lost > 0
+        return found.lost > 0
 
     assert sum(map(broke, range(8))) <= 1
 
@@ -287,7 +299,7 @@ def test_a_race_keeps_what_chance_may_explain() -> None:
         for candidate, fold in wanted:
             scored.append((candidate, fold))
             part = luck[fold * 50 : fold * 50 + 50]
-            yield {"a": Score.of([float(each < rates[candidate]) for each in part])}
+            yield {"a": Score.of([float(threshold < rates[candidate]) for threshold in part])}
 
     scored: list[tuple[tuple[int, ...], int]] = []
     contest = Contest(score, 6, DomainObjective({"a": 1.0}), 10, (100,))

@@ -27,7 +27,7 @@ def family(tmp_path: Path) -> Path:
     return save_family(tmp_path, dtype=torch.float64, num_hidden_layers=2)
 
 
-def resident_of(folder: Path, method: str = "dppa") -> AmplifiedModel:
+def amplified_of(folder: Path, method: str = "dppa") -> AmplifiedModel:
     models = {"math": {"weight": 0.6, "density": 0.3}}
     alone = Recipe(recipe(folder, method, models)).alone(str(folder / "math"))
     return AmplifiedModel.load(alone, folder)
@@ -35,25 +35,28 @@ def resident_of(folder: Path, method: str = "dppa") -> AmplifiedModel:
 
 @pytest.mark.parametrize("method", ["dppa", "dare_dpa"])
 def test_gradients_in_factors_are_autograds(family: Path, method: str) -> None:
-    resident = resident_of(family, method)
+    amplified = amplified_of(family, method)
     point = {90: [1.3, 0.9], 80: [0.8, 1.2], 70: [1.1, 1.1]}
-    lessons = teach(resident.model, resident.tokenizer, PROMPTS, 2)
+    lessons = teach(amplified.model, amplified.tokenizer, PROMPTS, 2)
     weights = []
     for rate in (90, 80, 70):
         for layer in range(2):
             # By finite difference of the weights, which are linear in the factors: the direction.
-            knots = [factor + (place == layer) for place, factor in enumerate(point[rate])]
-            resident.set_factors({**point, rate: knots})
-            higher = {name: each.clone() for name, each in resident.model.state_dict().items()}
-            resident.set_factors(point)
+            knots = [factor + (index == layer) for index, factor in enumerate(point[rate])]
+            amplified.set_factors({**point, rate: knots})
+            higher = {name: tensor.clone() for name, tensor in amplified.model.state_dict().items()}
+            amplified.set_factors(point)
             weights.append(
-                {name: higher[name] - each for name, each in resident.model.state_dict().items()}
+                {
+                    name: higher[name] - tensor
+                    for name, tensor in amplified.model.state_dict().items()
+                }
             )
-    start = {name: each.clone() for name, each in resident.model.state_dict().items()}
+    start = {name: tensor.clone() for name, tensor in amplified.model.state_dict().items()}
     factors = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     moved = {
-        name: each + sum(factors[i] * of_factor[name] for i, of_factor in enumerate(weights))
-        for name, each in start.items()
+        name: tensor + sum(factors[i] * of_factor[name] for i, of_factor in enumerate(weights))
+        for name, tensor in start.items()
         if name != "lm_head.weight"  # tied
     }
 
@@ -61,15 +64,15 @@ def test_gradients_in_factors_are_autograds(family: Path, method: str) -> None:
         device = torch.device("cpu")
 
         def forward(self, **inputs):
-            return torch.func.functional_call(resident.model, moved, (), inputs)
+            return torch.func.functional_call(amplified.model, moved, (), inputs)
 
     divergence(Functional(), lessons).backward()
-    with resident.factor_gradients() as found:
-        divergence(resident.model, lessons).backward()
+    with amplified.factor_gradients() as found:
+        divergence(amplified.model, lessons).backward()
     assert factors.grad is not None
     assert found.shape == (3, 2)
     assert found.flatten().tolist() == pytest.approx(factors.grad.tolist(), rel=1e-6, abs=1e-12)
-    assert all(each.grad is None for each in resident.model.parameters())
+    assert all(parameter.grad is None for parameter in amplified.model.parameters())
     assert float(found.abs().min()) > 1e-9
 
 
@@ -103,10 +106,10 @@ def by_hand(teacher: PreTrainedModel, student: PreTrainedModel, lessons: Lessons
         p = teacher(tokens).logits[0].softmax(-1).numpy()
         q = student(tokens).logits[0].softmax(-1).numpy()
         of_tokens = []
-        for place in range(begin - 1, end - 1):
-            top = [each for each in numpy.argsort(-p[place])[:TOP] if each < q.shape[1]]
-            rest_p, rest_q = 1 - p[place][top].sum(), 1 - q[place][top].sum()
-            kl = (p[place][top] * numpy.log(p[place][top] / q[place][top])).sum()
+        for position in range(begin - 1, end - 1):
+            top = [word for word in numpy.argsort(-p[position])[:TOP] if word < q.shape[1]]
+            rest_p, rest_q = 1 - p[position][top].sum(), 1 - q[position][top].sum()
+            kl = (p[position][top] * numpy.log(p[position][top] / q[position][top])).sum()
             of_tokens.append(kl + rest_p * numpy.log(rest_p / rest_q))
         expected.append(float(numpy.mean(of_tokens)))
     return expected
@@ -152,7 +155,7 @@ def test_lessons_are_kept_under_their_key(family: Path, tmp_path: Path) -> None:
     lessons.save(path, "a")
     again = Lessons.read(path, "a")
     assert again is not None
-    assert all(torch.equal(vars(again)[name], each) for name, each in vars(lessons).items())
+    assert all(torch.equal(vars(again)[name], tensor) for name, tensor in vars(lessons).items())
     assert Lessons.read(path, "b") is None
     path.write_bytes(path.read_bytes()[:100])
     assert Lessons.read(path, "a") is None
@@ -161,4 +164,4 @@ def test_lessons_are_kept_under_their_key(family: Path, tmp_path: Path) -> None:
 def test_batches_take_every_lesson_once_a_round() -> None:
     drawn = draw_batches(7, 3, seed=0)
     rounds = [torch.cat([next(drawn) for _ in range(3)]).sort().values for _ in range(3)]
-    assert all(torch.equal(each, torch.arange(7)) for each in rounds)
+    assert all(torch.equal(drawn_once, torch.arange(7)) for drawn_once in rounds)

@@ -15,9 +15,9 @@ from search_models import save_search
 
 from dppa_mergekit.cli.main import main
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.scoring.ratios import Scores
-from dppa_mergekit.search.candidate_search import CandidateSearch, Options
-from dppa_mergekit.search.factor_trials import Items
+from dppa_mergekit.scoring.ratios import Items, Scores
+from dppa_mergekit.search.candidate_search import CandidateSearch
+from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.workers import RESTARTS, Cluster, connect, distribute
 
 
@@ -37,7 +37,7 @@ def searched(saved: Path, folder: Path, *options: str) -> tuple[str, list[dict]]
     header, *entries = ({**json.loads(line), "seconds": 0} for line in lines)
     return output.read_text(encoding="utf-8"), [
         header,
-        *sorted(entries, key=lambda each: (each["domain"], each["candidate"], each["fold"])),
+        *sorted(entries, key=lambda entry: (entry["domain"], entry["candidate"], entry["fold"])),
     ]
 
 
@@ -69,19 +69,19 @@ class Fragile(Landscape):
         super().__init__(hill(1.7, 1.3))
         self.folder = folder
 
-    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
-        mark = self.folder / f"{factors}"
+    def score(self, settings: Mapping[str, float], items: Items) -> Scores:
+        mark = self.folder / f"{settings}"
         lost = len(list(self.folder.iterdir()))
-        if factors["amplify_90"] == 1.4 and not mark.exists() and lost < RESTARTS:
+        if settings["amplify_90"] == 1.4 and not mark.exists() and lost < RESTARTS:
             mark.touch()
             os._exit(1)
-        return super().score(factors, items)
+        return super().score(settings, items)
 
 
 class Refusing(Landscape):
     """It has no scores."""
 
-    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+    def score(self, settings: Mapping[str, float], items: Items) -> Scores:
         raise DppaError("The disk is full.")
 
 
@@ -98,8 +98,8 @@ def cluster() -> Iterator[None]:
 def test_a_lost_workers_trial_is_made_again(tmp_path: Path) -> None:
     items = {"a": 400}
     alone = CandidateSearch("math", "./math", items, Landscape(hill(1.7, 1.3)), Options()).run()
-    with distribute(lambda: Fragile(tmp_path), 2, 2, gpu=False) as bench:
-        shared = CandidateSearch("math", "./math", items, bench, Options()).run()
+    with distribute(lambda: Fragile(tmp_path), 2, 2, gpu=False) as trials:
+        shared = CandidateSearch("math", "./math", items, trials, Options()).run()
     assert list(tmp_path.iterdir())
     assert (shared.factors, shared.after) == (alone.factors, alone.after)
 
@@ -107,10 +107,10 @@ def test_a_lost_workers_trial_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_what_ends_a_trial_is_said_as_without_workers() -> None:
     with (
-        distribute(lambda: Refusing(hill(1.0, 1.0)), 1, 2, gpu=False) as bench,
+        distribute(lambda: Refusing(hill(1.0, 1.0)), 1, 2, gpu=False) as trials,
         pytest.raises(DppaError, match=r"^The disk is full\.$"),
     ):
-        CandidateSearch("math", "./math", {"a": 100}, bench, Options()).run()
+        CandidateSearch("math", "./math", {"a": 100}, trials, Options()).run()
 
 
 def test_an_address_where_no_cluster_is() -> None:

@@ -1,4 +1,4 @@
-"""A bench without a model: how good factors are is a function, and items are right by chance."""
+"""Trials without a model: the quality of factors is a function, and items are right by chance."""
 
 import sys
 import time
@@ -7,15 +7,17 @@ from pathlib import Path
 from random import Random
 
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
-from dppa_mergekit.search.candidate_search import CandidateSearch, Options
-from dppa_mergekit.search.factor_trials import OneByOne, Proposal
+from dppa_mergekit.search.candidate_search import CandidateSearch
+from dppa_mergekit.search.candidates import Proposal
+from dppa_mergekit.search.options import Options
+from dppa_mergekit.search.trials import OneByOne
 from dppa_mergekit.storage.journal import open_journal
 
 Quality = Callable[..., float]
 
 
 class Landscape(OneByOne):
-    """Items have thresholds; one is right if the quality of the factors is above it, but for noise.
+    """An item is right if the quality of the factors is above its threshold, apart from noise.
 
     `calls` has (factors, number of items) of every evaluation.
     """
@@ -34,15 +36,15 @@ class Landscape(OneByOne):
         self.thresholds = [random.random() for _ in range(items)]
         self.calls: list[tuple[tuple[float, ...], int]] = []
 
-    def dense(self, items: Items) -> Scores:
+    def score_fine_tuned(self, items: Items) -> Scores:
         return {task: Score.of([1.0] * len(chosen)) for task, chosen in items.items()}
 
     def parameters(self) -> list[str]:
         return self.names
 
-    def score(self, factors: Mapping[str, float], items: Items) -> Scores:
+    def score(self, settings: Mapping[str, float], items: Items) -> Scores:
         time.sleep(self.seconds)
-        values = tuple(factors.values())
+        values = tuple(settings.values())
         scores = {}
         for task, chosen in items.items():
             self.calls.append((values, len(chosen)))
@@ -53,7 +55,11 @@ class Landscape(OneByOne):
             scores[task] = Score.of(right)
         return scores
 
-    def distill(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+
+class TeachingLandscape(Landscape):
+    """A landscape whose teacher proposes 1.5 for every factor."""
+
+    def propose(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         return {name: [1.5] for name in self.names}
 
 
@@ -64,11 +70,11 @@ def hill(*best: float) -> Quality:
 
 def main(journal: Path) -> None:
     """Search a hill with a journal, slowly enough to be killed; print the result."""
-    bench = Landscape(hill(1.7, 1.3), noise=0.05, seconds=0.01)
+    trials = Landscape(hill(1.7, 1.3), noise=0.05, seconds=0.01)
     with open_journal(journal, {"recipe": "a hill"}) as held:
-        items = {"a": len(bench.thresholds)}
-        tuned = CandidateSearch("math", "./math", items, bench, Options(), held).run()
-    print(tuned.factors, tuned.before, tuned.after, tuned.confirmed, tuned.evaluations)
+        items = {"a": len(trials.thresholds)}
+        found = CandidateSearch("math", "./math", items, trials, Options(), held).run()
+    print(found.factors, found.before, found.after, found.confirmed, found.evaluations)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,178 @@
+"""The meaning of a candidate's numbers: factors, weights, or shares of a teacher's proposal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from dppa_mergekit.recipes import Setting
+from dppa_mergekit.search.options import Options
+from dppa_mergekit.search.racing import ONE, Candidate
+from dppa_mergekit.search.strategies import Space
+
+Settings: TypeAlias = Mapping[str, Setting]
+"""Name -> factor, factors of all layers, or weight."""
+
+Proposal: TypeAlias = Mapping[str, Sequence[float]]
+"""Factor -> what a teacher proposes: one value, or a value for each layer from first to last."""
+
+
+class Candidates(Protocol):
+    """The candidates of one search."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The factors or weights that a candidate has a number for, in order."""
+        ...
+
+    @property
+    def space(self) -> Space:
+        """The candidates that may be tried."""
+        ...
+
+    def settings(self, candidate: Candidate) -> Settings:
+        """Return name -> the factors or the weight that a candidate stands for."""
+        ...
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Return whether a candidate may be the result of the search."""
+        ...
+
+
+MakeCandidates: TypeAlias = Callable[[Sequence[str], Options, Proposal | None], Candidates]
+"""Makes the candidates of a search from its names, its options and the teacher's proposal."""
+
+
+@dataclass(frozen=True)
+class FactorCandidates:
+    """Candidates that are factors, one for each partition; see `Candidates`."""
+
+    names: Sequence[str]
+    space: Space
+
+    def settings(self, candidate: Candidate) -> Settings:
+        """Return name -> factor."""
+        return _values(self.names, candidate)
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Return False for a factor of 0: it leaves a partition out, which is only a step."""
+        return 0 not in candidate
+
+
+@dataclass(frozen=True)
+class BlockCandidates:
+    """Candidates that are shares of the way from factors 1 to a proposal for each block.
+
+    Attributes:
+        names: The factors.
+        space: The shares that may be tried: 0 is factors 1, ONE is the proposal.
+        proposal: The teacher's proposal.
+        low: The least factor.
+        high: The largest factor.
+    """
+
+    names: Sequence[str]
+    space: Space
+    proposal: Proposal
+    low: float
+    high: float
+
+    def settings(self, candidate: Candidate) -> Settings:
+        """Return name -> factors of all layers, or one factor."""
+        found: dict[str, Setting] = {}
+        for name, share in _values(self.names, candidate).items():
+            factors = [
+                min(max(round(1 + share * (factor - 1), 4), self.low), self.high)
+                for factor in self.proposal[name]
+            ]
+            found[name] = factors[0] if len(factors) == 1 else factors
+        return found
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Return True: a share of 0 is factors 1."""
+        return True
+
+
+@dataclass(frozen=True)
+class WeightCandidates:
+    """Candidates that are weights of a merge.
+
+    Attributes:
+        names: The fine-tuned models, or the one weight of all.
+        space: The weights that may be tried.
+        start: The weights of the recipe.
+    """
+
+    names: Sequence[str]
+    space: Space
+    start: Sequence[float]
+
+    def settings(self, candidate: Candidate) -> Settings:
+        """Return name -> weight; of the start, the recipe's to the last digit."""
+        if candidate == self.space.start:
+            return dict(zip(self.names, self.start, strict=True))
+        return _values(self.names, candidate)
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Return True: a weight may be 0."""
+        return True
+
+
+def factor_candidates(
+    names: Sequence[str], options: Options, proposal: Proposal | None = None
+) -> Candidates:
+    """Return the candidates of a search for factors, which starts from factors 1.
+
+    Args:
+        names: The factors.
+        options: How to search; with `per_block` there must be a proposal.
+        proposal: The teacher's proposal, if the strategy asks for one.
+    """
+    if proposal is not None and options.per_block:
+        shares = Space(
+            (0,) * len(names),
+            0,
+            2 * ONE,
+            options.downwards,
+            options.patience,
+            proposal=(ONE,) * len(names),
+        )
+        return BlockCandidates(names, shares, proposal, options.low, options.high)
+    proposed = None if proposal is None else [proposal[name][0] for name in names]
+    return FactorCandidates(names, _space([1.0] * len(names), options, proposed))
+
+
+def weight_candidates(weights: Sequence[float]) -> MakeCandidates:
+    """Return what makes the candidates of a search that starts from the weights of a recipe."""
+
+    def make(names: Sequence[str], options: Options, _: Proposal | None) -> Candidates:
+        return WeightCandidates(names, _space(weights, options), weights)
+
+    return make
+
+
+def describe(names: Sequence[str], candidate: Candidate) -> str:
+    """Return a candidate's numbers as text, as in `amplify_90 1.2, amplify_80 1`."""
+    return ", ".join(f"{name} {value:g}" for name, value in _values(names, candidate).items())
+
+
+def _values(names: Sequence[str], candidate: Candidate) -> dict[str, float]:
+    return {name: value / ONE for name, value in zip(names, candidate, strict=True)}
+
+
+def _space(
+    start: Sequence[float], options: Options, proposal: Sequence[float] | None = None
+) -> Space:
+    return Space(
+        _hundredths(start),
+        round(options.low * ONE),
+        round(options.high * ONE),
+        options.downwards,
+        options.patience,
+        None if proposal is None else _hundredths(proposal),
+    )
+
+
+def _hundredths(values: Sequence[float]) -> Candidate:
+    return tuple(round(value * ONE) for value in values)

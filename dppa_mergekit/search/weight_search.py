@@ -1,0 +1,215 @@
+"""Weights by evaluation: one search for the weights of all models in the whole merge."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from dppa_mergekit import method_table
+from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
+from dppa_mergekit.scoring.objectives import MergeObjective
+from dppa_mergekit.search.candidate_search import MERGE, CandidateSearch, SearchResult
+from dppa_mergekit.search.candidates import Settings, weight_candidates
+from dppa_mergekit.search.options import Options
+from dppa_mergekit.search.recipe_search import Best, RecipeSearch, Scoring
+from dppa_mergekit.search.strategies import WEIGHTS
+from dppa_mergekit.search.trials import (
+    CallableScorer,
+    FolderTrials,
+    MemoryTrials,
+    ScoreCommand,
+    Trials,
+)
+from dppa_mergekit.search.weight_trials import FolderWeights, LiveWeights, score_best, weights_of
+from dppa_mergekit.storage.journal import Journal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOG = logging.getLogger(__name__)
+
+# These names are mergekit's own; those of this package stand in `method_table`.
+MERGEKIT_METHODS = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
+"""Methods of mergekit whose weights can be tuned, beside those of this package."""
+
+WEIGHT_OPTIONS = Options(strategy=WEIGHTS, low=0.0, high=1.5)
+"""How weights are searched by default."""
+
+
+@dataclass(frozen=True)
+class WeightSearch(RecipeSearch):
+    """A search for the weights of a whole merge; see `RecipeSearch`.
+
+    Attributes:
+        shared: Whether all models share one weight.
+        worst: Whether the least Domain-Ratio counts, in place of the mean.
+        guard_loss: The share of the base model's score that a guard task may lose, 0 to 1.
+    """
+
+    guarded: ClassVar[bool] = True
+
+    shared: bool = False
+    worst: bool = False
+    guard_loss: float = 0.05
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is loaded.
+
+        Raises:
+            DppaError: As for every recipe search; or the weights of the recipe cannot be tuned.
+        """
+        check_weighted(self.recipe, self.options)
+        super().check()
+
+    def search(self, scoring: Scoring, journal: Journal, best: Best) -> list[SearchResult]:
+        """Search the weights; warn where guard tasks lose more than is allowed."""
+
+        def objective(fine_tuned: Mapping[str, float]) -> MergeObjective:
+            return objective_of(self.tasks, fine_tuned, self.worst, self.guard_loss)
+
+        with self.open_trials(MERGE, scoring, 1) as trials:
+            result = CandidateSearch(
+                MERGE,
+                str(self.recipe.content["base_model"]),
+                {task: scoring.items(task) for task in self.metrics()},
+                trials,
+                self.options,
+                journal,
+                objective,
+                weight_candidates(_start(self.recipe, self.shared)),
+                partial(best.__setitem__, MERGE),
+                self.batch,
+            ).run()
+        if result.lost:
+            LOG.warning(
+                "No weights were found that keep the guard tasks: they lose more than --guard-loss "
+                "%g allows.",
+                self.guard_loss,
+            )
+        return [result]
+
+    def trials(self, domain: str, scoring: Scoring) -> Trials:
+        """Return the trials of the merge in this process."""
+        references = partial(score_experts, experts_of(self.tasks, self.recipe))
+        if isinstance(scoring, ScoreCommand):
+            return FolderTrials(
+                FolderWeights(self.recipe, self.shared),
+                references,
+                scoring,
+                self.workspace,
+                self.placement.trust_remote_code,
+            )
+        return MemoryTrials(
+            LiveWeights(self.recipe, self.workspace, self.placement, self.shared),
+            references,
+            scoring,
+            self.placement,
+        )
+
+    def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
+        """Return the recipe with the weights of the merge."""
+        return self.recipe.weighted(weights_of(self.recipe, found[MERGE]))
+
+    def subject(self) -> dict[str, object]:
+        """Return the inputs of the search, part by part; the journal of others is not resumed."""
+        goal = {"shared": self.shared, "worst": self.worst, "guard_loss": self.guard_loss}
+        return super().subject() | {"merge": goal}
+
+
+def search_weights(
+    recipe: Recipe,
+    score: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]],
+    options: Options = WEIGHT_OPTIONS,
+    placement: Placement = AS_STORED,
+    shared: bool = False,
+    workspace: Path | None = None,
+) -> SearchResult:
+    """Search the weights of a whole merge by any evaluation.
+
+    Candidates are compared by the geometric mean of the Task-Ratios: the scores of the merge over
+    the best score of any fine-tuned model of the recipe on the same task. No task counts more
+    because its scores are larger.
+
+    Args:
+        recipe: The recipe of the merge. Every fine-tuned model has a number as its weight, from
+            which the search starts.
+        score: Returns task -> score of a live model, given the model and its tokenizer; the same
+            tasks every time. More is better, and some fine-tuned model must score above 0 on every
+            task. It is called once for every fine-tuned model and once for every candidate, in
+            order.
+        options: How to search.
+        placement: Where and how models are held.
+        shared: Whether all models share one weight.
+        workspace: A folder on a disk with room for a merged model; the system's temporary folder
+            where None.
+
+    Returns:
+        The best weights found, fine-tuned model -> weight (`weight` -> the shared one), and their
+        ratio before and after, in percent.
+
+    Raises:
+        RecipeError: The weights of the recipe's method cannot be tuned, or one is no number.
+        TasksError: No fine-tuned model scores above 0 on a task.
+        DppaError: The strategy is one for factors, or a model cannot be loaded.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from dppa_mergekit import Recipe, search_weights
+        >>> def score(model, tokenizer):
+        ...     tokens = tokenizer("The capital of France is Paris.", return_tensors="pt")
+        ...     return {"likelihood": float((-model(**tokens, labels=tokens.input_ids).loss).exp())}
+        >>> recipe = Recipe.read(Path("recipe.yml"))  # doctest: +SKIP
+        >>> found = search_weights(recipe, score)  # doctest: +SKIP
+        >>> print(found.factors, found.before, found.after)  # doctest: +SKIP
+        {'./math': 0.7, './law': 0.5} 88.0 93.5
+    """
+    check_weighted(recipe, options)
+    room = Path(tempfile.gettempdir()) if workspace is None else workspace
+    trials = MemoryTrials(
+        LiveWeights(recipe, room, placement, shared),
+        partial(score_best, recipe.fine_tuned()),
+        CallableScorer(score),
+        placement,
+    )
+    return CandidateSearch(
+        MERGE,
+        str(recipe.content["base_model"]),
+        {},
+        trials,
+        options,
+        make_candidates=weight_candidates(_start(recipe, shared)),
+    ).run()
+
+
+def check_weighted(recipe: Recipe, options: Options) -> None:
+    """Refuse a recipe whose weights cannot be searched with these options.
+
+    Raises:
+        RecipeError: The method is unknown here, or a weight is no number.
+        DppaError: The strategy is one for factors.
+    """
+    known = [*method_table.names(), *MERGEKIT_METHODS]
+    if recipe.method not in known:
+        raise RecipeError(
+            f"{recipe.origin}: the weights of {recipe.method} cannot be tuned; allowed are "
+            f"{', '.join(known)}."
+        )
+    if options.strategy != WEIGHTS:
+        raise DppaError(
+            f"Strategy {options.strategy} is for factors; weights are tuned in one way only."
+        )
+    recipe.weights()
+
+
+def _start(recipe: Recipe, shared: bool) -> list[float]:
+    """Return the weights to start from; where they are shared, their mean."""
+    weights = list(recipe.weights().values())
+    return [sum(weights) / len(weights)] if shared else weights
