@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dppa_mergekit.adamerging.batches import draw_batches
 from dppa_mergekit.adamerging.teacher import divergence
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def distill(
     optimizer = torch.optim.Adam([factors], lr=descent.learning_rate)
     total = torch.zeros_like(factors)
     last = max(1, round(descent.steps * descent.averaged))
-    drawn = batches(lessons.number, descent.batch_size, descent.seed)
+    drawn = draw_batches(lessons.number, descent.batch_size, descent.seed)
     with amplified.factor_gradients() as gradients:
         for step in range(descent.steps):
             amplified.set_factors(dict(zip(amplified.rates, factors.tolist(), strict=True)))

@@ -159,7 +159,7 @@ class FactorSearch(RecipeSearch):
         return CandidateSearch(
             name,
             self._model(name),
-            {task: scoring.items(task) for task in self.tasks.domains[name].dev},
+            {task: scoring.item_count(task) for task in self.tasks.domains[name].dev},
             trials,
             self.options,
             journal,

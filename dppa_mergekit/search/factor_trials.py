@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
-from dppa_mergekit.adamerging.teaching_model import check_words
+from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.parameters import AMPLIFY_DENSE
 from dppa_mergekit.recipes import Recipe, at_layer
 from dppa_mergekit.scoring.ratios import Items
@@ -143,7 +144,7 @@ class TaughtFactorTrials(MemoryTrials):
                 block and the blocks are not in one stack.
         """
         teacher = SourceModel(self.model, self.placement)
-        lessons = lessons_of(
+        lessons = collect_lessons(
             teacher,
             lambda model, tokenizer: shorten(
                 self.model, self.prompts(model, tokenizer, items), model, ANSWER_TOKENS

@@ -15,7 +15,7 @@ from random import Random
 from typing import TypeAlias
 
 from dppa_mergekit.scoring.objectives import DEVIATIONS, Objective
-from dppa_mergekit.scoring.ratios import Estimate, Scores
+from dppa_mergekit.scoring.ratios import Estimate, Scores, join_scores
 
 Candidate: TypeAlias = tuple[int, ...]
 """Factors or weights, in hundredths."""
@@ -113,7 +113,7 @@ class Contest:
         """
         wanted = [(candidate, fold) for fold in folds]
         self._ensure_known(wanted)
-        return joined([self.known[pair] for pair in wanted])
+        return join_scores([self.known[pair] for pair in wanted])
 
     def _ensure_known(self, wanted: Iterable[tuple[Candidate, int]]) -> None:
         """Score the pairs that are not known yet, in order and in one call.

@@ -19,7 +19,7 @@ from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import Placement, fingerprints
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests
+from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
 from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash
 from dppa_mergekit.search.candidate_search import SearchResult
 from dppa_mergekit.search.candidates import Settings

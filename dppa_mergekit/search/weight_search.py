@@ -79,7 +79,7 @@ class WeightSearch(RecipeSearch):
             result = CandidateSearch(
                 MERGE,
                 str(self.recipe.content["base_model"]),
-                {task: scoring.items(task) for task in self.metrics()},
+                {task: scoring.item_count(task) for task in self.metrics()},
                 trials,
                 self.options,
                 journal,
