@@ -186,6 +186,6 @@ def right_expression(item: Row, results: list[str]) -> dict[str, float]:
 
 
 def right_choice(item: Row, results: list[str]) -> dict[str, float]:
-    """Rate an answer to another task (the paper's rule): 1 if it contains a right choice, else 0."""
+    """Rate an answer to another task by the paper's rule: 1 if it has a right choice, else 0."""
     (answer,) = results
     return {"right": float(any(choice.lower() in answer.lower() for choice in item["right"]))}
