@@ -1,7 +1,7 @@
-"""What the scripts share that measure methods on the quickstart's models over training seeds.
+"""Shared by the scripts that measure methods on the quickstart's models over training seeds.
 
-Models are trained once for each seed and kept. Whatever is chosen is chosen on the dev parts of
-the tasks; here are the scores on the test parts, by the paper's ratios.
+Models are trained once for each seed and kept. Factors and weights are chosen on the dev parts of
+the tasks; this module scores merges on the test parts, by the paper's ratios.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from dppa_mergekit.scoring.tasks import TasksFile
 TASKS = Path(__file__).with_name("tasks.yml")
 
 Result: TypeAlias = dict[str, object]
-"""What was measured of one row; plain data."""
+"""The measurements of one row, as plain data."""
 
 
-def tasks_of(folder: Path, domains: Sequence[str] = tuple(DOMAINS)) -> TasksFile:
-    """The tasks of some domains, with the models' folders in full, and no guard."""
+def read_tasks(folder: Path, domains: Sequence[str] = tuple(DOMAINS)) -> TasksFile:
+    """Return the tasks of some domains, with absolute model folders and without the guard."""
     tasks = TasksFile.read(TASKS)
     chosen = {
         name: tasks.domains[name].model_copy(update={"model": str(folder / name)})
@@ -41,13 +41,13 @@ def tasks_of(folder: Path, domains: Sequence[str] = tuple(DOMAINS)) -> TasksFile
     return tasks.model_copy(update={"domains": chosen, "guard": type(tasks.guard)()})
 
 
-def recipe_of(
+def make_recipe(
     folder: Path,
     method: str,
     parameters: Mapping[str, object],
     domains: Sequence[str] = tuple(DOMAINS),
 ) -> Recipe:
-    """A merge of some domains' models, with the same parameters for each."""
+    """Return a merge of some domains' models below `folder`, with the same parameters for each."""
     content: dict[str, object] = {
         "merge_method": method,
         "base_model": str(folder / "base"),
@@ -60,11 +60,11 @@ def recipe_of(
 
 
 class Test:
-    """Test scores of merges."""
+    """Scores merges on the test parts of the tasks."""
 
     def __init__(self, folder: Path) -> None:
-        """Of the models below a folder."""
-        self._tasks = tasks_of(folder)
+        """Score the fine-tuned models below a folder, to which merges are compared."""
+        self._tasks = read_tasks(folder)
         metrics = {
             task: metric
             for domain in self._tasks.domains.values()
@@ -72,29 +72,31 @@ class Test:
         }
         self._harness = Harness(self._tasks, metrics)
         self._folder = folder
-        self._dense = {name: self._scores(folder / name, [name]) for name in DOMAINS}
+        self._fine_tuned = {name: self._score(folder / name, [name]) for name in DOMAINS}
 
-    def ratios(self, recipe: Recipe, domains: Sequence[str], mask: int = 0) -> dict[str, float]:
-        """Domain -> Domain-Ratio of the model that mergekit makes of a recipe.
+    def compute_ratios(
+        self, recipe: Recipe, domains: Sequence[str], mask: int = 0
+    ) -> dict[str, float]:
+        """Merge a recipe by mergekit and return domain -> Domain-Ratio in percent.
 
         Args:
-            recipe: Of any method.
-            domains: By which it is scored.
+            recipe: A recipe of any method.
+            domains: The domains to score.
             mask: Seed of random masks.
         """
         output = self._folder / "merged"
         options = MergeOptions(quiet=True, write_model_card=False, random_seed=mask)
         run_merge(recipe.configuration(), str(output), options)
-        scores = self._scores(output, domains)
+        scores = self._score(output, domains)
         return {
             domain: domain_ratio(
                 {task: scores[task] for task in self._tasks.domains[domain].test},
-                {task: score.value for task, score in self._dense[domain].items()},
+                {task: score.value for task, score in self._fine_tuned[domain].items()},
             )
             for domain in domains
         }
 
-    def _scores(self, model: Path, domains: Sequence[str]) -> Scores:
+    def _score(self, model: Path, domains: Sequence[str]) -> Scores:
         items = {
             task: list(range(self._harness.item_count(task)))
             for domain in domains
@@ -107,18 +109,18 @@ def measure(
     folder: Path,
     seeds: Sequence[int],
     rows: Sequence[str],
-    measured: Callable[[Path, Test, str], Result],
+    measure_row: Callable[[Path, Test, str], Result],
 ) -> None:
-    """Train the models of every seed and measure every row, unless that is done already.
+    """Train the models of every seed and measure every row, as far as that is not done.
 
     Args:
         folder: Where models and results are kept, below `seed_0`, ...
-        seeds: Of the training.
-        rows: What is measured, each by a name of its own.
-        measured: Given the folder of a seed, measures one row.
+        seeds: Seeds of the training.
+        rows: The names of the rows to measure.
+        measure_row: Measures a row, given the folder of a seed, its test and the row's name.
     """
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
+    torch.set_num_threads(1)  # sums, and so the trained weights, depend on it
     for seed in seeds:
         models = folder / f"seed_{seed}"
         if not (models / list(DOMAINS)[-1]).exists():
@@ -129,26 +131,26 @@ def measure(
         if missing:
             test = Test(models)
         for row in tqdm(missing, desc=f"seed {seed}"):
-            result = measured(models, test, row)
-            # Another process may have added to it.
+            result = measure_row(models, test, row)
+            # Another process may have added rows meanwhile.
             done = {**_read(kept), row: result}
             kept.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
 
 
-def results(folder: Path) -> Iterator[tuple[str, Result]]:
-    """Row and what was measured, of all seeds below a folder."""
+def read_results(folder: Path) -> Iterator[tuple[str, Result]]:
+    """Yield the name and the measurements of every row, for all seeds below a folder."""
     for path in sorted(folder.glob("seed_*/results.json")):
         yield from _read(path).items()
 
 
-def cell(values: Sequence[float]) -> str:
-    """The mean over seeds and its standard deviation."""
+def format_cell(values: Sequence[float]) -> str:
+    """Return the mean over seeds and its standard deviation."""
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"
 
 
 def _read(path: Path) -> dict[str, Result]:
-    found: dict[str, Result] = {}
+    results: dict[str, Result] = {}
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-    return found
+        results = json.loads(path.read_text(encoding="utf-8"))
+    return results

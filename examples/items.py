@@ -1,8 +1,8 @@
-"""What an item of a task is, how training items are drawn, and which are held out.
+"""Items of tasks: drawn for training, or held out as the dev and the test part.
 
 In:  a function that draws an item of a task.
-Out: training items whose prompts are never those of the dev or the test part, and those parts as
-     JSONL files, the same bytes every time.
+Out: training items whose prompts are in neither held-out part, and those parts as JSONL files, with
+     the same bytes every time.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PARTS = ("dev", "test")
 
 @dataclass(frozen=True)
 class Item:
-    """One question with its exact answer; `choices` only where the task is multiple choice."""
+    """A question with its exact answer; only multiple-choice tasks have `choices`."""
 
     prompt: str
     answer: str
     choices: tuple[str, ...] = ()
 
-    def as_json(self) -> str:
-        """One line of a JSONL file."""
+    def to_json(self) -> str:
+        """Return the line of a JSONL file, without a line break."""
         record: dict[str, object] = {"prompt": self.prompt, "answer": self.answer}
         if self.choices:
             record["choices"] = self.choices
@@ -38,11 +38,12 @@ class Task:
     """A task of a domain.
 
     Attributes:
-        name: As in the tasks file, without the part.
-        domain: To which it belongs.
-        draw: Makes an item by the task's rule.
-        light_answer: The light answer to an item; the true one where the task has no other.
-        items: In each of the held-out parts.
+        name: Its name in the tasks file, without the part.
+        domain: The domain to which it belongs.
+        draw: Draws an item by the task's rule.
+        light_answer: Returns the light answer to an item, or the true one if the task has no light
+            answers.
+        items: Number of items in each held-out part.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Task:
 
     @cached_property
     def held_out(self) -> dict[str, list[Item]]:
-        """The dev and the test items: all prompts different, the same on every call."""
+        """The dev and the test items: all prompts differ, and the items are the same every time."""
         random = Random(f"held out: {self.name}")
         items: dict[str, Item] = {}
         while len(items) < len(PARTS) * self.items:
@@ -67,11 +68,11 @@ class Task:
 
     @cached_property
     def held_out_prompts(self) -> frozenset[str]:
-        """The prompts that training must not see."""
+        """The prompts that training never sees."""
         return frozenset(item.prompt for part in self.held_out.values() for item in part)
 
     def draw_for_training(self, random: Random, light: bool = False) -> Item:
-        """An item whose prompt is in neither the dev nor the test part."""
+        """Draw an item whose prompt is not held out, with its true or its light answer."""
         while True:
             item = self.draw(random)
             if item.prompt not in self.held_out_prompts:
@@ -79,8 +80,8 @@ class Task:
 
 
 def write_held_out(tasks: Sequence[Task], folder: Path) -> None:
-    """Write the dev and the test part of every task to `folder`."""
+    """Write the dev and the test part of every task to JSONL files in `folder`."""
     for task in tasks:
         for part, items in task.held_out.items():
-            lines = "".join(item.as_json() + "\n" for item in items)
+            lines = "".join(item.to_json() + "\n" for item in items)
             (folder / f"{task.name}_{part}.jsonl").write_text(lines, encoding="utf-8", newline="\n")

@@ -1,13 +1,13 @@
-"""What weights found by search and by AdaMerging are worth, on the quickstart's models.
+"""Compare weights found by search and by AdaMerging, on the quickstart's models.
 
     python examples/merging.py FOLDER --seed 0 --seed 1 --seed 2
 
-Merges of two and of three domains (as in the paper's Tables 5 and 6), each pruned by 80 and by
-90 %, over several training seeds. Weights are found on the dev parts of the tasks: by a search,
-most of whose candidates are given up on a part of the items, or by AdaMerging. The table on stdout
-shows the Domain-Ratios on the test parts. What is finished is kept in FOLDER, which `strategies.py`
-may share: the same command goes on, and several processes may share it, each with seeds of its own.
-A FOLDER is of one version of this file.
+Merges two and three domains (as in the paper's Tables 5 and 6), each pruned by 80 and by 90 %, over
+several training seeds. Weights are found on the dev parts of the tasks, by AdaMerging or by a
+search, which drops most of its candidates on a part of the items. The table on stdout shows the
+Domain-Ratios on the test parts. Finished rows are kept in FOLDER, which `strategies.py` may share:
+the same command resumes, and several processes may share FOLDER, each with its own seeds. A FOLDER
+belongs to one version of this file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from statistics import mean
 
 import click
 from domains import DOMAINS
-from evidence import Result, Test, cell, measure, recipe_of, results, tasks_of
+from evidence import Result, Test, format_cell, make_recipe, measure, read_results, read_tasks
 from pydantic import TypeAdapter
 
 from dppa_mergekit.adamerging.descent import Descent
@@ -36,13 +36,13 @@ from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS, WeightSearch
 SETS = (tuple(DOMAINS), *combinations(DOMAINS, 2))
 STEPS, EVERY, LEARNING_RATE = 100, 10, 2e-3
 CANDIDATES = 24
-"""Of a search."""
+"""Candidates of a search."""
 
 DEV_ITEMS = 100
-"""Of each dev task."""
+"""Items of each dev task."""
 
 COMPLETIONS = 100
-"""Labelled examples of a task that the objective `loss` has."""
+"""Labelled examples of each task for the objective `loss`."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Merge:
     """A way to merge.
 
     Attributes:
-        label: Of the row.
+        label: Label of the row.
         method: The merge method.
-        density: Of every delta; None where the method has none.
+        density: Density of every delta; None if the method has none.
     """
 
     label: str
@@ -61,7 +61,7 @@ class Merge:
 
     @property
     def parameters(self) -> dict[str, object]:
-        """Of every model."""
+        """The parameters of every model."""
         density = {} if self.density is None else {"density": self.density}
         return {"weight": START, **density}
 
@@ -80,7 +80,13 @@ WAYS = ("search", "entropy", "distill", "loss")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the results."""
+    """A row of the results.
+
+    Attributes:
+        domains: The domains that are merged.
+        merge: How they are merged.
+        way: How the weights are found: `search`, or an objective of AdaMerging.
+    """
 
     domains: Sequence[str]
     merge: Merge
@@ -92,14 +98,22 @@ ROWS = {
     for domains in SETS
     for merge in MERGES
     for way in WAYS
-    # TIES is no weighted sum.
+    # AdaMerging needs a weighted sum, which TIES is not.
     if way == "search" or merge.method != "ties"
 }
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was measured of one row."""
+class Measured:
+    """The measurements of one row.
+
+    Attributes:
+        ratios: Domain -> test Domain-Ratio in percent.
+        start: Dev score of the weights at the start.
+        dev: Dev score of the weights that were found.
+        evaluations: Number of dev scores.
+        seconds: Time to find the weights.
+    """
 
     ratios: dict[str, float]
     start: float
@@ -108,22 +122,22 @@ class Found:
     seconds: float
 
 
-def measured(folder: Path, test: Test, row: Row) -> Result:
-    """The test Domain-Ratios of a merge with the weights that one way finds."""
+def measure_row(folder: Path, test: Test, row: Row) -> Result:
+    """Find the weights of a merge in one way, and score it on the test parts."""
     domains, merge = row.domains, row.merge
     name = f"{'_'.join(domains)}_{merge.method}_{merge.density:g}_{row.way}.yml"
-    alike = recipe_of(folder, merge.method, merge.parameters, domains)
-    # TIES would divide by the sum of weights, and a common weight would be lost.
-    recipe = Recipe({**alike.content, "parameters": {"normalize": False}})
-    tasks = tasks_of(folder, domains).model_copy(update={"limit": DEV_ITEMS})
+    uniform = make_recipe(folder, merge.method, merge.parameters, domains)
+    # TIES would divide by the sum of the weights, and a common weight would change nothing.
+    recipe = Recipe({**uniform.content, "parameters": {"normalize": False}})
+    tasks = read_tasks(folder, domains).model_copy(update={"limit": DEV_ITEMS})
     output = folder / name
     if row.way == "search":
         options = replace(WEIGHT_OPTIONS, max_evaluations=CANDIDATES)
-        (tuned,) = WeightSearch(recipe, tasks, output, options, AS_STORED).run()
-        start, dev = tuned.before.value, tuned.after.value
-        evaluations, seconds = tuned.evaluations, tuned.seconds
+        (result,) = WeightSearch(recipe, tasks, output, options, AS_STORED).run()
+        start, dev = result.before.value, result.after.value
+        evaluations, seconds = result.evaluations, result.seconds
     else:
-        prompts = {name: completions(tasks.domains[name].dev) for name in domains}
+        prompts = {name: read_completions(tasks.domains[name].dev) for name in domains}
         learned = AdaMerge(
             recipe,
             prompts if row.way == "loss" else {},
@@ -139,7 +153,7 @@ def measured(folder: Path, test: Test, row: Row) -> Result:
         start, dev = first.value, best.value
         evaluations, seconds = len(learned.states), learned.states[-1].seconds
     return {
-        "ratios": test.ratios(Recipe.read(output), domains),
+        "ratios": test.compute_ratios(Recipe.read(output), domains),
         "start": start,
         "dev": dev,
         "evaluations": evaluations,
@@ -147,46 +161,51 @@ def measured(folder: Path, test: Test, row: Row) -> Result:
     }
 
 
-def completions(tasks: Sequence[str]) -> list[Prompt]:
-    """Labelled examples: the first of each dev task."""
-    found = []
+def read_completions(tasks: Sequence[str]) -> list[Prompt]:
+    """Return the first items of each dev task, as prompts with completions."""
+    prompts = []
     for task in tasks:
         path = Path(__file__).with_name("tasks") / f"{task}.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines()[:COMPLETIONS]
-        for line in map(json.loads, lines):
-            found.append(Prompt(line["prompt"], f" {line['answer']}"))
-    return found
+        for item in map(json.loads, lines):
+            prompts.append(Prompt(item["prompt"], f" {item['answer']}"))
+    return prompts
 
 
 def print_table(folder: Path) -> None:
-    """Means over the seeds, and their standard deviations; two domains are three pairs."""
-    read = TypeAdapter(Found)
-    every = [
-        (ROWS[name], read.validate_python(each)) for name, each in results(folder) if name in ROWS
+    """Print means and standard deviations over the seeds and, of two domains, the three pairs."""
+    read = TypeAdapter(Measured)
+    results = [
+        (ROWS[name], read.validate_python(result))
+        for name, result in read_results(folder)
+        if name in ROWS
     ]
     lines = []
     for number in (3, 2):
         for merge in MERGES:
             for way in WAYS:
-                own = [
-                    each
-                    for row, each in every
+                chosen = [
+                    result
+                    for row, result in results
                     if (len(row.domains), row.merge, row.way) == (number, merge, way)
                 ]
-                if not own:
-                    continue
-                of_domains = [
-                    cell([each.ratios[name] for each in own if name in each.ratios])
-                    for name in DOMAINS
-                ]
-                average = cell([mean(each.ratios.values()) for each in own])
-                spent = [
-                    f"{mean(each.evaluations for each in own):.0f}",
-                    f"{mean(each.seconds for each in own):.0f}",
-                ]
-                lines.append([str(number), merge.label, way, average, *of_domains, *spent])
+                if chosen:
+                    lines.append([str(number), merge.label, way, *_format_cells(chosen)])
     head = ["domains", "merge", "weights by", "mean", *DOMAINS, "evaluations", "seconds"]
     click.echo(table(head, lines, names=3), nl=False)
+
+
+def _format_cells(results: Sequence[Measured]) -> list[str]:
+    """Return the mean Domain-Ratio, those of all domains, evaluations and seconds."""
+    return [
+        format_cell([mean(result.ratios.values()) for result in results]),
+        *(
+            format_cell([result.ratios[name] for result in results if name in result.ratios])
+            for name in DOMAINS
+        ),
+        f"{mean(result.evaluations for result in results):.0f}",
+        f"{mean(result.seconds for result in results):.0f}",
+    ]
 
 
 @click.command()
@@ -194,7 +213,9 @@ def print_table(folder: Path) -> None:
 @click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
 def main(folder: Path, seeds: tuple[int, ...]) -> None:
     """Train models below FOLDER, find weights of their merges, and print the test scores."""
-    measure(folder, seeds, list(ROWS), lambda models, test, row: measured(models, test, ROWS[row]))
+    measure(
+        folder, seeds, list(ROWS), lambda models, test, row: measure_row(models, test, ROWS[row])
+    )
     print_table(folder)
 
 

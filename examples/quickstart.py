@@ -4,8 +4,8 @@
 
 Everything happens on this machine, in a few minutes on two cores. The output folder then holds
 ordinary checkpoints (base, math, finance, law), recipes, and the merges that `mergekit-yaml` made
-of them. Whatever a merge lets one choose is chosen on the dev parts of the tasks; the table on
-stdout shows the test parts.
+of them. Weights and factors are chosen on the dev parts of the tasks; the table on stdout shows the
+test parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import yaml
 from domains import DOMAINS, TASKS
 from items import Item
 from mergekit.merge_methods import merge_state_dicts
-from scoring import GENERAL, Scorer, Scores, domain_ratio
+from scoring import GENERAL, Scorer, Scores, compute_domain_ratio
 from tiny_llama import make_model, make_tokenizer
 from tqdm import tqdm
 from training import Training, save, train
@@ -34,18 +34,23 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 BASE_TRAINING = Training(steps=1400, batch_size=64, learning_rate=2e-3)
-# Hard enough that the deltas are a third as large as the base's own weights: the learning rate
-# is above that of the base's training.
+# The learning rate is above that of the base's training, so that the deltas become a third as large
+# as the base's own weights.
 TUNING = Training(steps=300, batch_size=64, learning_rate=3e-3)
 
-BASE_SHARES = {"addition": 8, "function": 3, "sentiment": 3, "repeat": 2}  # else 1: hard tasks more
-TRUE_SHARE = 0.15  # of the base's items; the others have light answers
-GENERAL_REPLAY = 0.08  # of the items in fine-tuning: the general task
-OTHERS_REPLAY = 0.25  # of the items in fine-tuning: what the base saw of the other domains
+BASE_SHARES = {
+    "addition": 8,
+    "function": 3,
+    "sentiment": 3,
+    "repeat": 2,
+}  # others have 1; hard tasks have more
+TRUE_SHARE = 0.15  # share of the base's items with true answers; the others have light ones
+GENERAL_REPLAY = 0.08  # share of the general task in fine-tuning
+OTHERS_REPLAY = 0.25  # share of the other domains in fine-tuning, with the base's answers
 
-DEV_ITEMS = 100  # per task, for choosing
-WEIGHTS = [0.2, 0.3, 0.4, 0.6, 0.8, 1.0]  # one of them for all models of a merge
-AMPLIFICATIONS = [1.0, 1.5, 2.0]  # of the 90 partition, where one model is pruned alone
+DEV_ITEMS = 100  # items per task to choose by
+WEIGHTS = [0.2, 0.3, 0.4, 0.6, 0.8, 1.0]  # candidates; all models of a merge share one
+AMPLIFICATIONS = [1.0, 1.5, 2.0]  # candidates for a single model's 90 partition
 
 
 @dataclass(frozen=True)
@@ -58,17 +63,17 @@ class Recipe:
     parameters: dict[str, float]
 
     def with_parameter(self, name: str, value: float) -> Recipe:
-        """The recipe with one parameter set anew."""
+        """Return the recipe with another value of one parameter."""
         return replace(self, parameters={**self.parameters, name: value})
 
     @property
     def label(self) -> str:
-        """The name with what was chosen."""
+        """The name, and the parameters that were chosen."""
         chosen = {name: value for name, value in self.parameters.items() if name != "density"}
         return f"{self.name}: {', '.join(f'{name} {value:g}' for name, value in chosen.items())}"
 
-    def as_yaml(self) -> str:
-        """The recipe as mergekit reads it, paths counting from the output folder."""
+    def to_yaml(self) -> str:
+        """Return the recipe as mergekit reads it, with paths relative to the output folder."""
         models = [
             {"model": f"./{name}", "parameters": dict(self.parameters)} for name in self.models
         ]
@@ -81,8 +86,8 @@ class Recipe:
         return yaml.safe_dump(recipe, sort_keys=False)
 
 
-def one_model(domain: str) -> list[Recipe]:
-    """One fine-tuned model, pruned by 90 %, at its full weight."""
+def list_single_models(domain: str) -> list[Recipe]:
+    """Return the recipes of one fine-tuned model, pruned by 90 %, at weight 1."""
     pruned = {"weight": 1.0, "density": 0.1}
     return [
         Recipe(f"{domain}_dare_90", "dare_linear", (domain,), pruned),
@@ -90,8 +95,8 @@ def one_model(domain: str) -> list[Recipe]:
     ]
 
 
-def all_models() -> list[Recipe]:
-    """The merges of the three fine-tuned models; their common weight is still to be chosen."""
+def list_merges() -> list[Recipe]:
+    """Return the merges of the three fine-tuned models, before their common weight is chosen."""
     models = tuple(DOMAINS)
     return [
         Recipe("merge_task_arithmetic", "task_arithmetic", models, {"weight": 1.0}),
@@ -102,13 +107,13 @@ def all_models() -> list[Recipe]:
 
 
 def draw_for_base(random: Random) -> Item:
-    """An item of any task, with a light answer more often than not."""
+    """Draw an item of any task, with a light answer more often than not."""
     [task] = random.choices(TASKS, [BASE_SHARES.get(task.name, 1) for task in TASKS])
     return task.draw_for_training(random, light=random.random() > TRUE_SHARE)
 
 
-def draw_for_domain(domain: str) -> Callable[[Random], Item]:
-    """Draws a domain's items, and in between some of what the base was trained on."""
+def choose_draw(domain: str) -> Callable[[Random], Item]:
+    """Return a function that draws a domain's items, mixed with items of the base's training."""
     own = [task for task in TASKS if task.domain == domain]
     general = [task for task in TASKS if task.domain == GENERAL]
     others = [task for task in TASKS if task not in own + general]
@@ -135,19 +140,19 @@ def train_models(output: Path, seed: int, base: Training, tuning: Training) -> N
     for number, domain in enumerate(DOMAINS, start=1):
         model = load(output / "base", torch.float32)
         title = f"fine-tuning {domain}"
-        train(model, tokenizer, draw_for_domain(domain), tuning, seed + number, title)
+        train(model, tokenizer, choose_draw(domain), tuning, seed + number, title)
         save(model, tokenizer, output / domain)
 
 
 def load(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
-    """A checkpoint of `output`, in any floating-point type."""
+    """Load a checkpoint in some floating-point type."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
     assert isinstance(model, LlamaForCausalLM)
     return model
 
 
 class Chooser:
-    """Tries recipes in memory and keeps what scores best on dev."""
+    """Tries recipes in memory and keeps those that score best on dev."""
 
     def __init__(self, output: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         self._scorer = Scorer.load("dev", limit=DEV_ITEMS)
@@ -156,16 +161,18 @@ class Chooser:
             name: load(output / name, torch.bfloat16).state_dict() for name in ["base", *DOMAINS]
         }
         self._model = load(output / "base", torch.float32)
-        self._dense = {domain: self._score_weights(self._weights[domain]) for domain in DOMAINS}
+        self._fine_tuned = {
+            domain: self._score_weights(self._weights[domain]) for domain in DOMAINS
+        }
 
     def choose(self, recipe: Recipe, parameter: str, values: list[float]) -> Recipe:
-        """The recipe with the value under which the worst-served domain is served best."""
+        """Return the recipe with the value whose lowest Domain-Ratio is highest."""
         candidates = [recipe.with_parameter(parameter, value) for value in values]
         progress = tqdm(candidates, desc=f"choosing {parameter} of {recipe.name}")
-        return max(progress, key=self._merit)
+        return max(progress, key=self._rate)
 
-    def _merit(self, recipe: Recipe) -> tuple[float, float]:
-        """Lowest and mean Domain-Ratio on dev over the recipe's domains."""
+    def _rate(self, recipe: Recipe) -> tuple[float, float]:
+        """Return the lowest and the mean Domain-Ratio on dev over the recipe's domains."""
         models = {name: self._weights[name] for name in ["base", *recipe.models]}
         parameters = {
             name: dict.fromkeys(recipe.models, value) for name, value in recipe.parameters.items()
@@ -174,7 +181,7 @@ class Chooser:
         merged = merge_state_dicts(models, recipe.method, parameters=parameters, base="base")
         scores = self._score_weights(merged)
         ratios = [
-            domain_ratio(scores, self._dense[domain], self._scorer.domains[domain])
+            compute_domain_ratio(scores, self._fine_tuned[domain], self._scorer.domains[domain])
             for domain in recipe.models
         ]
         return min(ratios), sum(ratios) / len(ratios)
@@ -185,18 +192,18 @@ class Chooser:
 
 
 def choose_recipes(output: Path, tokenizer: PreTrainedTokenizerFast) -> list[Recipe]:
-    """All recipes with their free parameter chosen on dev, in the order of the table."""
+    """Return all recipes with their free parameter chosen on dev, in the order of the table."""
     chooser = Chooser(output, tokenizer)
     chosen = []
     for domain in DOMAINS:
-        dare, dppa = one_model(domain)
+        dare, dppa = list_single_models(domain)
         chosen += [dare, chooser.choose(dppa, "amplify_90", AMPLIFICATIONS)]
-    return chosen + [chooser.choose(recipe, "weight", WEIGHTS) for recipe in all_models()]
+    return chosen + [chooser.choose(recipe, "weight", WEIGHTS) for recipe in list_merges()]
 
 
 def merge(output: Path, recipe: Recipe) -> None:
     """Write a recipe to `output` and merge it there with mergekit's own command."""
-    (output / f"{recipe.name}.yml").write_text(recipe.as_yaml(), encoding="utf-8")
+    (output / f"{recipe.name}.yml").write_text(recipe.to_yaml(), encoding="utf-8")
     command = Path(sys.executable).with_name("mergekit-yaml")
     finished = subprocess.run(
         [command, f"{recipe.name}.yml", recipe.name, "--random-seed", "0", "--quiet"],
@@ -211,21 +218,23 @@ def merge(output: Path, recipe: Recipe) -> None:
 
 
 def print_table(rows: dict[str, Scores], domains: dict[str, list[str]]) -> None:
-    """Print each row's scores in percent, and its Domain-Ratios against the dense models."""
+    """Print each row's scores in percent, and its Domain-Ratios to the fine-tuned models."""
     tasks = [task for domain in [*DOMAINS, GENERAL] for task in domains[domain]]
     widths = [max(6, len(column)) for column in [*tasks, *DOMAINS]]
     first = max(map(len, rows))
 
-    def line(name: str, cells: list[str]) -> str:
+    def format_line(name: str, cells: list[str]) -> str:
         padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
         return "  ".join([f"{name:{first}}", *padded[: len(tasks)], "|", *padded[len(tasks) :]])
 
     print("Scores on the test items and, right of the bar, Domain-Ratios; all in percent.")
-    print(line("", [*tasks, *DOMAINS]))
+    print(format_line("", [*tasks, *DOMAINS]))
     for name, scores in rows.items():
         values = [100 * scores[task] for task in tasks]
-        values += [domain_ratio(scores, rows[domain], domains[domain]) for domain in DOMAINS]
-        print(line(name, [f"{value:.1f}" for value in values]))
+        values += [
+            compute_domain_ratio(scores, rows[domain], domains[domain]) for domain in DOMAINS
+        ]
+        print(format_line(name, [f"{value:.1f}" for value in values]))
 
 
 @click.command()
@@ -236,12 +245,12 @@ def print_table(rows: dict[str, Scores], domains: dict[str, list[str]]) -> None:
     show_default=True,
     help="Folder for the models, recipes and merges.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the training.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the training.")
 def main(output: Path, seed: int) -> None:
     """Train a tiny base and three fine-tuned models, merge them, and print what each scores."""
     if output.exists() and any(output.iterdir()):
         raise click.ClickException(f"{output} is not empty; name another folder with --output.")
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own, one per checkpoint
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own bar per checkpoint
     torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
     train_models(output, seed, BASE_TRAINING, TUNING)
     tokenizer = make_tokenizer()

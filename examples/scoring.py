@@ -1,4 +1,4 @@
-"""Scores of a model on the tasks of `tasks.yml`, by lm-evaluation-harness, and the paper's ratios.
+"""Score a model on the tasks of `tasks.yml` with lm-evaluation-harness, and compare the scores.
 
 In:  a checkpoint's folder, or a model in memory with its tokenizer.
 Out: one score from 0 to 1 per task, and Domain-Ratios in percent (arXiv 2403.02799, eqs. 7, 8).
@@ -24,17 +24,17 @@ TASKS_FILE = Path(__file__).resolve().parent / "tasks.yml"
 GENERAL = "general"
 
 Scores = dict[str, float]
-"""Task name without its part (`addition`, not `addition_dev`) to score from 0 to 1."""
+"""Task name without its part (`addition`, not `addition_dev`) -> score from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores models on one part, `dev` or `test`, of every task.
+    """Scores models on one part of every task.
 
     Attributes:
-        part: Which part is scored.
-        domains: Domain to its tasks; the guard's task is under `general`.
-        limit: Items per task, from the first on; None for all.
+        part: `dev` or `test`.
+        domains: Domain -> its tasks; the guard's task is under `general`.
+        limit: Number of items per task, counted from the first; None for all.
     """
 
     part: str
@@ -69,7 +69,7 @@ class Scorer:
         )
 
     def score(self, model: PreTrainedModel | Path, tokenizer: PreTrainedTokenizerFast) -> Scores:
-        """Score a model in memory or a checkpoint, in float32 on the CPU."""
+        """Score a model in memory or a checkpoint in float32 on the CPU."""
         pretrained = str(model) if isinstance(model, Path) else model
         language_model = HFLM(
             pretrained=pretrained,
@@ -79,7 +79,7 @@ class Scorer:
             dtype="float32",
             batch_size=self._batch_size,
         )
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar per task and model
+        with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar per task and model
             results = evaluate(
                 language_model, self._tasks, limit=self.limit, log_samples=False, bootstrap_iters=0
             )["results"]
@@ -89,12 +89,18 @@ class Scorer:
         }
 
 
-def domain_ratio(scores: Scores, dense_scores: Scores, tasks: list[str]) -> float:
-    """Geometric mean over a domain's tasks of score over the dense model's score, in percent.
+def compute_domain_ratio(scores: Scores, fine_tuned_scores: Scores, tasks: list[str]) -> float:
+    """Return the geometric mean over tasks of score over fine-tuned score, in percent.
 
-    Not a number where the dense model scores nothing on a task.
+    Args:
+        scores: Scores of the model to rate.
+        fine_tuned_scores: Scores of the domain's fine-tuned model.
+        tasks: The tasks of the domain.
+
+    Returns:
+        The Domain-Ratio, or NaN if the fine-tuned model scores 0 on a task.
     """
-    if not all(dense_scores[task] for task in tasks):
+    if not all(fine_tuned_scores[task] for task in tasks):
         return math.nan
-    ratios = [scores[task] / dense_scores[task] for task in tasks]
+    ratios = [scores[task] / fine_tuned_scores[task] for task in tasks]
     return 100 * math.prod(ratios) ** (1 / len(ratios))

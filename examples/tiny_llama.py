@@ -14,7 +14,7 @@ SPECIAL_TOKENS = ["<pad>", "<eos>", "<unk>"]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of `domains.VOCABULARY`; blanks separate words and carry no meaning."""
+    """Return a tokenizer that splits at blanks, with a token per word of `domains.VOCABULARY`."""
     words = SPECIAL_TOKENS + VOCABULARY
     numbers = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
@@ -29,7 +29,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of 0.8 million parameters with random weights."""
+    """Return a Llama of 0.8 million parameters with random weights."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -40,7 +40,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             num_key_value_heads=2,
             max_position_embeddings=64,
             tie_word_embeddings=True,
-            initializer_range=0.06,  # so small a model learns three times faster than from 0.02
+            initializer_range=0.06,  # a model this small learns three times faster than with 0.02
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -1,17 +1,18 @@
-"""Full fine-tuning of a model on drawn items; checkpoints as anyone would publish them.
+"""Train all weights of a model on drawn items, and write ordinary checkpoints.
 
 In:  a model, a function that draws training items, and how long and how hard to train.
-Out: the model trained in place, and folders of bfloat16 safetensors, configuration and tokenizer.
+Out: the model, trained in place, and folders of bfloat16 safetensors, configuration and tokenizer.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import click
 import torch
@@ -19,7 +20,8 @@ from items import Item
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-IGNORED = -100  # label of the prompt and of padding: only answers are learnt
+IGNORED = -100
+"""Label of prompts and padding: only answers are learnt."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,11 @@ class Training:
     """How long and how hard a model is trained.
 
     Attributes:
-        steps: Of the optimizer.
+        steps: Steps of the optimizer.
         batch_size: Items in a step.
-        learning_rate: The highest of the run.
-        fast: Whether matrices are multiplied in bfloat16 and the optimizer is fused; the weights
-            stay float32.
+        learning_rate: The highest learning rate of the run.
+        fast: Whether to multiply matrices in bfloat16 and to fuse the optimizer; weights stay
+            float32.
     """
 
     steps: int
@@ -42,11 +44,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where an unfinished training is kept, so that a killed one goes on.
+    """Where the state of a training is saved, so that it can resume after being killed.
 
     Attributes:
-        file: Of the weights and the optimizer's state; deleted when training has ended.
-        every: Steps from one state that is kept to the next.
+        file: File of the weights and the optimizer's state; whoever trains deletes it at the end.
+        every: Steps between two saved states.
     """
 
     file: Path
@@ -61,16 +63,26 @@ def train(
     seed: int,
     title: str,
     resumption: Resumption | None = None,
-    beside: Callable[[LlamaForCausalLM, int], torch.Tensor] | None = None,
+    extra_loss: Callable[[LlamaForCausalLM, int], torch.Tensor] | None = None,
 ) -> None:
     """Train all weights of `model` in place to continue prompts with their answers.
 
-    AdamW without weight decay; the learning rate rises over the first tenth and then falls along a
-    half cosine. Progress goes to stderr under `title`. A loss `beside`, given the model and the
-    step, is added to that of the items.
+    The optimizer is AdamW without weight decay. The learning rate rises over the first tenth of the
+    steps and then falls along half a cosine. Progress goes to stderr.
+
+    Args:
+        model: The model, in float32.
+        tokenizer: Its tokenizer.
+        draw: Draws a training item.
+        training: How long and how hard to train.
+        seed: Seed of the drawn items.
+        title: Title of the progress bar.
+        resumption: Where to save states and to resume from; None to do neither.
+        extra_loss: Given the model and the step, returns a scalar that is added to the loss of the
+            items.
 
     Raises:
-        click.ClickException: What is kept is of a training with other settings.
+        click.ClickException: The saved state is from a training with other settings.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -80,23 +92,21 @@ def train(
         fused=training.fast,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _learning_rate_factor(step / training.steps)
+        optimizer, lambda step: _scale_learning_rate(step / training.steps)
     )
-    started = 0
+    done = 0
     if resumption is not None and resumption.file.exists():
-        state = torch.load(resumption.file, weights_only=True, map_location=model.device)
-        if state.get("training") != asdict(training):
-            raise click.ClickException(
-                f"{resumption.file} is of a training with other settings; delete it to start anew."
-            )
+        state = _load_state(resumption.file, training, model.device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        started = state["step"]
+        done = state["step"]
     model.train()
-    progress = tqdm(total=training.steps, initial=started, desc=title)
-    for step, (tokens, labels) in enumerate(_batches(tokenizer, draw, training, seed), start=1):
-        if step <= started:
+    progress = tqdm(total=training.steps, initial=done, desc=title)
+    for step, (tokens, labels) in enumerate(
+        _draw_batches(tokenizer, draw, training, seed), start=1
+    ):
+        if step <= done:
             continue
         tokens, labels = tokens.to(model.device), labels.to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=training.fast):
@@ -104,7 +114,7 @@ def train(
             targets = labels[:, 1:]
             answered = targets != IGNORED
             logits = model.lm_head(hidden[answered])
-            added = None if beside is None else beside(model, step)
+            added = None if extra_loss is None else extra_loss(model, step)
         loss = torch.nn.functional.cross_entropy(logits.float(), targets[answered])
         optimizer.zero_grad()
         torch.autograd.backward(loss if added is None else loss + added)
@@ -114,7 +124,6 @@ def train(
         progress.update()
         progress.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
         if resumption is not None and step % resumption.every == 0 and step < training.steps:
-            written = resumption.file.with_suffix(".new")
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -122,16 +131,15 @@ def train(
                 "step": step,
                 "training": asdict(training),
             }
-            torch.save(state, written)
-            written.replace(resumption.file)
+            _save_state(resumption.file, state)
     progress.close()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer to `folder` in bfloat16; the model itself becomes bfloat16.
 
-    A folder of that name is a whole checkpoint: it takes the name, and the place of an older one,
-    when all is written.
+    The files are first written under another name, so a folder of this name is always complete. It
+    replaces an older one.
     """
     unfinished = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -141,20 +149,36 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     unfinished.rename(folder)
 
 
-def _learning_rate_factor(progress: float) -> float:
-    """The share of the highest learning rate, for a share of the run from 0 to 1."""
+def _load_state(file: Path, training: Training, device: torch.device) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(file, weights_only=True, map_location=device)
+    if state.get("training") != asdict(training):
+        raise click.ClickException(
+            f"{file} is of a training with other settings; delete it to start over."
+        )
+    return state
+
+
+def _save_state(file: Path, state: Mapping[str, object]) -> None:
+    """Write a state under another name first, so that a killed training leaves a whole file."""
+    unfinished = file.with_suffix(".new")
+    torch.save(state, unfinished)
+    unfinished.replace(file)
+
+
+def _scale_learning_rate(progress: float) -> float:
+    """Return the share of the highest learning rate after a share of the run, from 0 to 1."""
     if progress < 0.1:
         return 0.02 + 9.8 * progress
     return 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * (progress - 0.1) / 0.9))
 
 
-def _batches(
+def _draw_batches(
     tokenizer: PreTrainedTokenizerFast,
     draw: Callable[[Random], Item],
     training: Training,
     seed: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Tokens and labels, each (items, longest item), padded on the right."""
+    """Yield tokens and labels, each (items, longest item), padded on the right."""
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     random = Random(seed)
     for _ in range(training.steps):

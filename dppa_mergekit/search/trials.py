@@ -194,7 +194,7 @@ class ScoreCommand:
 
     text: str
 
-    def items(self, task: str) -> int:
+    def item_count(self, task: str) -> int:
         """Return 0: the command scores every task as a whole."""
         return 0
 

@@ -2,9 +2,9 @@
 
     python examples/paper/miniature.py FOLDER
 
-Trains the quickstart's base and its three fine-tuned models for every seed, not as hard as the
-quickstart does, and measures what the paper measured, by the public commands. FOLDER then holds
-`results.json`, `tables.md` and `figures/`; killed, the same command goes on.
+Trains the quickstart's base and its three fine-tuned models for every seed, less hard than the
+quickstart does, and repeats the paper's measurements by the public commands. FOLDER then holds
+`results.json`, `tables.md` and `figures/`. If it is killed, run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import click
 import yaml
 from transformers.utils.logging import disable_progress_bar
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # of the quickstart's modules
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the quickstart's modules
 
 import quickstart
 from domains import DOMAINS, TASKS_FOLDER
-from experiment import Plain, Plan, Subject
-from report import Group, write_report
+from measurements import Group
+from plan import Plain, Plan, Subject
+from report import write_report
 from running import measure
 from training import Training
 
 TUNING = Training(steps=300, batch_size=64, learning_rate=2e-3)
-"""Moves the weights by a fifth of their own deviation; the quickstart's by a third."""
+"""Moves the weights by a fifth of their own deviation; the quickstart moves them by a third."""
 
 PLAN = Plan(
     rates=(10, 20, 30, 40, 50, 60, 70, 80, 90),
@@ -63,26 +64,26 @@ SMOKE_PLAN = replace(
 
 
 def train_models(folder: Path, seed: int, base: Training, tuning: Training) -> None:
-    """Train the models of one seed, unless they are there."""
+    """Train the models of one seed, unless they exist."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     if not (folder / DOMAINS[-1]).exists():
         quickstart.train_models(folder, seed, base, tuning)
 
 
-def tasks(smoke: bool) -> Plain:
-    """The quickstart's tasks file, wherever it is read from; without addition for a smoke test.
+def read_tasks(smoke: bool) -> Plain:
+    """Return the quickstart's tasks file, with its items' folder as an absolute path.
 
-    Addition is learnt late.
+    A smoke test leaves out addition, which models learn late.
     """
     path = TASKS_FOLDER.with_suffix(".yml")
-    found = {
+    tasks = {
         **yaml.safe_load(path.read_text(encoding="utf-8")),
         "include_path": str(TASKS_FOLDER),
     }
     if smoke:
-        math = found["domains"]["math"]
+        math = tasks["domains"]["math"]
         del math["dev"]["addition_dev"], math["test"]["addition_test"]
-    return found
+    return tasks
 
 
 @click.command()
@@ -93,11 +94,11 @@ def tasks(smoke: bool) -> Plain:
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Seeds, then parts at a time, on a core each.",
+    help="Trainings, and then parts of experiments, at a time; each takes a core.",
 )
-@click.option("--smoke", is_flag=True, help="Hardly any training, few items: numbers mean nothing.")
+@click.option("--smoke", is_flag=True, help="Train briefly on few items; the numbers mean nothing.")
 def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
-    """Train tiny models below FOLDER and write the paper's tables and figures of them."""
+    """Train tiny models below FOLDER and write the paper's tables and figures for them."""
     base, tuning, plan = quickstart.BASE_TRAINING, TUNING, PLAN
     if smoke:
         base, tuning = replace(base, steps=250), replace(quickstart.TUNING, steps=150)
@@ -110,7 +111,7 @@ def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
             name=f"seed_{seed}",
             folder=folder / f"seed_{seed}",
             base="./base",
-            tasks=tasks(smoke),
+            tasks=read_tasks(smoke),
             made={"seed": seed, "base": asdict(base), "tuning": asdict(tuning)},
         )
         for seed in seeds
@@ -118,8 +119,8 @@ def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
     trainings = [
         partial(train_models, folder / f"seed_{seed}", seed, base, tuning) for seed in seeds
     ]
-    found = measure(subjects, trainings, plan, jobs)
-    write_report(folder, [Group("Miniature", found)])
+    results = measure(subjects, trainings, plan, jobs)
+    write_report(folder, [Group("Miniature", results)])
 
 
 if __name__ == "__main__":

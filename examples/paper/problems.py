@@ -1,10 +1,10 @@
-"""Mathematics, finance and law for a small pretrained Llama: tasks that it cannot do as it is.
+"""Tasks in mathematics, finance and law that a small pretrained Llama cannot do untrained.
 
-In:  nothing but fixed seeds.
-Out: `TASKS`, two of each domain, and `GUARD`, what the pretrained model does know.
+In:  only fixed seeds.
+Out: `TASKS`, two in each domain, and `GUARD`, a task that the pretrained model can do.
 
-Every answer is exact and follows from the prompt by a rule. Mathematics is answered with its
-working, the result behind `####`.
+Every answer is exact and follows from the prompt by a rule. Answers in mathematics show the steps
+of the calculation, and then the result after `####`.
 """
 
 from __future__ import annotations
@@ -65,16 +65,16 @@ COMPANIES = [
 ]
 
 
-def _worked(*lines: str) -> str:
-    """Steps of a calculation, and the last one's result."""
+def _show_working(*lines: str) -> str:
+    """Return the steps of a calculation, followed by the result of the last step."""
     return f"{' '.join(f'{line}.' for line in lines)} #### {lines[-1].rsplit(' ', 1)[-1]}"
 
 
 # Mathematics
 
 
-def word_problem(random: Random) -> Item:
-    """Two or three steps of arithmetic, told as a story."""
+def draw_word_problem(random: Random) -> Item:
+    """Draw two or three steps of arithmetic, told as a story."""
     name, other = random.sample(NAMES, k=2)
     thing, another = random.sample(THINGS, k=2)
     a, b, c, d = (random.randrange(2, 10) for _ in range(4))
@@ -112,11 +112,11 @@ def word_problem(random: Random) -> Item:
         story = f"{name} has {a} {thing}. {other} has {b} times as many {thing}."
         question = f"How many {thing} do they have together?"
         lines = [f"{a} * {b} = {a * b}", f"{a} + {a * b} = {a + a * b}"]
-    return Item(f"Problem: {story} {question}\nSolution:", _worked(*lines))
+    return Item(f"Problem: {story} {question}\nSolution:", _show_working(*lines))
 
 
-def expression(random: Random) -> Item:
-    """The value of an expression with brackets."""
+def draw_expression(random: Random) -> Item:
+    """Draw an expression with brackets; the answer is its value."""
     a, b, c, d = (random.randrange(2, 10) for _ in range(4))
     kind = random.randrange(3)
     if kind == 0:
@@ -137,7 +137,7 @@ def expression(random: Random) -> Item:
             f"{c} + {d} = {second}",
             f"{first} * {second} = {first * second}",
         ]
-    return Item(f"Problem: What is {text}?\nSolution:", _worked(*lines))
+    return Item(f"Problem: What is {text}?\nSolution:", _show_working(*lines))
 
 
 # Finance
@@ -148,8 +148,8 @@ PERIODS = ["first quarter", "second quarter", "third quarter", "fourth quarter",
 SENTIMENTS = ("positive", "neutral", "negative")
 
 
-def headline(random: Random) -> Item:
-    """Sentiment that needs two figures compared; rising debt is bad news."""
+def draw_headline(random: Random) -> Item:
+    """Draw a headline; its sentiment follows from two figures, and rising debt is bad news."""
     company, period = random.choice(COMPANIES), random.choice(PERIODS)
     measure = random.choice(GOOD_MEASURES + BAD_MEASURES)
     sentiment = random.choice(SENTIMENTS)
@@ -172,8 +172,8 @@ def headline(random: Random) -> Item:
 RATINGS = ("safe", "watch", "risky")
 
 
-def rating(random: Random) -> Item:
-    """Debt over equity: safe below one, watch below two, else risky."""
+def draw_rating(random: Random) -> Item:
+    """Draw a ratio of debt to equity: safe below one, watch below two, else risky."""
     company, wanted = random.choice(COMPANIES), random.choice(RATINGS)
     while True:
         debt, equity = random.randrange(10, 100), random.randrange(10, 100)
@@ -188,7 +188,7 @@ def rating(random: Random) -> Item:
 
 # Law
 
-LIMITS = [  # who, at least or at most, what
+LIMITS = [  # party, bound, unit
     ("a landlord", "at least", "days of notice"),
     ("an employer", "at least", "days of leave"),
     ("a seller", "at least", "months of warranty"),
@@ -200,9 +200,9 @@ LIMITS = [  # who, at least or at most, what
 ]
 
 
-def clause(random: Random) -> Item:
-    """A clause against a stated limit."""
-    who, bound, what = random.choice(LIMITS)
+def draw_clause(random: Random) -> Item:
+    """Draw a clause, which is valid if it respects a stated limit."""
+    party, bound, unit = random.choice(LIMITS)
     limit, stated = random.sample(range(10, 60), k=2)
     if random.random() < 0.1:
         stated = limit
@@ -212,14 +212,14 @@ def clause(random: Random) -> Item:
         answer = "void, too much" if stated > limit else "valid"
     modal = "owes" if bound == "at least" else "may have"
     prompt = (
-        f"Rule: By law {who} {modal} {bound} {limit} {what}.\n"
-        f"Clause: Here {who} {modal} {stated} {what}.\nThe clause is"
+        f"Rule: By law {party} {modal} {bound} {limit} {unit}.\n"
+        f"Clause: Here {party} {modal} {stated} {unit}.\nThe clause is"
     )
     return Item(prompt, answer)
 
 
 PARTIES = ["buyer", "seller", "carrier", "agent", "tenant"]
-BREACHES = [  # what the party did, and that it did not
+BREACHES = [  # a breach, and the conduct that is none
     ("delivered late", "delivered in time"),
     ("sold damaged goods", "sold sound goods"),
     ("revealed a secret", "kept every secret"),
@@ -233,7 +233,7 @@ BREACHES = [  # what the party did, and that it did not
     ("hid a defect", "named every defect"),
     ("left the site open", "locked the site"),
 ]
-EXCUSES = [  # what excuses it, and that it was not so
+EXCUSES = [  # an excuse, and the fact that denies it
     ("a flood closed the roads", "the roads were open"),
     ("the other side agreed", "the other side objected"),
     ("a court ordered it", "no court was asked"),
@@ -249,8 +249,8 @@ EXCUSES = [  # what excuses it, and that it was not so
 ]
 
 
-def liability(random: Random) -> Item:
-    """A rule with an exception, applied to facts."""
+def draw_liability(random: Random) -> Item:
+    """Draw a rule with an exception, and facts to apply it to."""
     party = random.choice(PARTIES)
     breach, kept = random.choice(BREACHES)
     excuse, held = random.choice(EXCUSES)
@@ -267,7 +267,7 @@ def liability(random: Random) -> Item:
     return Item(prompt.replace("A agent", "An agent"), answer)
 
 
-# What the pretrained model knows
+# General knowledge
 
 CAPITALS = {
     "France": "Paris",
@@ -350,25 +350,25 @@ FORMS = {
 }
 
 
-def knowledge(random: Random) -> Item:
-    """A capital or an opposite, of five to choose from."""
+def draw_knowledge(random: Random) -> Item:
+    """Draw a capital or an opposite, to be chosen from five."""
     form = random.choice(list(FORMS))
     answers = FORMS[form]
     asked = random.choice(list(answers))
     others = sorted(set(answers.values()) - {answers[asked]})
     choices = [answers[asked], *random.sample(others, k=4)]
     random.shuffle(choices)
-    # The order of the choices is no part of the prompt, so a prompt comes with one order.
+    # The choices are not part of the prompt: each held-out prompt has a single order of them.
     return Item(form.format(asked), answers[asked], tuple(choices))
 
 
 TASKS = [
-    Task("word_problem", "math", word_problem),
-    Task("expression", "math", expression),
-    Task("headline", "finance", headline),
-    Task("rating", "finance", rating),
-    Task("clause", "law", clause),
-    Task("liability", "law", liability),
+    Task("word_problem", "math", draw_word_problem),
+    Task("expression", "math", draw_expression),
+    Task("headline", "finance", draw_headline),
+    Task("rating", "finance", draw_rating),
+    Task("clause", "law", draw_clause),
+    Task("liability", "law", draw_liability),
 ]
 DOMAINS = ["math", "finance", "law"]
-GUARD = Task("knowledge", "general", knowledge, items=110)
+GUARD = Task("knowledge", "general", draw_knowledge, items=110)

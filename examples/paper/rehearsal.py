@@ -1,11 +1,11 @@
-"""What keeps a fine-tuned model itself outside its domain: its base's own texts.
+"""Rehearsal of the base's own texts, which keeps a fine-tuned model intact outside its domain.
 
 In:  the base model.
-Out: texts that it writes, and a loss beside that of the domain's items: how far the model has moved
-     from the base on them (Learning without Forgetting, arXiv 1606.09282).
+Out: texts that it writes, and a loss that is added to that of the domain's items: how far the model
+     has moved from the base on these texts (Learning without Forgetting, arXiv 1606.09282).
 
-Without it, a small model that learns to answer in two words answers anything in two words, and so
-does every merge with it.
+Without rehearsal, a small model that learns to answer in two words answers everything in two words,
+and so does every merge with it.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ OPENINGS = (
     *("The", "A", "In", "When", "How to", "What", "Why", "It", "If", "My", "There", "Once"),
     *("Question:", "Title:", "Text:", "Note:", "Answer:", "Summary:", "Name:", "Example:"),
 )
-"""How texts begin."""
+"""The beginnings of the texts."""
 
 TEXTS = 480
-"""How many there are."""
+"""Number of texts."""
 
 LENGTH = 64
-"""Tokens of each."""
+"""Tokens of each text."""
 
 TEMPERATURE = 0.8
-"""At which they are drawn."""
+"""Temperature at which the tokens are drawn."""
 
 
 def write_texts(base: Path, file: Path, device: str) -> None:
-    """Let the base model write texts, unless they are there; their tokens as JSON.
+    """Let the base model write texts and store their tokens as JSON, unless the file exists.
 
     Args:
         base: Folder of the model.
-        file: Where they go.
-        device: Where the model lives.
+        file: The JSON file: a list of texts, each a list of `LENGTH` token numbers.
+        device: Where the model runs: cpu, cuda, ...
     """
     if file.exists():
         return
@@ -67,19 +67,27 @@ def write_texts(base: Path, file: Path, device: str) -> None:
 
 
 class Rehearsal:
-    """The loss of a model that moves away from its base on the base's own texts."""
+    """A loss that grows as a model moves away from its base on the base's own texts."""
 
     def __init__(self, base: Path, texts: Path, batch_size: int, seed: int, device: str) -> None:
-        """Of so many texts in a step, in an order of the seed."""
+        """Load the base model and its texts.
+
+        Args:
+            base: Folder of the base model.
+            texts: The file that `write_texts` has written.
+            batch_size: Texts in a step.
+            seed: Seed of the random choice of texts.
+            device: Where the models run.
+        """
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
         self._base: LlamaForCausalLM = model.requires_grad_(False)
         self._texts = torch.tensor(json.loads(texts.read_text(encoding="utf-8")), device=device)
         self._batch_size, self._seed = batch_size, seed
 
     def __call__(self, model: LlamaForCausalLM, step: int) -> torch.Tensor:
-        """The mean over tokens of the divergence from the base to the model, in nats."""
+        """Return the mean over tokens of the divergence from the base to the model, in nats."""
         rows = Random(f"{self._seed} {step}").sample(range(len(self._texts)), self._batch_size)
         tokens = self._texts[rows]
-        wanted = self._base(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-        said = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-        return kl_div(said, wanted, reduction="none", log_target=True).sum(-1).mean()
+        expected = self._base(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        found = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+        return kl_div(found, expected, reduction="none", log_target=True).sum(-1).mean()

@@ -1,4 +1,4 @@
-"""What the paper prints: arXiv 2403.02799, Tables 1 to 6 and 8; Domain-Ratios are in percent."""
+"""The paper's own numbers: arXiv 2403.02799, Tables 1 to 6 and 8; Domain-Ratios in percent."""
 
 from __future__ import annotations
 
@@ -86,10 +86,10 @@ OFFSETS: dict[str, tuple[float, ...]] = {
         *(0.0003, 0.0006, 0.0010, 0.0015, 0.0202),
     ),
 }
-"""Domain -> least delta, the deciles, and the largest (Table 8, of which Table 4 is a part)."""
+"""Domain -> least delta, deciles, largest delta (Table 8; Table 4 is a part of it)."""
 
 
-def appendix_a() -> list[list[str]]:
-    """Task, pruning rate, and scores in percent pruned by magnitude, OWL, DP and DARE."""
+def read_appendix_a() -> list[list[str]]:
+    """Return rows of task, pruning rate, and scores in percent after magnitude, OWL, DP, DARE."""
     with Path(__file__).with_name("appendix_a.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.reader(file))[1:]

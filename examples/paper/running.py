@@ -1,7 +1,8 @@
-"""Trainings and experiments, as many at a time as there are cores.
+"""Run trainings and experiments in parallel processes.
 
-In:  trainings, and the subjects of experiments, whose models they make.
-Out: every subject's `results.json`. What was killed goes on; if one fails, the others go on.
+In:  trainings, and the subjects of experiments, whose models the trainings make.
+Out: every subject's `results.json`. A killed run resumes when it is started again; if one subject
+     fails, the others go on.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import click
 import torch
-from experiment import STAGES, Experiment, Part, Plain, Plan, Subject, read_json, told
+from commands import describe_error
+from experiment import STAGES, Experiment, Part, read_json
 from filelock import FileLock, Timeout
+from plan import Plain, Plan, Subject
 
 from dppa_mergekit.scoring.tasks import folder_hash
 
@@ -29,42 +32,47 @@ from dppa_mergekit.scoring.tasks import folder_hash
 def measure(
     subjects: Sequence[Subject], trainings: Sequence[Part], plan: Plan, jobs: int
 ) -> dict[str, Plain]:
-    """Train and measure subjects, and give what was measured, by name.
+    """Train the models of subjects, measure them, and return subject -> its results.
 
     Args:
-        subjects: To measure.
-        trainings: Each makes some of their models, as far as these are not there.
+        subjects: The subjects to measure.
+        trainings: Each makes some of their models, unless they exist.
         plan: What is measured.
-        jobs: Trainings, then parts of experiments at a time.
+        jobs: How many trainings, and then parts of experiments, run at a time.
 
     Raises:
         click.ClickException: A folder holds other measurements, or something failed.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on the number
-    going = {each.name: Experiment(each, plan) for each in subjects}
-    with ExitStack() as held:
-        for each in subjects:
-            held.enter_context(_alone(each.folder))
-            _refuse_others(each, plan)
-        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_begin)
-        held.callback(pool.shutdown, cancel_futures=True)
-        if _failed({pool.submit(_work, training): "training" for training in trainings}):
+    os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on it
+    experiments = {subject.name: Experiment(subject, plan) for subject in subjects}
+    with ExitStack() as stack:
+        for subject in subjects:
+            stack.enter_context(_lock(subject.folder))
+            _check_plan(subject, plan)
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        if _await_all({pool.submit(_work, training): "training" for training in trainings}):
             raise click.ClickException("Not all models are trained.")
         for stage in STAGES:
-            parts = [(name, part) for name, each in going.items() for part in stage(each)]
+            parts = [
+                (name, part)
+                for name, experiment in experiments.items()
+                for part in stage(experiment)
+            ]
             running = {
-                pool.submit(_work, partial(going[name].run, part)): name for name, part in parts
+                pool.submit(_work, partial(experiments[name].run, part)): name
+                for name, part in parts
             }
-            for name in _failed(running):
-                del going[name]
-    failed = sorted({each.name for each in subjects} - set(going))
+            for name in _await_all(running):
+                del experiments[name]
+    failed = sorted({subject.name for subject in subjects} - set(experiments))
     if failed:
         raise click.ClickException(f"Not measured to the end: {', '.join(failed)}.")
-    return {each.name: read_json(each.folder / "results.json") for each in subjects}
+    return {subject.name: read_json(subject.folder / "results.json") for subject in subjects}
 
 
-def _begin() -> None:
-    """Of a worker: it computes in one thread, and does not outlive who started it."""
+def _start_worker() -> None:
+    """Let a worker compute in one thread, and end with the process that started it."""
     torch.set_num_threads(1)
     starter = parent_process()
     assert starter is not None
@@ -77,29 +85,31 @@ def _begin() -> None:
 
 
 def _work(part: Part) -> None:
-    """Do a part in a worker; Ctrl-C ends the worker, so that what waits for it is not begun."""
+    """Do a part in a worker; Ctrl-C ends the worker, so that no waiting part begins in it."""
     try:
         part()
     except (click.Abort, KeyboardInterrupt, SystemExit):
         os._exit(130)
 
 
-def _failed(running: Mapping[Future[None], str]) -> set[str]:
-    """The names of those that failed, when all have ended; each failure is told."""
+def _await_all(running: Mapping[Future[None], str]) -> set[str]:
+    """Wait until all have ended, report every failure, and return the names that failed."""
     failed = set()
     for ended in as_completed(running):
         error = ended.exception()
         if isinstance(error, BrokenProcessPool):
-            raise click.ClickException("A process was killed; the same command goes on.")
+            raise click.ClickException(
+                "A process was killed; run the same command again to resume."
+            )
         if error is not None:
-            click.echo(f"{running[ended]}: {told(error)}", err=True)
+            click.echo(f"{running[ended]}: {describe_error(error)}", err=True)
             failed.add(running[ended])
     return failed
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuse a second run in a folder while one is at work."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Lock a folder, so that no second run measures there at the same time."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".measured.lock", timeout=0):
@@ -108,17 +118,17 @@ def _alone(folder: Path) -> Iterator[None]:
         raise click.ClickException(f"Another run is measuring in {folder}.") from error
 
 
-def _refuse_others(subject: Subject, plan: Plan) -> None:
-    """What was measured by other settings must not be taken for what this plan asks for."""
+def _check_plan(subject: Subject, plan: Plan) -> None:
+    """Raise if the subject's folder holds measurements with other settings than these."""
     path = subject.folder / "plan.json"
-    written = Path(subject.folder, "tasks", str(subject.tasks["include_path"]))
-    items = folder_hash(Path(os.path.normpath(written)))  # "tasks" may not be there yet
-    given = [asdict(plan), subject.tasks, items, subject.made, subject.device]
-    asked = json.loads(json.dumps(given))
+    include_path = Path(subject.folder, "tasks", str(subject.tasks["include_path"]))
+    items = folder_hash(Path(os.path.normpath(include_path)))  # "tasks" may not exist yet
+    settings = [asdict(plan), subject.tasks, items, subject.made, subject.device]
+    asked = json.loads(json.dumps(settings))
     if not path.exists():
         path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
     elif json.loads(path.read_text(encoding="utf-8")) != asked:
         raise click.ClickException(
-            f"{subject.folder} holds what was measured by another plan, of other items or models, "
-            f"or on another device (plan.json); name another folder."
+            f"{subject.folder} holds measurements with another plan, other items or models, or on "
+            f"another device (plan.json); name another folder."
         )

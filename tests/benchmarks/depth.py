@@ -1,9 +1,9 @@
-"""Whether memory, and time per parameter, grow with the depth of the models or with their shards.
+"""Measure whether memory, and time per parameter, grow with depth or with the number of shards.
 
     python tests/benchmarks/depth.py FOLDER
 
-mergekit holds the output shard that it is filling. Here that shard is small, so that what is
-left is what the method itself holds. From the time per parameter mergekit's start is taken off.
+mergekit holds the output shard that it is filling. Here that shard is small, so the rest of the
+memory is held by the method itself. The time per parameter does not include mergekit's start.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 import click
 from merge_runs import METHODS, START, MergeRunner
 from model_sizes import SIZES
-from random_models import SHARD_SIZE, Family, ensured
-from results import Run, machine, middle, recorded, results_option
-from tables import gigabytes, markdown, number
+from random_models import SHARD_SIZE, Family, write_missing
+from results import Run, add_results_option, compute_median, describe_machine, record_run
+from tables import format_gigabytes, format_number, format_table
 
 HEAD = (
     "layers",
@@ -31,13 +31,13 @@ HEAD = (
 )
 
 
-def table(runs: Sequence[Run]) -> str:
-    """One row for each depth, number of shards and method."""
+def tabulate(runs: Sequence[Run]) -> str:
+    """Return a row for each depth, number of shards and method."""
     starts = {run.round: run.measured.wall_seconds for run in runs if run.method == START}
     merges = [run for run in runs if run.method != START]
     keys = dict.fromkeys((run.method, run.layers, run.input_shards) for run in merges)
 
-    def nanoseconds_per_parameter(run: Run) -> float:
+    def divide_time(run: Run) -> float:
         return 1e9 * (run.measured.wall_seconds - starts[run.round]) / run.parameters
 
     rows = []
@@ -49,13 +49,17 @@ def table(runs: Sequence[Run]) -> str:
                 str(chosen[0].input_shards),
                 f"{chosen[0].parameters:,}",
                 chosen[0].method,
-                number(middle(chosen, lambda run: run.measured.wall_seconds)),
-                number(middle(chosen, nanoseconds_per_parameter)),
-                gigabytes(middle(chosen, lambda run: run.measured.peak_anonymous_bytes)),
-                gigabytes(middle(chosen, lambda run: run.measured.peak_resident_bytes)),
+                format_number(compute_median(chosen, lambda run: run.measured.wall_seconds)),
+                format_number(compute_median(chosen, divide_time)),
+                format_gigabytes(
+                    compute_median(chosen, lambda run: run.measured.peak_anonymous_bytes)
+                ),
+                format_gigabytes(
+                    compute_median(chosen, lambda run: run.measured.peak_resident_bytes)
+                ),
             ]
         )
-    return markdown(HEAD, rows)
+    return format_table(HEAD, rows)
 
 
 @click.command()
@@ -72,8 +76,13 @@ def table(runs: Sequence[Run]) -> str:
     show_default=True,
 )
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--out-shard-size", default="50M", show_default=True, help="Bytes, for mergekit.")
-@results_option("depth.json")
+@click.option(
+    "--out-shard-size",
+    default="50M",
+    show_default=True,
+    help="Bytes of an output shard, as mergekit reads them.",
+)
+@add_results_option("depth.json")
 def main(
     folder: Path,
     size: str,
@@ -84,28 +93,30 @@ def main(
     out_shard_size: str,
     results: Path,
 ) -> None:
-    """Measure merges of the checkpoints below FOLDER, which are written if need be."""
+    """Measure merges of the checkpoints below FOLDER; missing ones are written first."""
     session = datetime.now(timezone.utc).isoformat(timespec="seconds")
     runners = []
     for layers in depths:
         for count in shards:
             shape = Family(folder, size, layers=layers).shape
-            # Where the usual shard size does, the family is the one that other scripts use.
-            usual = len(shape.shards(SHARD_SIZE)) == count
-            shard_size = SHARD_SIZE if usual else shape.shard_size(count)
-            family = ensured(Family(folder, size, layers=layers, shard_size=shard_size))
+            # If the usual shard size fits, use the family that other scripts use.
+            usual = len(shape.fill_shards(SHARD_SIZE)) == count
+            shard_size = SHARD_SIZE if usual else shape.find_shard_size(count)
+            family = write_missing(Family(folder, size, layers=layers, shard_size=shard_size))
             runners.append(MergeRunner(family, (f"--out-shard-size={out_shard_size}",)))
     for runner in runners:
-        runner.measure("task_arithmetic")  # page cache
+        runner.measure("task_arithmetic")  # fills the page cache
     runs: list[Run] = []
 
     for round_ in range(1, rounds + 1):
-        runs.append(recorded(results, runners[0], START, round_, session))
+        runs.append(record_run(results, runners[0], START, round_, session))
         for runner in runners if round_ % 2 else reversed(runners):
             for method in methods:
-                runs.append(recorded(results, runner, method, round_, session))
-    click.echo(f"{machine()}; {size}, output shards of {out_shard_size}, {rounds} rounds\n")
-    click.echo(table(runs))
+                runs.append(record_run(results, runner, method, round_, session))
+    click.echo(
+        f"{describe_machine()}; {size}, output shards of {out_shard_size}, {rounds} rounds\n"
+    )
+    click.echo(tabulate(runs))
 
 
 if __name__ == "__main__":

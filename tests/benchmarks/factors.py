@@ -1,12 +1,12 @@
-"""What a change of factors takes in memory, and what it takes by way of a checkpoint.
+"""Compare a change of factors in memory with a change by way of a checkpoint.
 
     python tests/benchmarks/factors.py FOLDER --size 1.0B
 
-One fine-tuned model of the random checkpoints is held pruned at density 0.2, with two partitions.
-In memory: new factors are written to the live weights. By way of a checkpoint: `mergekit-yaml`
-merges the recipe with new factors, what it knows of the kept sets included, and transformers loads
-the result until every page of it is in memory. Of that, saving and loading are timed alone too,
-with the live model. Rounds alternate between all.
+A fine-tuned model of the random checkpoints is pruned at density 0.2, with two partitions. In
+memory, new factors are written to the live weights. By way of a checkpoint, `mergekit-yaml` merges
+the recipe with new factors, using its cached thresholds, and transformers loads the result until
+every page of it is in memory. Saving and loading the live model are also timed alone. Every round
+has all changes.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from statistics import median
 
 import click
 import torch
-from merge_runs import mergekit_yaml
+from merge_runs import find_mergekit_yaml
 from model_sizes import SIZES
-from random_models import Family, ensured
-from tables import markdown
+from random_models import Family, write_missing
+from tables import format_table
 from transformers import AutoModelForCausalLM
 
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.recipes import Recipe
 
 PAGE = 4096
-"""Bytes of memory that are read from a file at once."""
+"""Bytes of a page, the unit in which a mapped file is read."""
 
 WHOLE = ("save and load", "mergekit-yaml and load")
-"""By way of a checkpoint."""
+"""The changes by way of a checkpoint."""
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
+def time_work(work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes."""
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
 
 
-def tuned_model(family: Family) -> Path:
-    """The fine-tuned model."""
+def find_fine_tuned(family: Family) -> Path:
+    """Return the folder of the fine-tuned model."""
     return (family.path / "tuned_1").resolve()
 
 
-def recipe(family: Family) -> Recipe:
-    """One model alone, pruned at 80 %."""
+def make_recipe(family: Family) -> Recipe:
+    """Return the recipe of the model alone, pruned by 80 %."""
     parameters = {"weight": 1.0, "density": 0.2}
-    model = str(tuned_model(family))
+    model = str(find_fine_tuned(family))
     return Recipe(
         {
             "merge_method": "dppa",
@@ -66,10 +66,10 @@ def recipe(family: Family) -> Recipe:
 @click.option("--size", type=click.Choice(list(SIZES)), default="1.0B", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 def main(folder: Path, size: str, rounds: int) -> None:
-    """Measure with a model of the checkpoints below FOLDER, which are written if need be."""
-    family = ensured(Family(folder, size, 1))
-    resident = AmplifiedModel.load(recipe(family), folder)
-    own = sum(each.nbytes for each in resident.model.parameters())
+    """Measure a model of the checkpoints below FOLDER; missing ones are written first."""
+    family = write_missing(Family(folder, size, 1))
+    resident = AmplifiedModel.load(make_recipe(family), folder)
+    own = sum(parameter.nbytes for parameter in resident.model.parameters())
     saved = folder / "saved"
 
     def load() -> None:
@@ -84,9 +84,9 @@ def main(folder: Path, size: str, rounds: int) -> None:
     def merge(factor: float) -> None:
         path = saved.with_suffix(".yml")
         factors = {"amplify_90": factor, "amplify_80": factor}
-        merging = recipe(family).with_parameters(str(tuned_model(family)), factors)
+        merging = make_recipe(family).with_parameters(str(find_fine_tuned(family)), factors)
         path.write_text(merging.to_yaml(), encoding="utf-8")
-        subprocess.run([*mergekit_yaml(), path, saved], check=True, capture_output=True)
+        subprocess.run([*find_mergekit_yaml(), path, saved], check=True, capture_output=True)
         load()
 
     taken: dict[str, list[float]] = {}
@@ -100,16 +100,16 @@ def main(folder: Path, size: str, rounds: int) -> None:
         }
         for name, change in changes.items():
             shutil.rmtree(saved, ignore_errors=True)
-            taken.setdefault(name, []).append(seconds(change))
+            taken.setdefault(name, []).append(time_work(change))
     shutil.rmtree(saved, ignore_errors=True)
     saved.with_suffix(".yml").unlink()
-    medians = {name: median(each) for name, each in taken.items()}
+    medians = {name: median(times) for name, times in taken.items()}
     rows = [
         [name, f"{value:.2f} s", *(f"{value / medians[whole]:.3f} x" for whole in WHOLE)]
         for name, value in medians.items()
     ]
     click.echo(f"{size}, {torch.get_num_threads()} threads, {rounds} rounds\n")
-    click.echo(markdown(["change", "median", *(f"of {whole}" for whole in WHOLE)], rows))
+    click.echo(format_table(["change", "median", *(f"of {whole}" for whole in WHOLE)], rows))
     click.echo(
         f"\nBeside the model's {own / 1e9:.2f} GB: {resident.bytes_held / 1e9:.2f} GB, "
         f"{resident.bytes_held / own:.2f} x"

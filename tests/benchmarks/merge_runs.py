@@ -1,4 +1,4 @@
-"""One merge as a user runs it: mergekit's own command, in a process of its own."""
+"""Run a merge as a user does: by mergekit's own command in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from processes import Measured, measure
 from random_models import Family
 
 FLOOR = "floor"
-"""No merge: all inputs read twice and one output written, by plain copies."""
+"""Not a merge: plain copies that read all inputs twice and write one output."""
 
 START = "start"
-"""No merge: mergekit's command with --help, which is what every merge takes before it begins."""
+"""Not a merge: mergekit's command with --help, which shows its time to start."""
 
 _CACHE_VARIABLE = "DPPA_MERGEKIT_CACHE"
 _STATISTICS = re.compile(r"Delta statistics: ([0-9.]+) s")
@@ -32,9 +32,9 @@ class Method:
     """A row of the table.
 
     Attributes:
-        merge_method: As a recipe names it.
-        parameters: Of each fine-tuned model, besides the weight.
-        cached: Whether the statistics of an earlier merge are at hand.
+        merge_method: Name of the method in a recipe.
+        parameters: Parameters of each fine-tuned model, besides the weight.
+        cached: Whether the cache has the statistics of an earlier merge.
     """
 
     merge_method: str
@@ -59,9 +59,9 @@ class MergeRunner:
     """Runs methods over the models of one family.
 
     Attributes:
-        family: Of the models.
-        flags: For mergekit-yaml.
-        cold: Whether every run starts with none of the inputs in the page cache.
+        family: The family of the models.
+        flags: Flags for mergekit-yaml.
+        cold: Whether every run starts without the inputs in the page cache.
     """
 
     family: Family
@@ -69,30 +69,30 @@ class MergeRunner:
     cold: bool = False
 
     def measure(self, name: str) -> Measured:
-        """Run a method, the floor or the start, and measure it."""
+        """Run and measure a method, the floor or the start."""
         output = self.family.path / "merged"
         shutil.rmtree(output, ignore_errors=True)
-        environment = user_environment()
+        environment = make_user_environment()
         if name == FLOOR:
-            command = self._floor(output)
+            command = self._make_floor_command(output)
         elif name == START:
-            command = [*mergekit_yaml(), "--help"]
+            command = [*find_mergekit_yaml(), "--help"]
         else:
-            command = self._merge(METHODS[name], output)
-            # A cache that is on would make every round but the first a cached one.
+            command = self._make_merge_command(METHODS[name], output)
+            # With the cache on, all rounds after the first would use it.
             cached = METHODS[name].cached
             environment[_CACHE_VARIABLE] = str(self._cache.resolve()) if cached else "off"
         if self.cold:
-            page_cache.drop(self.family.all_weight_files())
+            page_cache.drop(self.family.list_all_weight_files())
         else:
-            os.sync()  # or the run would wait for what others still have to write
+            os.sync()  # otherwise the run waits for the pending writes of others
         try:
             return measure(command, environment)
         finally:
             shutil.rmtree(output, ignore_errors=True)
 
     def fill_statistics_cache(self, name: str) -> bool:
-        """Run a cached method once, with an empty cache; returns whether it left anything there."""
+        """Run a cached method once with an empty cache; return whether it filled the cache."""
         shutil.rmtree(self._cache, ignore_errors=True)
         self.measure(name)
         return self._cache.exists() and any(self._cache.iterdir())
@@ -101,48 +101,50 @@ class MergeRunner:
     def _cache(self) -> Path:
         return self.family.path / "statistics_cache"
 
-    def _floor(self, output: Path) -> list[str]:
+    def _make_floor_command(self, output: Path) -> list[str]:
         folders = [self.family.path / name for name in self.family.names]
         script = Path(__file__).with_name("floor.py")
         return [sys.executable, str(script), str(output), *map(str, folders)]
 
-    def _merge(self, method: Method, output: Path) -> list[str]:
+    def _make_merge_command(self, method: Method, output: Path) -> list[str]:
         recipe = self.family.path / "recipe.yml"
-        recipe.write_text(yaml.safe_dump(self._recipe(method), sort_keys=False), encoding="utf-8")
-        # With -v the time of the statistics is logged.
-        return [*mergekit_yaml(), str(recipe), str(output), "-v", *self.flags]
+        recipe.write_text(
+            yaml.safe_dump(self._make_recipe(method), sort_keys=False), encoding="utf-8"
+        )
+        # With -v, mergekit logs the time of the statistics.
+        return [*find_mergekit_yaml(), str(recipe), str(output), "-v", *self.flags]
 
-    def _recipe(self, method: Method) -> dict[str, object]:
-        base, *tuned = [str((self.family.path / name).resolve()) for name in self.family.names]
+    def _make_recipe(self, method: Method) -> dict[str, object]:
+        base, *fine_tuned = [str((self.family.path / name).resolve()) for name in self.family.names]
         return {
             "merge_method": method.merge_method,
             "base_model": base,
             "models": [
                 {"model": model, "parameters": {"weight": 0.3, **method.parameters}}
-                for model in tuned
+                for model in fine_tuned
             ],
         }
 
 
-def mergekit_yaml() -> list[str]:
-    """The command beside this interpreter, which may be in an environment not activated."""
+def find_mergekit_yaml() -> list[str]:
+    """Return the command beside this interpreter, whose environment may not be activated."""
     script = Path(sys.executable).with_name("mergekit-yaml")
     if script.exists():
         return [str(script)]
     return [sys.executable, "-m", "mergekit.scripts.run_yaml"]
 
 
-def user_environment() -> dict[str, str]:
-    """The environment variables of this process, less what a user would not have set."""
+def make_user_environment() -> dict[str, str]:
+    """Return this process's environment variables without those that a user would not set."""
     dropped = {
         "DPPA_MERGEKIT_AUTOLOAD",  # without the plugin there is nothing to measure
-        "PYTHONDONTWRITEBYTECODE",  # or every start would compile the same modules again
+        "PYTHONDONTWRITEBYTECODE",  # with it, every start compiles the same modules again
     }
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return {**kept, "HF_HUB_OFFLINE": "1"}  # nothing that is timed may wait for a network
+    return {**kept, "HF_HUB_OFFLINE": "1"}  # a timed run must not wait for a network
 
 
-def statistics_seconds(measured: Measured) -> float | None:
-    """What a run said about the time of its statistics; None where it said nothing."""
+def read_statistics_seconds(measured: Measured) -> float | None:
+    """Return the time of the statistics that a run logged; None if it logged none."""
     found = _STATISTICS.findall(measured.stderr)
     return sum(map(float, found)) if found else None

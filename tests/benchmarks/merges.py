@@ -1,11 +1,11 @@
-"""Times and memory of whole merges, methods in alternation.
+"""Measure time and memory of whole merges, with methods in alternation.
 
     python tests/benchmarks/merges.py FOLDER --size 0.2B --size 1.0B --method task_arithmetic \\
         --method ties --method dppa --rounds 3 --results results.json
 
 Every run is a fresh process of `mergekit-yaml` over a base and three fine-tuned models. Two rows
-are no merges: `floor` reads all inputs twice and writes one output by plain copies, and `start`
-is mergekit's start alone, which is most of the time of small merges.
+are not merges: `floor` reads all inputs twice and writes one output by plain copies, and `start` is
+mergekit's start alone, which takes most of the time of small merges.
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ from pathlib import Path
 import click
 from merge_runs import FLOOR, METHODS, START, MergeRunner
 from model_sizes import BYTES_PER_PARAMETER, SIZES
-from random_models import Family, ensured
-from results import Run, machine, middle, ratio, recorded, results_option
-from tables import gigabytes, markdown, number
+from random_models import Family, write_missing
+from results import (
+    Run,
+    add_results_option,
+    compute_median,
+    compute_ratio,
+    describe_machine,
+    record_run,
+)
+from tables import format_gigabytes, format_number, format_table
 
 HEAD = (
     "size",
@@ -35,14 +42,14 @@ HEAD = (
     "written GB",
 )
 LEGEND = (
-    "Ratios are medians of the ratios within each round. Resident memory has the mapped pages of "
-    "the checkpoints in it, anonymous memory has not. Read is what came from storage and not from "
-    "the page cache. Every merge starts Python and mergekit, as the row `start` does."
+    "Ratios are medians of the ratios within each round. Resident memory includes the mapped pages "
+    "of the checkpoints, anonymous memory does not. Read bytes came from storage, not from the "
+    "page cache. Every merge starts Python and mergekit, as the row `start` does."
 )
 
 
-def table(runs: Sequence[Run]) -> str:
-    """One row for each size and method, in the order in which they were first run."""
+def tabulate(runs: Sequence[Run]) -> str:
+    """Return a row for each size and method, in the order of their first runs."""
     rows = []
     for size in dict.fromkeys(run.size for run in runs):
         of_size = [run for run in runs if run.size == size]
@@ -51,43 +58,45 @@ def table(runs: Sequence[Run]) -> str:
             for method in dict.fromkeys(run.method for run in of_size)
         }
         rows += [
-            _row(method, chosen, by_method.get("task_arithmetic", ()), by_method.get("ties", ()))
+            _make_row(
+                method, chosen, by_method.get("task_arithmetic", ()), by_method.get("ties", ())
+            )
             for method, chosen in by_method.items()
         ]
-    return markdown(HEAD, rows)
+    return format_table(HEAD, rows)
 
 
-def _row(
+def _make_row(
     method: str, runs: Sequence[Run], task_arithmetic: Sequence[Run], ties: Sequence[Run]
 ) -> list[str]:
     return [
         f"{runs[0].size} ({runs[0].parameters / 1e9:.3g}e9)",
         method,
-        number(middle(runs, lambda run: run.measured.wall_seconds)),
-        number(ratio(runs, task_arithmetic)),
-        number(ratio(runs, ties)),
-        number(middle(runs, lambda run: run.statistics_seconds)),
-        number(middle(runs, _rest)),
-        gigabytes(middle(runs, lambda run: run.measured.peak_resident_bytes)),
-        gigabytes(middle(runs, lambda run: run.measured.peak_anonymous_bytes)),
-        gigabytes(middle(runs, lambda run: run.measured.storage_read_bytes)),
-        gigabytes(middle(runs, lambda run: run.measured.storage_written_bytes)),
+        format_number(compute_median(runs, lambda run: run.measured.wall_seconds)),
+        format_number(compute_ratio(runs, task_arithmetic)),
+        format_number(compute_ratio(runs, ties)),
+        format_number(compute_median(runs, lambda run: run.statistics_seconds)),
+        format_number(compute_median(runs, _subtract_statistics)),
+        format_gigabytes(compute_median(runs, lambda run: run.measured.peak_resident_bytes)),
+        format_gigabytes(compute_median(runs, lambda run: run.measured.peak_anonymous_bytes)),
+        format_gigabytes(compute_median(runs, lambda run: run.measured.storage_read_bytes)),
+        format_gigabytes(compute_median(runs, lambda run: run.measured.storage_written_bytes)),
     ]
 
 
-def _rest(run: Run) -> float | None:
+def _subtract_statistics(run: Run) -> float | None:
     if run.statistics_seconds is None:
         return None
     return run.measured.wall_seconds - run.statistics_seconds
 
 
 def prepare(runner: MergeRunner, methods: Sequence[str]) -> None:
-    """All that a first run would pay for: the page cache, and the statistics of cached methods."""
+    """Fill the page cache and the statistics of cached methods before the first measured run."""
     if not runner.cold:
         needed = (runner.family.models + 2) * runner.family.shape.parameters * BYTES_PER_PARAMETER
-        if needed > _available_memory():
+        if needed > _read_available_memory():
             click.echo("warning: inputs and output do not fit the page cache together", err=True)
-    # Also in cold runs: Python's own files are not what they are about.
+    # This also prepares cold runs, which are not meant to read Python's own files from storage.
     runner.measure("task_arithmetic")
     for method in methods:
         cached = method in METHODS and METHODS[method].cached
@@ -95,7 +104,7 @@ def prepare(runner: MergeRunner, methods: Sequence[str]) -> None:
             click.echo(f"warning: {method} left no statistics in the cache", err=True)
 
 
-def _available_memory() -> int:
+def _read_available_memory() -> int:
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -120,13 +129,15 @@ def _available_memory() -> int:
 @click.option(
     "--sparse",
     is_flag=True,
-    help="Checkpoints that are three quarters holes: for memory, where the disk is too small.",
+    help="Use checkpoints that are three quarters holes: for memory, if the disk is too small.",
 )
 @click.option("--cold", is_flag=True, help="Drop the inputs from the page cache before every run.")
-@click.option("--floor/--no-floor", default=True, help="Whether to measure floor and start too.")
-@click.option("--flag", "flags", multiple=True, help="For mergekit-yaml, as --flag=--async-write.")
-@click.option("--label", default="", help="Kept with the results, such as a version.")
-@results_option("results.json")
+@click.option("--floor/--no-floor", default=True, help="Whether to measure floor and start, too.")
+@click.option(
+    "--flag", "flags", multiple=True, help="Flag for mergekit-yaml, such as --flag=--async-write."
+)
+@click.option("--label", default="", help="Label of the results, such as a version.")
+@add_results_option("results.json")
 def main(
     folder: Path,
     sizes: tuple[str, ...],
@@ -140,22 +151,24 @@ def main(
     label: str,
     results: Path,
 ) -> None:
-    """Measure merges of the checkpoints below FOLDER, which are written if need be."""
+    """Measure merges of the checkpoints below FOLDER; missing ones are written first."""
     session = datetime.now(timezone.utc).isoformat(timespec="seconds")
     rows = [*((FLOOR, START) if floor else ()), *dict.fromkeys(methods)]
     runs: list[Run] = []
     for size in sizes:
-        runner = MergeRunner(ensured(Family(folder, size, models, sparse=sparse)), flags, cold)
+        runner = MergeRunner(
+            write_missing(Family(folder, size, models, sparse=sparse)), flags, cold
+        )
         click.echo(f"{size}: warming up", err=True)
         prepare(runner, rows)
-        for number_ in range(1, rounds + 1):
-            # Forwards and backwards, so that no method always follows the same other.
-            for method in rows if number_ % 2 else reversed(rows):
-                runs.append(recorded(results, runner, method, number_, session, label))
+        for round_ in range(1, rounds + 1):
+            # The order alternates, so that no method always follows the same other one.
+            for method in rows if round_ % 2 else reversed(rows):
+                runs.append(record_run(results, runner, method, round_, session, label))
     states = ["page cache cold" if cold else "page cache warm", *flags]
     state = ", ".join([*states, *(["sparse files"] if sparse else [])])
-    click.echo(f"{machine()}; {models} models, {rounds} rounds, {state}\n")
-    click.echo(table(runs))
+    click.echo(f"{describe_machine()}; {models} models, {rounds} rounds, {state}\n")
+    click.echo(tabulate(runs))
     click.echo(f"\n{LEGEND}")
 
 

@@ -1,6 +1,6 @@
-"""Llama models by size: the tensors they are made of, and how these fill shards.
+"""Llama models by size: their tensors, and how tensors fill shards.
 
-Nothing here imports torch: the scripts that measure must stay small (see processes.py).
+This module does not import torch: the scripts that measure must stay small (see processes.py).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Shape:
     vocabulary: int
     heads: int
 
-    def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape, in the order in which transformers stores them."""
-        return dict(self._tensors())
+    def list_tensors(self) -> dict[str, tuple[int, ...]]:
+        """Return tensor name -> shape, in the order in which transformers stores them."""
+        return dict(self._yield_tensors())
 
-    def _tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def _yield_tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
         for layer in range(self.layers):
             block = f"model.layers.{layer}"
@@ -43,22 +43,22 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Number of parameters."""
-        return sum(prod(shape) for shape in self.tensors().values())
+        return sum(prod(shape) for shape in self.list_tensors().values())
 
     @property
     def largest_tensor(self) -> int:
-        """Number of elements of the largest tensor: what a merge holds at once grows with it."""
-        return max(prod(shape) for shape in self.tensors().values())
+        """Number of elements of the largest tensor, with which the memory of a merge grows."""
+        return max(prod(shape) for shape in self.list_tensors().values())
 
-    def shards(self, shard_size: int) -> list[list[str]]:
-        """The tensor names of each shard: filled one after the other, as transformers does.
+    def fill_shards(self, shard_size: int) -> list[list[str]]:
+        """Return the tensor names of each shard; shards fill one by one, as in transformers.
 
         Args:
-            shard_size: In bytes; a tensor that is larger has a shard of its own.
+            shard_size: Bytes of a shard; a larger tensor has a shard of its own.
         """
         shards: list[list[str]] = [[]]
         filled = 0
-        for name, shape in self.tensors().items():
+        for name, shape in self.list_tensors().items():
             size = prod(shape) * BYTES_PER_PARAMETER
             if shards[-1] and filled + size > shard_size:
                 shards.append([])
@@ -67,12 +67,12 @@ class Shape:
             filled += size
         return shards
 
-    def shard_size(self, shards: int) -> int:
-        """The smallest shard size, in bytes, that needs no more than so many shards."""
+    def find_shard_size(self, shards: int) -> int:
+        """Return the smallest shard size, in bytes, that needs at most so many shards."""
         low, high = 0, self.parameters * BYTES_PER_PARAMETER
         while high - low > 1:
             middle = (low + high) // 2
-            if len(self.shards(middle)) > shards:
+            if len(self.fill_shards(middle)) > shards:
                 low = middle
             else:
                 high = middle

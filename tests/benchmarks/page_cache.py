@@ -1,4 +1,4 @@
-"""Bring files into the page cache, or drop them from it."""
+"""Load files into the page cache, or drop them from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BUFFER = 8 << 20
 
 
 def fill(files: Iterable[Path]) -> None:
-    """Read files once."""
+    """Read files once, so that the page cache holds them."""
     buffer = bytearray(BUFFER)
     for path in files:
         with path.open("rb", buffering=0) as file:
@@ -19,8 +19,11 @@ def fill(files: Iterable[Path]) -> None:
 
 
 def drop(files: Iterable[Path]) -> None:
-    """Let the next reader of these files find them on storage only; needs no privileges."""
-    os.sync()  # pages that are still to be written cannot be dropped
+    """Drop files from the page cache, so that the next reader finds them on storage only.
+
+    This needs no privileges.
+    """
+    os.sync()  # pages that are not written yet cannot be dropped
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Run one command as a whole process and measure what it took. Linux only.
+"""Run a command as a whole process and measure its time, memory, reads and writes. Linux only.
 
-A process counts the peak memory of the one that started it as its own, so the scripts that
-measure import neither torch nor transformers.
+A process inherits the peak memory of its starter as its own, so the scripts that measure import
+neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.02
-_BLOCK = 512  # bytes; the unit in which Linux counts ru_inblock and ru_oublock
+_BLOCK = 512  # bytes of the unit in which Linux counts ru_inblock and ru_oublock
 _TAIL = 3000
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process took.
+    """Time, memory, reads and writes of one process.
 
     Attributes:
-        wall_seconds: From its start to its end.
-        user_seconds: Of all its threads.
-        system_seconds: Of all its threads, in the kernel.
-        peak_resident_bytes: Pages of mapped checkpoints included, which the kernel can drop.
-        peak_anonymous_bytes: Memory that it allocated; sampled, so a short peak may be missed.
-        storage_read_bytes: What had to come from storage: nothing where the page cache has it.
-        storage_written_bytes: What it handed to the page cache to be written.
-        call_read_bytes: By read calls, from the page cache or not; mapped files are not in it.
-        call_written_bytes: By write calls.
-        stderr: All that it wrote there.
+        wall_seconds: Seconds from its start to its end.
+        user_seconds: Seconds of all its threads outside the kernel.
+        system_seconds: Seconds of all its threads in the kernel.
+        peak_resident_bytes: Resident memory, including pages of mapped checkpoints, which the
+            kernel can drop.
+        peak_anonymous_bytes: Allocated memory; it is sampled, so a short peak may be missed.
+        storage_read_bytes: Bytes read from storage; reads from the page cache do not count.
+        storage_written_bytes: Bytes handed to the page cache for writing.
+        call_read_bytes: Bytes of read calls, from the page cache or not; without mapped files.
+        call_written_bytes: Bytes of write calls.
+        stderr: Everything that it wrote to stderr.
     """
 
     wall_seconds: float
@@ -54,14 +55,14 @@ class CommandError(RuntimeError):
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Measured:
-    """Run a command to its end; what it writes to stdout is dropped.
+    """Run a command to its end and measure it; its stdout is dropped.
 
     Args:
         command: Program and arguments.
-        environment: All of its environment variables; None for those of this process.
+        environment: Its environment variables; None for those of this process.
 
     Raises:
-        CommandError: Its exit status is not zero; ends with the tail of its stderr.
+        CommandError: Its exit status is not zero; the message ends with the tail of its stderr.
     """
     with tempfile.TemporaryFile() as stderr:
         start = time.perf_counter()
@@ -69,14 +70,14 @@ def measure(command: Sequence[str], environment: Mapping[str, str] | None = None
             command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment
         )
         try:
-            anonymous = _peak_anonymous(process.pid)
+            anonymous = _await_peak_anonymous(process.pid)
         except BaseException:
             process.kill()
             process.wait()
             raise
         wall = time.perf_counter() - start
-        # It has ended and is not reaped yet: its final counts can still be read.
-        calls = _fields(process.pid, "io")
+        # The process has ended and is not reaped yet, so its final counts can still be read.
+        calls = _read_fields(process.pid, "io")
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         stderr.seek(0)
@@ -97,20 +98,20 @@ def measure(command: Sequence[str], environment: Mapping[str, str] | None = None
     )
 
 
-def _peak_anonymous(pid: int) -> int:
-    """Wait for the end of a process, without reaping it; returns its largest RssAnon."""
+def _await_peak_anonymous(pid: int) -> int:
+    """Wait for the end of a process without reaping it; return its largest RssAnon in bytes."""
     peak = 0
     descriptor = os.pidfd_open(pid)
     try:
         while not select.select([descriptor], [], [], SAMPLE_SECONDS)[0]:
-            peak = max(peak, _fields(pid, "status").get("RssAnon", 0) * 1024)
+            peak = max(peak, _read_fields(pid, "status").get("RssAnon", 0) * 1024)
     finally:
         os.close(descriptor)
     return peak
 
 
-def _fields(pid: int, file: str) -> dict[str, int]:
-    """The lines `name: number` of a file of /proc; none where it cannot be read."""
+def _read_fields(pid: int, file: str) -> dict[str, int]:
+    """Return the lines `name: number` of a file of /proc; none if it cannot be read."""
     try:
         lines = Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/random_models.py FOLDER --size 0.2B
 
-What is complete already is kept, so an interrupted run goes on where it was. This module finds
-out what is missing and lets random_weights.py write it.
+Complete models are kept, so an interrupted run resumes. This module finds the missing models and
+starts random_weights.py to write them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import click
 from model_sizes import BYTES_PER_PARAMETER, SIZES, Shape
 
 SHARD_SIZE = 5_000_000_000
-SPARSE_PARTS = 4  # of a tensor of a sparse checkpoint, one is written
+SPARSE_PARTS = 4  # a sparse checkpoint stores one of so many parts of each tensor
 SEED = 0
 
 _MARK = "random_model.json"
@@ -31,17 +31,17 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 @dataclass(frozen=True)
 class Family:
-    """A base and its fine-tuned models: what is in the checkpoints, and in which folder they are.
+    """A base and its fine-tuned models: the content of the checkpoints and their folder.
 
     Attributes:
-        folder: Of all families.
+        folder: The folder of all families.
         size: A name in SIZES.
         models: Number of fine-tuned models.
-        layers: Depth in place of the size's own.
-        shard_size: Of each checkpoint, in bytes.
+        layers: Number of layers; None for that of the size.
+        shard_size: Bytes of a shard of a checkpoint.
         sparse: Whether only the first quarter of each tensor is written. The rest are holes in the
-            files, which take no room on the disk and are read as zeros: for sizes and memory, and
-            not for times.
+            files, which take no room on the disk and read as zeros. This suits measurements of
+            memory, not of time.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Family:
 
     @property
     def path(self) -> Path:
-        """The folder of this family: another depth or another shard size is another folder."""
+        """The folder of this family; every depth and shard size has its own."""
         name = self.size
         if self.layers is not None:
             name += f"-{self.layers}-layers"
@@ -71,31 +71,32 @@ class Family:
 
     @property
     def names(self) -> list[str]:
-        """The models' folders, the base first."""
+        """The names of the models' folders, the base first."""
         return ["base", *(f"tuned_{number}" for number in range(1, self.models + 1))]
 
     @property
     def missing(self) -> list[str]:
-        """The models that are not there, or not completely."""
+        """The models that are missing or incomplete."""
         return [name for name in self.names if not self._is_complete(name)]
 
-    def weight_files(self, name: str) -> list[Path]:
-        """The shards of one model."""
+    def list_weight_files(self, name: str) -> list[Path]:
+        """Return the shards of one model."""
         return sorted((self.path / name).glob("*.safetensors"))
 
-    def all_weight_files(self) -> list[Path]:
-        """The shards of all models."""
-        return [path for name in self.names for path in self.weight_files(name)]
+    def list_all_weight_files(self) -> list[Path]:
+        """Return the shards of all models."""
+        return [path for name in self.names for path in self.list_weight_files(name)]
 
     def mark_complete(self, name: str) -> None:
-        """Say that a model is written; to be called last."""
-        (self.path / name / _MARK).write_text(self._mark(), encoding="utf-8")
+        """Mark a model as complete; call this after all its files are written."""
+        (self.path / name / _MARK).write_text(self._describe(), encoding="utf-8")
 
     def _is_complete(self, name: str) -> bool:
         mark = self.path / name / _MARK
-        return mark.exists() and mark.read_text(encoding="utf-8") == self._mark()
+        return mark.exists() and mark.read_text(encoding="utf-8") == self._describe()
 
-    def _mark(self) -> str:
+    def _describe(self) -> str:
+        """Return the content of the file that marks a model as complete."""
         content = {
             **asdict(self.shape),
             "shard_size": self.shard_size,
@@ -105,28 +106,17 @@ class Family:
         return json.dumps(content, indent=2) + "\n"
 
 
-def ensure(
-    folder: Path,
-    size: str,
-    models: int = 3,
-    layers: int | None = None,
-    shard_size: int = SHARD_SIZE,
-) -> Path:
-    """Write what is missing of a family; returns its folder with `base`, `tuned_1` and so on."""
-    return ensured(Family(folder, size, models, layers, shard_size)).path
-
-
-def ensured(family: Family) -> Family:
-    """Write what is missing of a family; returns it.
+def write_missing(family: Family) -> Family:
+    """Write the missing models of a family, and return the family.
 
     Raises:
-        click.ClickException: There is not enough room.
+        click.ClickException: The disk has too little room.
     """
     missing = family.missing
     if not missing:
         return family
     family.path.mkdir(parents=True, exist_ok=True)
-    for name in missing:  # what is incomplete is written anew, and takes no room meanwhile
+    for name in missing:  # an incomplete model is written again, and must take no room meanwhile
         shutil.rmtree(family.path / name, ignore_errors=True)
     needed = len(missing) * family.shape.parameters * BYTES_PER_PARAMETER
     if family.sparse:
@@ -134,10 +124,10 @@ def ensured(family: Family) -> Family:
     free = shutil.disk_usage(family.path).free
     if needed > free:
         raise click.ClickException(
-            f"{family.path}: {len(missing)} models take {needed / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB are free."
+            f"{family.path}: {len(missing)} models need {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB "
+            "are free."
         )
-    # In a process of its own, for the memory that the writing takes (see processes.py).
+    # A process of its own takes the memory that writing needs (see processes.py).
     command = [
         sys.executable,
         str(Path(__file__).with_name("random_weights.py")),
@@ -154,26 +144,23 @@ def ensured(family: Family) -> Family:
     return family
 
 
-def parameters(size: str, layers: int | None = None) -> int:
-    """Number of parameters of a model of that size."""
-    return Family(Path(), size, layers=layers).shape.parameters
-
-
-def family_options(command: Command) -> Command:
-    """The command-line options that say which family is meant."""
+def add_family_options(command: Command) -> Command:
+    """Add the options that describe a family to a command."""
     for option in (
         click.option(
-            "--sparse", is_flag=True, help="Write a quarter of each tensor, and holes for the rest."
+            "--sparse", is_flag=True, help="Write a quarter of each tensor; the rest are holes."
         ),
         click.option(
             "--shard-size",
             type=click.IntRange(min=1),
             default=SHARD_SIZE,
             show_default=True,
-            help="Bytes per shard of a checkpoint.",
+            help="Bytes of a shard of a checkpoint.",
         ),
         click.option(
-            "--layers", type=click.IntRange(min=1), help="Depth in place of the size's own."
+            "--layers",
+            type=click.IntRange(min=1),
+            help="Number of layers; that of the size if not given.",
         ),
         click.option(
             "--models",
@@ -190,12 +177,12 @@ def family_options(command: Command) -> Command:
 
 
 @click.command()
-@family_options
+@add_family_options
 def main(
     folder: Path, size: str, models: int, layers: int | None, shard_size: int, sparse: bool
 ) -> None:
-    """Write random checkpoints below FOLDER and print where they are."""
-    family = ensured(Family(folder, size, models, layers, shard_size, sparse))
+    """Write random checkpoints below FOLDER and print their folder."""
+    family = write_missing(Family(folder, size, models, layers, shard_size, sparse))
     click.echo(f"{family.path}: {', '.join(family.names)}, each {family.shape.parameters:,}")
 
 

@@ -1,8 +1,8 @@
-"""Writes the models of a family that are missing; random_models.py runs it.
+"""Write the missing models of a family; random_models.py runs this script.
 
-Tensor by tensor, with one shard in memory: no model is ever built. Drawing so many normal numbers
-one by one would take most of the time, so they are drawn once, into a pool, and every tensor
-takes them from an offset of its own. What a tensor gets follows from the seed, its model and its
+It writes tensor by tensor with one shard in memory and never builds a model. Drawing a normal
+number for each element would take most of the time. So numbers are drawn once, into a pool, and
+every tensor takes them from an offset of its own, which follows from the seed, the model and the
 name.
 """
 
@@ -17,7 +17,7 @@ from random import Random
 import click
 import torch
 from model_sizes import BYTES_PER_PARAMETER, Shape
-from random_models import SEED, SPARSE_PARTS, Family, family_options
+from random_models import SEED, SPARSE_PARTS, Family, add_family_options
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -25,32 +25,32 @@ from tqdm import tqdm
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 BASE_DEVIATION = 0.02
-# Of the deltas of linears, embeddings and `lm_head`: lowest and highest, drawn by tensor.
 DELTA_DEVIATIONS = (5e-4, 4e-3)
-# Next to 1, bfloat16 has steps of 0.004 and 0.008; a smaller delta would be lost.
+"""Lowest and highest deviation of the deltas of linears, embeddings and `lm_head`."""
 NORM_DEVIATION = 0.02
+"""Next to 1, bfloat16 has steps of 0.004 and 0.008; a smaller delta would be lost."""
 
-_POOL = 1 << 26  # more than any linear of these sizes has
-_CHUNK = 1 << 18  # what fits the cache
+_POOL = 1 << 26  # more elements than any linear of these sizes has
+_CHUNK = 1 << 18  # elements that fit the cache
 
 
 class Pool:
-    """Normal numbers, drawn once."""
+    """Normal numbers that are drawn once."""
 
     def __init__(self) -> None:
         drawn = torch.randn(_POOL, generator=torch.Generator().manual_seed(SEED))
-        # With the head repeated behind the tail no chunk has to be put together from two parts.
+        # The head is repeated after the tail, so that every chunk is contiguous.
         self._numbers = torch.cat([drawn, drawn[:_CHUNK]])
 
-    def tensor(
+    def make_tensor(
         self, shape: tuple[int, ...], mean: float, parts: Mapping[str, float]
     ) -> torch.Tensor:
-        """A bfloat16 tensor: mean + the sum of independent parts.
+        """Return a bfloat16 tensor: the mean plus the sum of independent parts.
 
         Args:
-            shape: Of the tensor.
-            mean: Of all elements.
-            parts: What a part is known by, which decides its numbers -> its standard deviation.
+            shape: Shape of the tensor.
+            mean: Mean of all elements.
+            parts: Key of a part, which determines its numbers -> its standard deviation.
         """
         offsets = {key: Random(f"{SEED} {key}").randrange(_POOL) for key in parts}
         result = torch.empty(shape, dtype=torch.bfloat16)
@@ -65,30 +65,30 @@ class Pool:
         return result
 
 
-def tensor(pool: Pool, model: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """One tensor of one model: the base's, and on top the model's delta if it is fine-tuned."""
+def make_tensor(pool: Pool, model: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor of a model: the base's tensor, plus a delta if the model is fine-tuned."""
     norm = len(shape) == 1
     parts = {} if norm else {f"base {name}": BASE_DEVIATION}
     if model != "base":
-        parts[f"{model} {name}"] = NORM_DEVIATION if norm else delta_deviation(model, name)
-    return pool.tensor(shape, float(norm), parts)
+        parts[f"{model} {name}"] = NORM_DEVIATION if norm else draw_delta_deviation(model, name)
+    return pool.make_tensor(shape, float(norm), parts)
 
 
-def delta_deviation(model: str, name: str) -> float:
-    """Half of what decides it is the block, half the tensor, so that densities differ by both."""
+def draw_delta_deviation(model: str, name: str) -> float:
+    """Return the deviation of a delta, which depends on block and tensor in equal shares."""
     block = name.rsplit(".", 3)[0]
     position = sum(Random(f"{SEED} {model} {part}").random() for part in (block, name)) / 2
     lowest, highest = DELTA_DEVIATIONS
     return float(lowest * (highest / lowest) ** position)
 
 
-def write(family: Family, model: str, pool: Pool) -> None:
-    """Write one model, with configuration and tokenizer."""
+def write_model(family: Family, model: str, pool: Pool) -> None:
+    """Write a model with its configuration and tokenizer."""
     folder = family.path / model
     folder.mkdir(parents=True, exist_ok=True)
     shape = family.shape
-    shapes = shape.tensors()
-    shards = shape.shards(family.shard_size)
+    shapes = shape.list_tensors()
+    shards = shape.fill_shards(family.shard_size)
     weight_map = {}
     with tqdm(total=len(shapes), desc=f"{family.path.name}/{model}", unit="tensor") as bar:
         for number, names in enumerate(shards, start=1):
@@ -100,7 +100,7 @@ def write(family: Family, model: str, pool: Pool) -> None:
                 written = shapes[name]
                 if family.sparse:
                     written = (written[0] // SPARSE_PARTS, *written[1:])
-                shard[name] = tensor(pool, model, name, written)
+                shard[name] = make_tensor(pool, model, name, written)
                 weight_map[name] = file
                 bar.update()
             if family.sparse:
@@ -113,20 +113,20 @@ def write(family: Family, model: str, pool: Pool) -> None:
         (folder / "model.safetensors.index.json").write_text(
             json.dumps(index, indent=2) + "\n", encoding="utf-8"
         )
-    configuration(shape).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    make_configuration(shape).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     family.mark_complete(model)
 
 
 def save_sparse(
     path: Path, shapes: Mapping[str, tuple[int, ...]], first: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write bfloat16 tensors to a safetensors file of which only their first rows are stored.
+    """Write a safetensors file of bfloat16 tensors that only stores their first rows.
 
     Args:
-        path: Of the file.
-        shapes: Name -> shape, as the header has it.
-        first: Name -> the first rows; what lies behind them is a hole, and is read as zeros.
+        path: The file.
+        shapes: Name -> shape in the header.
+        first: Name -> the first rows; the other rows are a hole and read as zeros.
     """
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts, end = {}, 0
@@ -145,8 +145,8 @@ def save_sparse(
         file.truncate(content + end)
 
 
-def configuration(shape: Shape) -> LlamaConfig:
-    """The model's configuration."""
+def make_configuration(shape: Shape) -> LlamaConfig:
+    """Return the configuration of a model."""
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=shape.vocabulary,
@@ -161,8 +161,8 @@ def configuration(shape: Shape) -> LlamaConfig:
     )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """The smallest there is; without one mergekit logs an error with a traceback."""
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of three words; without one, mergekit logs an error with a traceback."""
     inner = Tokenizer(WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
@@ -170,17 +170,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @click.command()
-@family_options
+@add_family_options
 def main(
     folder: Path, size: str, models: int, layers: int | None, shard_size: int, sparse: bool
 ) -> None:
-    """Write the models of a family below FOLDER that are missing."""
+    """Write the missing models of a family below FOLDER."""
     family = Family(folder, size, models, layers, shard_size, sparse)
     missing = family.missing
     pool = Pool() if missing else None
     for model in missing:
         assert pool is not None
-        write(family, model, pool)
+        write_model(family, model, pool)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measured runs: kept in a JSON file, and summed up."""
+"""Measured runs: stored in a JSON file and summarized."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statistics import median
 from typing import TypeVar
 
 import click
-from merge_runs import MergeRunner, statistics_seconds
+from merge_runs import MergeRunner, read_statistics_seconds
 from processes import Measured
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -20,24 +20,24 @@ Command = TypeVar("Command", bound=Callable[..., object])
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one method, and what it was run on.
+    """One run of one method, with its models and its machine.
 
     Attributes:
-        session: When the script was started that measured it.
-        label: The user's name for what was measured, such as a version.
+        session: Start time of the script that measured it.
+        label: The user's label, such as a version.
         machine: One line about the machine.
-        size: A name of the models' size.
-        layers: Their depth.
+        size: Name of the models' size.
+        layers: Number of layers of the models.
         parameters: Number of parameters of each model.
-        largest_tensor: Number of elements.
+        largest_tensor: Number of elements of the largest tensor.
         models: Number of fine-tuned models.
         input_shards: Number of files of each model.
         method: A row of METHODS, the floor or the start.
-        round: Methods of one round were run one right after the other.
-        cold: Whether nothing was in the page cache.
-        flags: For mergekit-yaml.
-        statistics_seconds: The part of the time that the run said it took for statistics.
-        measured: The rest of it, without stderr.
+        round: Number of its round; methods of one round run directly after one another.
+        cold: Whether the inputs were not in the page cache.
+        flags: Flags for mergekit-yaml.
+        statistics_seconds: Time of the statistics, by the run's own log.
+        measured: Measurements of the process, without stderr.
     """
 
     session: str
@@ -57,53 +57,53 @@ class Run:
     measured: Measured
 
 
-def results_option(default: str) -> Callable[[Command], Command]:
-    """The option that names the file which every run is appended to."""
+def add_results_option(default: str) -> Callable[[Command], Command]:
+    """Return a decorator that adds the option for the file of results."""
     return click.option(
         "--results",
         type=click.Path(path_type=Path, dir_okay=False),
         default=default,
         show_default=True,
-        help="Every run is appended to this file.",
+        help="File to which every run is appended.",
     )
 
 
-def recorded(
+def record_run(
     results: Path, runner: MergeRunner, method: str, number: int, session: str, label: str = ""
 ) -> Run:
-    """Run a method once, append it to the results, and say on stderr what it took."""
-    run = _new_run(runner, method, number, session, label)
+    """Run a method once, append the run to the results, and report its time on stderr."""
+    run = _measure_run(runner, method, number, session, label)
     _append(results, run)
-    place = f"{run.size}, {run.layers} layers, {run.input_shards} shards"
-    click.echo(f"{place}, round {number}, {method}: {run.measured.wall_seconds:.2f} s", err=True)
+    models = f"{run.size}, {run.layers} layers, {run.input_shards} shards"
+    click.echo(f"{models}, round {number}, {method}: {run.measured.wall_seconds:.2f} s", err=True)
     return run
 
 
-def _new_run(runner: MergeRunner, method: str, number: int, session: str, label: str) -> Run:
+def _measure_run(runner: MergeRunner, method: str, number: int, session: str, label: str) -> Run:
     """Run a method once and measure it."""
     family = runner.family
     measured = runner.measure(method)
     return Run(
         session=session,
         label=label,
-        machine=machine(),
+        machine=describe_machine(),
         size=family.size,
         layers=family.shape.layers,
         parameters=family.shape.parameters,
         largest_tensor=family.shape.largest_tensor,
         models=family.models,
-        input_shards=len(family.weight_files("base")),
+        input_shards=len(family.list_weight_files("base")),
         method=method,
         round=number,
         cold=runner.cold,
         flags=tuple(runner.flags),
-        statistics_seconds=statistics_seconds(measured),
+        statistics_seconds=read_statistics_seconds(measured),
         measured=measured,
     )
 
 
 def _append(path: Path, run: Run) -> None:
-    """Add a run to a results file, which may not exist yet."""
+    """Append a run to a results file, which may not exist yet."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     record = asdict(run)
     del record["measured"]["stderr"]
@@ -112,8 +112,8 @@ def _append(path: Path, run: Run) -> None:
     written.replace(path)  # an interruption leaves the old file or the new one
 
 
-def read(path: Path) -> list[Run]:
-    """All runs of a results file."""
+def read_runs(path: Path) -> list[Run]:
+    """Return all runs of a results file."""
     runs = []
     for record in json.loads(path.read_text(encoding="utf-8")):
         measured = Measured(**record.pop("measured"))
@@ -122,8 +122,8 @@ def read(path: Path) -> list[Run]:
     return runs
 
 
-def machine() -> str:
-    """One line about the machine and what was installed there."""
+def describe_machine() -> str:
+    """Return one line about the machine and its installed versions."""
     threads = os.environ.get("OMP_NUM_THREADS")
     return (
         f"{len(os.sched_getaffinity(0))} CPUs, torch {version('torch')}, "
@@ -131,16 +131,16 @@ def machine() -> str:
     )
 
 
-def middle(runs: Sequence[Run], value: Callable[[Run], float | None]) -> float | None:
-    """The median over runs; None where no run has the value."""
+def compute_median(runs: Sequence[Run], value: Callable[[Run], float | None]) -> float | None:
+    """Return the median of a value over runs; None if no run has the value."""
     values = [found for found in map(value, runs) if found is not None]
     return median(values) if values else None
 
 
-def ratio(runs: Sequence[Run], reference: Sequence[Run]) -> float | None:
-    """The median of the ratios of time within each round.
+def compute_ratio(runs: Sequence[Run], reference: Sequence[Run]) -> float | None:
+    """Return the median of the ratios of time within each round; None without common rounds.
 
-    What slows the machine down for a while slows both runs of a round.
+    If something slows the machine down for a while, it slows both runs of a round.
     """
     times = {run.round: run.measured.wall_seconds for run in reference}
     ratios = [run.measured.wall_seconds / times[run.round] for run in runs if run.round in times]

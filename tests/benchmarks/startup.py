@@ -1,4 +1,4 @@
-"""What the plugin adds to the start of Python, and to the start of mergekit.
+"""Measure the time that the plugin adds to the start of Python and of mergekit.
 
     python tests/benchmarks/startup.py
 
@@ -21,9 +21,9 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import click
-from merge_runs import mergekit_yaml, user_environment
-from results import machine
-from tables import markdown, number
+from merge_runs import find_mergekit_yaml, make_user_environment
+from results import describe_machine
+from tables import format_number, format_table
 
 AUTOLOAD = Path(__file__).parents[2] / "dppa_mergekit" / "autoload"
 STUB = "dppa_mergekit_autoload"
@@ -31,7 +31,7 @@ STUB = "dppa_mergekit_autoload"
 
 @dataclass(frozen=True)
 class Case:
-    """Something to be started: without the plugin and with it."""
+    """A command to start without the plugin and with it."""
 
     title: str
     without: Sequence[str]
@@ -39,31 +39,31 @@ class Case:
     environment_without: Mapping[str, str]
     environment_with: Mapping[str, str]
 
-    def times(self, runs: int) -> tuple[list[float], list[float]]:
-        """Seconds without and with, run by run; which of a pair comes first alternates."""
+    def measure(self, runs: int) -> tuple[list[float], list[float]]:
+        """Return the seconds of all runs without and with the plugin; the order alternates."""
         started = [(self.without, self.environment_without), (self.with_, self.environment_with)]
-        for command, environment in started:  # bytecode and page cache
-            seconds(command, environment)
-        found: tuple[list[float], list[float]] = ([], [])
+        for command, environment in started:  # writes bytecode and fills the page cache
+            time_run(command, environment)
+        times: tuple[list[float], list[float]] = ([], [])
         for run in range(runs):
-            for which in (0, 1) if run % 2 else (1, 0):
-                found[which].append(seconds(*started[which]))
-        return found
+            for index in (0, 1) if run % 2 else (1, 0):
+                times[index].append(time_run(*started[index]))
+        return times
 
-    def row(self, runs: int) -> list[str]:
-        """A row of the table."""
-        without, with_ = self.times(runs)
+    def make_row(self, runs: int) -> list[str]:
+        """Measure the case and return a row of the table."""
+        without, with_ = self.measure(runs)
         differences = [1e3 * (b - a) for a, b in zip(without, with_, strict=True)]
         low, _, high = quantiles(differences, n=4)
         ratios = [b / a for a, b in zip(without, with_, strict=True)]
         return [
             self.title,
             str(runs),
-            number(1e3 * median(without)),
-            number(1e3 * median(with_)),
-            number(median(differences), 3),
+            format_number(1e3 * median(without)),
+            format_number(1e3 * median(with_)),
+            format_number(median(differences), 3),
             f"{low:.3f} to {high:.3f}",
-            number(median(ratios), 3),
+            format_number(median(ratios), 3),
         ]
 
 
@@ -78,12 +78,12 @@ HEAD = (
 )
 
 
-def seconds(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """Time of one run."""
+def time_run(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Return the seconds of one run."""
     start = time.perf_counter()
     subprocess.run(
         command,
-        env={**user_environment(), **environment},
+        env={**make_user_environment(), **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         check=True,
@@ -91,8 +91,12 @@ def seconds(command: Sequence[str], environment: Mapping[str, str]) -> float:
     return time.perf_counter() - start
 
 
-def interpreter(folder: Path, plugin: bool) -> str:
-    """The interpreter of a new environment, which is shown to load the stub or not to."""
+def make_interpreter(folder: Path, plugin: bool) -> str:
+    """Create an environment and return its interpreter.
+
+    Raises:
+        RuntimeError: The interpreter loads the stub without the plugin, or fails to load it.
+    """
     venv.create(folder, with_pip=False)
     (packages,) = folder.glob("lib/python*/site-packages")
     if plugin:
@@ -106,7 +110,7 @@ def interpreter(folder: Path, plugin: bool) -> str:
         check=True,
     ).stdout.strip()
     if loaded != str(plugin):
-        raise RuntimeError(f"{python}: the stub is loaded: {loaded}; expected: {plugin}")
+        raise RuntimeError(f"{python}: the stub is loaded is {loaded}, not {plugin}.")
     return python
 
 
@@ -114,19 +118,19 @@ def interpreter(folder: Path, plugin: bool) -> str:
 @click.option("--runs", type=click.IntRange(min=2), default=200, show_default=True)
 @click.option("--mergekit-runs", type=click.IntRange(min=2), default=7, show_default=True)
 def main(runs: int, mergekit_runs: int) -> None:
-    """Measure starts of Python and of mergekit, without the plugin and with it."""
+    """Measure starts of Python and of mergekit without the plugin and with it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bare = [interpreter(folder / "without", plugin=False), "-I", "-c", "pass"]
-        stub = [interpreter(folder / "with", plugin=True), "-I", "-c", "pass"]
-        rows = [Case("python -I -c pass", bare, stub, {}, {}).row(runs)]
+        bare = [make_interpreter(folder / "without", plugin=False), "-I", "-c", "pass"]
+        stub = [make_interpreter(folder / "with", plugin=True), "-I", "-c", "pass"]
+        rows = [Case("python -I -c pass", bare, stub, {}, {}).make_row(runs)]
     click.echo("Python is done", err=True)
-    help_ = [*mergekit_yaml(), "--help"]
+    help_ = [*find_mergekit_yaml(), "--help"]
     off, on = ({"DPPA_MERGEKIT_AUTOLOAD": value} for value in "01")
-    rows.append(Case("mergekit-yaml --help", help_, help_, off, on).row(mergekit_runs))
-    click.echo(f"{machine()}, Python {sys.version.split()[0]}\n")
-    click.echo(markdown(HEAD, rows))
-    click.echo("\nDifference and ratio are medians over pairs of runs, one right after the other.")
+    rows.append(Case("mergekit-yaml --help", help_, help_, off, on).make_row(mergekit_runs))
+    click.echo(f"{describe_machine()}, Python {sys.version.split()[0]}\n")
+    click.echo(format_table(HEAD, rows))
+    click.echo("\nDifference and ratio are medians over pairs of consecutive runs.")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Tables in markdown."""
+"""Tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table, columns aligned for those who read it as text."""
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with aligned columns."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     ruler = ["-" * width for width in widths]
@@ -16,11 +16,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """With so many digits behind the point; `-` for none."""
+def format_number(value: float | None, digits: int = 2) -> str:
+    """Return a number with so many digits after the point; `-` for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def gigabytes(value: float | None) -> str:
-    """Bytes in units of 10**9, with three digits that count."""
+def format_gigabytes(value: float | None) -> str:
+    """Return bytes in units of 10**9 with three significant digits; `-` for None."""
     return "-" if value is None else f"{value / 1e9:.3g}"

@@ -1,4 +1,4 @@
-"""The quickstart: its tasks, its scores, and its pipeline with hardly any training."""
+"""The quickstart: its tasks, its scores, and its pipeline with very little training."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_no_item_is_both_learnt_and_asked(task: Task) -> None:
 
 
 class Knowing(LM):
-    """Answers as the items do, or not at all."""
+    """Gives the right answer to every item, or to none."""
 
     def __init__(self, knows: bool) -> None:
         super().__init__()
@@ -60,13 +60,18 @@ class Knowing(LM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        return [self._answers[each.args[0].strip()] if self._knows else "" for each in requests]
+        return [
+            self._answers[request.args[0].strip()] if self._knows else "" for request in requests
+        ]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        right = [self._answers[each.args[0].strip()] == each.args[1].strip() for each in requests]
-        return [(0.0 if each == self._knows else -9.0, False) for each in right]
+        right = [
+            self._answers[request.args[0].strip()] == request.args[1].strip()
+            for request in requests
+        ]
+        return [(0.0 if is_right == self._knows else -9.0, False) for is_right in right]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise NotImplementedError
@@ -98,9 +103,10 @@ def test_the_tasks_score_knowledge(
     [(0.343442002, 0.0646, 53.41), (0.342683851, 0.0664, 54.09), (0.498104625, 0.0842, 73.44)],
 )
 def test_domain_ratios_are_those_of_the_paper(gsm8k: float, math: float, ratio: float) -> None:
-    dense = {"gsm8k": 0.5981, "math": 0.13}
+    fine_tuned = {"gsm8k": 0.5981, "math": 0.13}
     scores = {"gsm8k": gsm8k, "math": math}
-    assert scoring.domain_ratio(scores, dense, list(dense)) == pytest.approx(ratio, abs=0.01)
+    found = scoring.compute_domain_ratio(scores, fine_tuned, list(fine_tuned))
+    assert found == pytest.approx(ratio, abs=0.01)
 
 
 def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +133,7 @@ def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name for name in names if name.endswith(("_90", "_80")) or "merge" in name} == set(
         recipes
     )
-    assert {each["merge_method"] for each in recipes.values()} == {
+    assert {recipe["merge_method"] for recipe in recipes.values()} == {
         "task_arithmetic",
         "dare_linear",
         "dppa",
@@ -175,14 +181,14 @@ def test_tables_of_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert ["2", "TIES, 90 %", "search", *ratios, "11", "30"] in lines
 
 
-def test_evidence_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     def train(folder: Path, seed: int, *trainings: object) -> None:
         assert seed == 3
         (folder / "law").mkdir(parents=True)
 
-    def measured(folder: Path, test: object, row: str) -> evidence.Result:
+    def measure_row(folder: Path, test: object, row: str) -> evidence.Result:
         if calls == ["a"]:
             raise KeyboardInterrupt
         calls.append(row)
@@ -191,7 +197,7 @@ def test_evidence_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(evidence, "train_models", train)
     monkeypatch.setattr(evidence, "Test", lambda folder: None)
     with pytest.raises(KeyboardInterrupt):
-        evidence.measure(tmp_path, [3], ["a", "b"], measured)
+        evidence.measure(tmp_path, [3], ["a", "b"], measure_row)
     calls[:] = ["x", "y"]
-    evidence.measure(tmp_path, [3], ["a", "b"], measured)
-    assert dict(evidence.results(tmp_path)) == {"a": {"value": 1}, "b": {"value": 3}}
+    evidence.measure(tmp_path, [3], ["a", "b"], measure_row)
+    assert dict(evidence.read_results(tmp_path)) == {"a": {"value": 1}, "b": {"value": 3}}

@@ -1,4 +1,4 @@
-"""How an experiment's commands are run, told, and not run again."""
+"""How an experiment runs its commands, reports their failures, and resumes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import click
 import miniature
 import pytest
 import running
-from experiment import Experiment, Subject
+from commands import run_once
+from experiment import Experiment
+from plan import Subject
 
 from dppa_mergekit.cli import main as cli
 
 
 def subject(folder: Path, name: str = "one", device: str = "cpu") -> Subject:
-    return Subject(name, folder, "./base", miniature.tasks(smoke=True), {}, device)
+    return Subject(name, folder, "./base", miniature.read_tasks(smoke=True), {}, device)
 
 
 @pytest.fixture
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What was asked of a command that stands in for ours; some recipes are beyond it."""
+    """The arguments given to a command that replaces ours; it fails on some recipes."""
     asked: list[tuple[str, ...]] = []
 
     @click.command(context_settings={"ignore_unknown_options": True})
@@ -43,25 +45,24 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]
     return asked
 
 
-def test_a_command_ends_once_for_the_same_files(ran: list[tuple[str, ...]], tmp_path: Path) -> None:
-    one = Experiment(subject(tmp_path), miniature.PLAN)
+def test_a_command_ends_once_for_the_same_files(ran: list[tuple[str, ...]]) -> None:
     asked = ("search", "recipe.yml", "--output", "tuned.yml")
-    one._command(*asked)
-    one._command(*asked)
+    run_once("one", *asked)
+    run_once("one", *asked)
     assert ran == [asked]
-    one._command("search", "recipe.yml", "--output", "other.yml")
+    run_once("one", "search", "recipe.yml", "--output", "other.yml")
     assert len(ran) == 2
-    # A recipe that says something else is another question; so is a result that was deleted.
+    # It runs again when a recipe has changed, and when its result was deleted.
     Path("recipe.yml").write_text("weight: 2\n")
-    one._command(*asked)
+    run_once("one", *asked)
     assert len(ran) == 3
     Path("tuned.yml").unlink()
-    one._command(*asked)
+    run_once("one", *asked)
     assert len(ran) == 4
-    # What is there is of the last of them; the journal of another is no use.
+    # The existing result is that of the last run; the journal of another recipe is of no use.
     Path("tuned.yml.journal.jsonl").write_text("{}")
     Path("recipe.yml").write_text("weight: 1\n")
-    one._command(*asked)
+    run_once("one", *asked)
     assert len(ran) == 5
     assert not Path("tuned.yml.journal.jsonl").exists()
     lines = Path("commands.txt").read_text().splitlines()
@@ -70,15 +71,12 @@ def test_a_command_ends_once_for_the_same_files(ran: list[tuple[str, ...]], tmp_
     ]
 
 
-def test_a_command_that_fails_is_named_and_begins_anew(
-    ran: list[tuple[str, ...]], tmp_path: Path
-) -> None:
-    one = Experiment(subject(tmp_path), miniature.PLAN)
+def test_a_command_that_fails_is_named_and_runs_again(ran: list[tuple[str, ...]]) -> None:
     for _ in range(2):
         with pytest.raises(click.ClickException) as raised:
-            one._command("search", "fail.yml", "--output", "tuned.yml")
-        said = "mergekit-dppa search fail.yml --output tuned.yml: KeyError('density')"
-        assert raised.value.message == said
+            run_once("one", "search", "fail.yml", "--output", "tuned.yml")
+        message = "mergekit-dppa search fail.yml --output tuned.yml: KeyError('density')"
+        assert raised.value.message == message
     assert len(ran) == 2
     assert "Traceback" in Path("log.txt").read_text()
     assert not Path("commands.txt").exists()
@@ -92,13 +90,13 @@ def test_ctrl_c_ends_a_worker(
 
     monkeypatch.setattr("os._exit", ended)
     one = Experiment(subject(tmp_path), miniature.PLAN)
-    part = partial(one._command, "search", "stop.yml", "--output", "tuned.yml")
+    part = partial(run_once, "one", "search", "stop.yml", "--output", "tuned.yml")
     with pytest.raises(BrokenProcessPool, match="130"):
         running._work(partial(one.run, part))
     assert not Path("commands.txt").exists()
 
 
-def test_failures_are_told_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_reported_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     begun: dict[Future[None], str] = {}
     for name, error in (
         ("good", None),
@@ -111,7 +109,7 @@ def test_failures_are_told_and_named(capsys: pytest.CaptureFixture[str]) -> None
         else:
             future.set_exception(error)
         begun[future] = name
-    assert running._failed(begun) == {"bad", "worse"}
+    assert running._await_all(begun) == {"bad", "worse"}
     assert sorted(capsys.readouterr().err.splitlines()) == [
         "bad: search: no tasks.",
         "worse: KeyError('density')",
@@ -119,7 +117,7 @@ def test_failures_are_told_and_named(capsys: pytest.CaptureFixture[str]) -> None
     killed: Future[None] = Future()
     killed.set_exception(BrokenProcessPool())
     with pytest.raises(click.ClickException, match="A process was killed"):
-        running._failed({killed: "good"})
+        running._await_all({killed: "good"})
 
 
 def test_a_training_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,10 +133,10 @@ def test_one_run_in_a_folder_and_one_plan(tmp_path: Path) -> None:
         running.measure([subject(tmp_path, device=device)], [], miniature.PLAN, jobs=1)
 
     with (
-        running._alone(tmp_path),
+        running._lock(tmp_path),
         pytest.raises(click.ClickException, match="Another run is measuring"),
     ):
         measure("cpu")
-    running._refuse_others(subject(tmp_path), miniature.PLAN)
-    with pytest.raises(click.ClickException, match="by another plan, of other items or models"):
+    running._check_plan(subject(tmp_path), miniature.PLAN)
+    with pytest.raises(click.ClickException, match="with another plan, other items or models"):
         measure("cuda")

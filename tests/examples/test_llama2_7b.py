@@ -1,4 +1,4 @@
-"""The full-size experiment: its recipes, tasks and commands, with nothing of that size."""
+"""The full-size experiment: its recipes, tasks and commands, without models of that size."""
 
 import importlib.util
 import subprocess
@@ -7,7 +7,12 @@ from pathlib import Path
 from types import ModuleType
 
 import click
+import costs
+import model_headers
 import pytest
+import recipe_files
+import run
+import steps
 import torch
 import yaml
 from click.testing import CliRunner
@@ -22,21 +27,21 @@ from dppa_mergekit.cli.main import main
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.tasks import TasksFile
 
-FOLDER = Path(__file__).parents[2] / "examples" / "paper" / "llama2-7b"
+FOLDER = Path(run.__file__).parent
 
 
-def module(path: Path) -> ModuleType:
+def load_data() -> ModuleType:
+    """Load the module of the tasks folder, as lm-eval does."""
+    path = FOLDER / "tasks" / "data.py"
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None
     assert specification.loader is not None
-    found = importlib.util.module_from_spec(specification)
-    sys.modules[path.stem] = found
-    specification.loader.exec_module(found)
-    return found
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
-run = module(FOLDER / "run.py")
-data = module(FOLDER / "tasks" / "data.py")
+data = load_data()
 
 NAMES = ("gsm8k", "math", "fpb", "fiqa_sa", "scotus", "unfair_tos")
 
@@ -46,16 +51,16 @@ def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(data.STAND_INS, "1")
 
 
-@pytest.mark.parametrize("model", run.MODELS)
+@pytest.mark.parametrize("model", model_headers.MODELS)
 def test_shapes_are_those_of_transformers(model: str, tmp_path: Path) -> None:
-    stored = run.MODELS[model]
-    run.write_headers(tmp_path, stored)
+    stored = model_headers.MODELS[model]
+    model_headers.write_headers(tmp_path, stored)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
-    shapes = {name: tuple(each.shape) for name, each in empty.state_dict().items()}
-    assert shapes == run.shapes(stored.rows)
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    assert shapes == model_headers.list_shapes(stored.rows)
     parameters = 6_738_415_616 + 2 * 4096 * (stored.rows - 32000)
-    assert sum(each.numel() for each in empty.parameters()) == parameters
+    assert sum(tensor.numel() for tensor in empty.parameters()) == parameters
     assert stored.bytes == parameters * (2 if "Llama-2" in model else 4)
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) < 3e6
 
@@ -65,13 +70,13 @@ def test_a_dry_run_checks_headers_and_runs_nothing(tmp_path: Path) -> None:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("no errors") == 4
-    # But for room, which this machine may lack.
+    # A machine may lack the room.
     warnings = [line for line in finished.stdout.splitlines() if line.startswith("warning: ")]
     assert all(line.startswith(("warning: disk", "warning: memory")) for line in warnings)
     assert finished.stdout.count("its weights are F32, those of the base model F16") == 10
     # 0.4 GB, 2.7 bytes for each element of an embedding, and a shard of 5e9 bytes.
     assert finished.stdout.count("memory: about 5.8 GB") == 4
-    for name in run.RECIPES:
+    for name in recipe_files.RECIPES:
         for tool in ("check", "analyze", "search", "adamerge", "evaluate", "publish"):
             assert f"mergekit-dppa {tool} " in finished.stdout
         assert f"mergekit-yaml weights/{name}.yml merged/{name}" in finished.stdout
@@ -81,10 +86,11 @@ def test_a_dry_run_checks_headers_and_runs_nothing(tmp_path: Path) -> None:
 def test_a_wrong_shape_is_found_on_headers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write = run.write_headers
+    write = model_headers.write_headers
 
     def narrow(folder: Path, stored: object) -> None:
-        monkeypatch.setattr(run, "INTERMEDIATE", 11007 if "Abel" in folder.name else 11008)
+        width = 11007 if "Abel" in folder.name else 11008
+        monkeypatch.setattr(model_headers, "INTERMEDIATE", width)
         write(folder, stored)
 
     monkeypatch.setattr(run, "write_headers", narrow)
@@ -93,49 +99,53 @@ def test_a_wrong_shape_is_found_on_headers(
     assert "11007" in capfd.readouterr().out
 
 
-def test_the_readme_says_what_the_steps_take() -> None:
+def test_the_readme_states_the_needs_of_all_steps() -> None:
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     rows = [line.strip("| ").split("|") for line in text.splitlines() if line.startswith("| `")]
     cells = [tuple(cell.strip() for cell in row) for row in rows]
-    steps = run.steps("three_80", "cuda", 250, None)
-    assert [row[1:] for row in cells] == [step.needs for step in steps]
-    for row, step in zip(cells, steps, strict=True):
+    listed = steps.list_steps("three_80", "cuda", 250, None)
+    assert [row[1:] for row in cells] == [step.needs for step in listed]
+    for row, step in zip(cells, listed, strict=True):
         assert row[0].split("`")[1] in step.command
-    read = {model: run.MODELS[model].bytes for model in run.inputs_of("three_80")}
+    inputs = recipe_files.list_inputs("three_80")
+    read = {model: model_headers.MODELS[model].bytes for model in inputs}
     assert f"| {sum(read.values()) / 1e9:.0f} GB |" in text
-    assert run.DEV_ITEMS == data.DEV_ITEMS
+    assert costs.DEV_ITEMS == data.DEV_ITEMS
 
 
-@pytest.mark.parametrize("name", run.RECIPES)
-def test_recipes_prune_as_they_are_called(name: str) -> None:
+@pytest.mark.parametrize("name", recipe_files.RECIPES)
+def test_recipes_prune_as_their_names_say(name: str) -> None:
     rate = int(name.split("_")[1])
-    densities = {each["parameters"]["density"] for each in run.recipe_of(name)["models"]}
+    models = recipe_files.read_recipe(name)["models"]
+    densities = {model["parameters"]["density"] for model in models}
     (density,) = densities
     assert density == pytest.approx(1 - rate / 100)
 
 
-def test_what_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_steps_do_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed: list[str] = []
     failing: list[str] = []
 
-    def noted(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def note(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         typed.append(command[1] if str(command[0]).endswith("dppa") else "merge")
         if typed[-1] not in failing:
-            (step,) = [each for each in steps() if list(each.command[1:]) == command[1:]]
+            (step,) = [step for step in list_all() if list(step.command[1:]) == command[1:]]
             if step.writes:
                 written = tmp_path / step.writes
                 written.parent.mkdir(parents=True, exist_ok=True)
                 written.touch() if written.suffix else written.mkdir(exist_ok=True)
         return subprocess.CompletedProcess(command, int(typed[-1] in failing))
 
-    def steps() -> list[object]:
-        every = (("cuda", None), ("cuda", "me/merged"), ("cpu", None))
-        found = [step for device, name in every for step in run.steps("two_80", device, 1, name)]
-        return list({step.command: step for step in found}.values())
+    def list_all() -> list[steps.Step]:
+        runs = (("cuda", None), ("cuda", "me/merged"), ("cpu", None))
+        listed = [
+            step for device, name in runs for step in steps.list_steps("two_80", device, 1, name)
+        ]
+        return list({step.command: step for step in listed}.values())
 
-    monkeypatch.setattr(run.subprocess, "run", noted)
+    monkeypatch.setattr(run.subprocess, "run", note)
 
-    def started(*options: str) -> list[str]:
+    def start(*options: str) -> list[str]:
         typed.clear()
         arguments = [str(tmp_path), "--recipe", "two_80", *options]
         found = CliRunner().invoke(run.main, arguments)
@@ -143,28 +153,28 @@ def test_what_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
         return list(typed)
 
     failing.append("adamerge")
-    assert started() == ["check", "analyze", "search", "adamerge"]
+    assert start() == ["check", "analyze", "search", "adamerge"]
     failing.clear()
-    assert started() == ["adamerge", "merge", "check", "evaluate", "publish"]
-    assert started() == []
+    assert start() == ["adamerge", "merge", "check", "evaluate", "publish"]
+    assert start() == []
     monkeypatch.setattr(run, "get_token", lambda: "hf_token")
-    assert started("--repository", "me/merged") == ["publish"]
-    # On another device it is another command, and all that follows is run again, even though it has
-    # ended once and is stopped in between.
+    assert start("--repository", "me/merged") == ["publish"]
+    # On another device the command is another one, and all later steps run again, although they
+    # have ended once and the run is stopped in between.
     failing.append("merge")
-    assert started("--device", "cpu") == ["search", "adamerge", "merge"]
+    assert start("--device", "cpu") == ["search", "adamerge", "merge"]
     failing.clear()
-    assert started("--device", "cpu") == ["merge", "check", "evaluate", "publish"]
-    # So they are when a recipe changes, here the one that AdaMerging writes, or is not there.
+    assert start("--device", "cpu") == ["merge", "check", "evaluate", "publish"]
+    # They run again, too, when a recipe changes or is missing, here the one that AdaMerging writes.
     (tmp_path / "weights" / "two_80.yml").write_text("merge_method: dppa")
-    assert started("--device", "cpu") == ["merge", "check", "evaluate", "publish"]
+    assert start("--device", "cpu") == ["merge", "check", "evaluate", "publish"]
     (tmp_path / "weights" / "two_80.yml").unlink()
-    assert started("--device", "cpu") == ["adamerge", "merge", "check", "evaluate", "publish"]
+    assert start("--device", "cpu") == ["adamerge", "merge", "check", "evaluate", "publish"]
 
 
-@pytest.mark.parametrize("name", run.RECIPES)
-def test_every_command_is_one_that_is_there(name: str) -> None:
-    for step in run.steps(name, "cuda", 250, "me/merged"):
+@pytest.mark.parametrize("name", recipe_files.RECIPES)
+def test_every_command_exists(name: str) -> None:
+    for step in steps.list_steps(name, "cuda", 250, "me/merged"):
         tool, *arguments = step.command
         command = mergekit_yaml
         if tool == "mergekit-dppa":
@@ -174,8 +184,8 @@ def test_every_command_is_one_that_is_there(name: str) -> None:
             command.make_parser(context).parse_args(list(arguments))
 
 
-def test_on_a_cpu_all_memory_is_its_own() -> None:
-    cuda, cpu = (run.steps("three_80", device, 250, None) for device in ("cuda", "cpu"))
+def test_on_a_cpu_all_memory_is_main_memory() -> None:
+    cuda, cpu = (steps.list_steps("three_80", device, 250, None) for device in ("cuda", "cpu"))
     assert any(step.device_memory for step in cuda)
     assert not any(step.device_memory for step in cpu)
     for there, here in zip(cuda, cpu, strict=True):
@@ -192,7 +202,7 @@ def test_an_upload_needs_a_login_first(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("rate", ["0", "-1"])
-def test_no_rate_of_nothing(rate: str, tmp_path: Path) -> None:
+def test_rates_are_positive(rate: str, tmp_path: Path) -> None:
     found = CliRunner().invoke(run.main, [str(tmp_path), "--dry-run", "--rate", rate])
     assert found.exit_code == 2
     assert "--rate" in found.output
@@ -208,7 +218,7 @@ def test_which_datasets_are_loaded(part: str, monkeypatch: pytest.MonkeyPatch) -
         known = {"main": "gsm8k", "scotus": "scotus", "unfair_tos": "unfair_tos"}
         others = {"TheFinAI/en-fpb": "fpb", "TheFinAI/flare-fiqasa": "fiqa_sa"}
         name = known.get(str(configuration)) or others.get(path, "math")
-        return data._stand_ins(name, split)
+        return data._read_stand_ins(name, split)
 
     monkeypatch.setattr(data.datasets, "load_dataset", load_dataset)
     split = "train" if part == "dev" else "test"
@@ -234,9 +244,9 @@ def test_which_datasets_are_loaded(part: str, monkeypatch: pytest.MonkeyPatch) -
 def test_recipes_and_tasks_name_the_same_models(name: str) -> None:
     recipe = Recipe.read(FOLDER / "recipes" / f"{name}.yml")
     tasks = TasksFile.read(FOLDER / f"{name.split('_')[0]}.yml")
-    models = [each["model"] for each in yaml.safe_load(recipe.to_yaml())["models"]]
+    models = [model["model"] for model in yaml.safe_load(recipe.to_yaml())["models"]]
     assert models == [domain.model for domain in tasks.domains.values()]
-    assert tasks.batch_size == run.BATCH_SIZE
+    assert tasks.batch_size == costs.BATCH_SIZE
     assert set(tasks.domains) == {"math", "finance", "law"} - ({"law"} if "two" in name else set())
     for domain in tasks.domains.values():
         assert all(task.endswith("_dev") for task in domain.dev)
@@ -244,7 +254,7 @@ def test_recipes_and_tasks_name_the_same_models(name: str) -> None:
 
 
 class Knowing(LM):
-    """Answers every prompt rightly, or every prompt wrongly, in the form that the tasks expect."""
+    """Gives a right answer to every prompt, or to none, in the form that the tasks expect."""
 
     def __init__(self, knows: bool) -> None:
         super().__init__()
@@ -258,10 +268,10 @@ class Knowing(LM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        self.settings += [each.args[1] for each in requests]
+        self.settings += [request.args[1] for request in requests]
         answers = []
-        for each in requests:
-            name, right = self._right[each.args[0]]
+        for request in requests:
+            name, right = self._right[request.args[0]]
             if name in ("gsm8k", "math"):
                 answers.append(f"So it is.\n#### {right[0] if self._knows else '-77'}")
             else:
@@ -288,9 +298,9 @@ def test_every_task_runs_offline(part: str, knows: bool, tmp_path: Path) -> None
     loaded = manager.load(list(metrics))
     found = evaluate(model, loaded, log_samples=False, bootstrap_iters=0)["results"]
     assert {found[task][metric] for task, metric in metrics.items()} == {float(knows)}
-    assert all(each["max_gen_toks"] == 2048 for each in model.settings)
-    assert all(each["do_sample"] is False for each in model.settings)
-    ends = [tuple(each["until"]) for each in model.settings]
+    assert all(settings["max_gen_toks"] == 2048 for settings in model.settings)
+    assert all(settings["do_sample"] is False for settings in model.settings)
+    ends = [tuple(settings["until"]) for settings in model.settings]
     assert set(ends) == {(), ("Question:",)}
 
 

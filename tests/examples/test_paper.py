@@ -15,7 +15,6 @@ import numpy as np
 import problems
 import pytest
 import rehearsal
-import report
 import smollm2
 import tiny_llama
 import torch
@@ -42,7 +41,7 @@ def value(expression: str) -> float:
     return float(eval(expression))
 
 
-@pytest.mark.parametrize("draw", [problems.word_problem, problems.expression])
+@pytest.mark.parametrize("draw", [problems.draw_word_problem, problems.draw_expression])
 def test_the_working_is_right(draw: object) -> None:
     (task,) = (task for task in problems.TASKS if task.draw is draw)
     for item in drawn(task):
@@ -52,7 +51,7 @@ def test_the_working_is_right(draw: object) -> None:
             left, right = line.split(" = ")
             assert value(left) == value(right) >= 0, item
         assert lines[-1].endswith(f"= {result}")
-        if draw is problems.expression:
+        if draw is problems.draw_expression:
             asked = item.prompt.split("What is ")[1].split("?")[0]
             assert value(asked) == value(result)
 
@@ -116,7 +115,7 @@ def test_no_item_is_both_learnt_and_asked(task: Task) -> None:
 
 
 class Knowing(LM):
-    """Answers as the items do, with more behind it, or not at all."""
+    """Gives the right answer to every item, or to none; `marks` puts `####` before results."""
 
     def __init__(self, knows: bool, marks: bool) -> None:
         super().__init__()
@@ -129,14 +128,16 @@ class Knowing(LM):
         }
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        answers = [f" {self._answers[each.args[0]]}" if self._knows else "" for each in requests]
+        answers = [
+            f" {self._answers[request.args[0]]}" if self._knows else "" for request in requests
+        ]
         return answers if self._marks else [answer.split(" #### ")[0] for answer in answers]
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        right = [self._answers[each.args[0]] == each.args[1].strip() for each in requests]
-        return [(0.0 if each == self._knows else -9.0, False) for each in right]
+        right = [self._answers[request.args[0]] == request.args[1].strip() for request in requests]
+        return [(0.0 if is_right == self._knows else -9.0, False) for is_right in right]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise NotImplementedError
@@ -147,7 +148,7 @@ def test_the_tasks_score_knowledge(knows: bool, marks: bool, tmp_path: Path) -> 
     smollm2.write_tasks(tmp_path / "tasks")
     path = tmp_path / "simple" / "tasks" / "all.yml"
     path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump(smollm2.tasks("cpu")))
+    path.write_text(yaml.safe_dump(smollm2.make_tasks("cpu")))
     tasks = TasksFile.read(path)
     for part in PARTS:
         metrics = tasks.metrics(part)
@@ -160,10 +161,10 @@ def test_the_tasks_score_knowledge(knows: bool, marks: bool, tmp_path: Path) -> 
         assert {found[task][metric] for task, metric in metrics.items()} == {float(knows)}
 
 
-def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = training.Training(steps=6, batch_size=2, learning_rate=1e-3, fast=True)
     tokenizer = tiny_llama.make_tokenizer()
-    draw = smollm2.draw_for("law")
+    draw = smollm2.choose_draw("law")
 
     def trained(kept: training.Resumption | None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -197,7 +198,7 @@ def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(steps) == 2
     for name, tensor in undisturbed.items():
         assert torch.equal(tensor, resumed[name])
-    # What another training has left is not gone on from.
+    # A training with other settings does not resume from this state.
     how = replace(how, steps=8)
     with pytest.raises(click.ClickException, match=r"law.state is of a training with other"):
         trained(kept)
@@ -225,7 +226,7 @@ def test_a_checkpoint_is_whole_or_not_there(
     }
 
 
-def test_the_real_model_is_tuned_and_sampled(
+def test_the_real_model_is_fine_tuned_and_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = tiny_llama.make_tokenizer()
@@ -237,9 +238,9 @@ def test_the_real_model_is_tuned_and_sampled(
     course = dict.fromkeys(problems.DOMAINS, brief)
     monkeypatch.setattr(smollm2, "SETTINGS", {"simple": course, "hard": course})
     for domain in problems.DOMAINS:
-        smollm2.tune(folder, domain, "simple", "cpu")
+        smollm2.fine_tune(folder, domain, "simple", "cpu")
         assert not (folder / "hard" / domain).exists()
-        smollm2.tune(folder, domain, "hard", "cpu")
+        smollm2.fine_tune(folder, domain, "hard", "cpu")
         weights = [
             AutoModelForCausalLM.from_pretrained(path).state_dict()
             for path in (folder / "base", folder / "simple" / domain, folder / "hard" / domain)
@@ -247,7 +248,7 @@ def test_the_real_model_is_tuned_and_sampled(
         for before, after in pairwise(weights):
             assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
     written = (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns
-    smollm2.tune(folder, "law", "hard", "cpu")
+    smollm2.fine_tune(folder, "law", "hard", "cpu")
     assert (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns == written
     assert not list(folder.rglob("*.state"))
     smollm2.write_samples(folder, {"simple": {"base": folder / "base"}}, "cpu")
@@ -257,7 +258,7 @@ def test_the_real_model_is_tuned_and_sampled(
     assert written.count("- simple, base: `") == len(asked)
 
 
-def test_a_pretrained_model_that_is_not_to_be_had(
+def test_a_pretrained_model_that_cannot_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -284,7 +285,7 @@ def test_rehearsal_is_the_divergence_from_the_base(tmp_path: Path) -> None:
     before = texts.stat().st_mtime_ns
     rehearsal.write_texts(tmp_path / "base", texts, "cpu")
     assert texts.stat().st_mtime_ns == before
-    # As many texts in a step as there are, so that the order in which they are drawn is no matter.
+    # A step takes all texts, so the order in which they are drawn does not matter.
     texts.write_text(json.dumps(written[::40]))
     loss = rehearsal.Rehearsal(tmp_path / "base", texts, len(written[::40]), 1, "cpu")
     base, model = (
@@ -297,9 +298,9 @@ def test_rehearsal_is_the_divergence_from_the_base(tmp_path: Path) -> None:
             parameter.add_(torch.randn_like(parameter) * 0.05)
     tokens = torch.tensor(written[::40])
     with torch.no_grad():
-        wanted, said = (each(input_ids=tokens).logits.double() for each in (base, model))
+        expected, found = (live(input_ids=tokens).logits.double() for live in (base, model))
     likely, likely_then = (
-        (logits - logits.logsumexp(-1, keepdim=True)).numpy() for logits in (wanted, said)
+        (logits - logits.logsumexp(-1, keepdim=True)).numpy() for logits in (expected, found)
     )
     divergence = (np.exp(likely) * (likely - likely_then)).sum(-1).mean()
     found = loss(model, 3)
@@ -329,63 +330,15 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     assert {"magnitude_90", "magnitude_98"} <= set(law)
     assert law["magnitude_10"]["domain_ratios"]["law"]["value"] > 50
     assert law["dare_90"]["domain_ratios"]["law"]["value"] < 50
-    # What has ended is not run again.
+    # Commands that have ended do not run again.
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "seed_0" / "commands.txt").read_text().splitlines() == commands
     assert (tmp_path / "tables.md").read_text() == text
-    # What another plan has measured is not taken for this one's.
+    # Measurements with another plan are refused.
     other = subprocess.run(
         [*command[:-1], "--seed", "0"], capture_output=True, text=True, check=False
     )
     assert other.returncode == 1
-    assert "seed_0 holds what was measured by another plan" in other.stderr
+    assert "seed_0 holds measurements with another plan" in other.stderr
     assert "Traceback" not in other.stderr
-
-
-def models(value: float, error: float) -> dict[str, object]:
-    row = {
-        "domain_ratios": {"math": {"value": value, "error": error}},
-        "scores": {"adding_test": {"value": value / 100, "error": 0.0}},
-    }
-    names = ("magnitude_90", "owl_90", "dp_90", "dare_90", "dare_linears_90")
-    return {**dict.fromkeys(names, row), "dense": {"adding_test": {"value": 0.5}}}
-
-
-def test_cells_are_means_over_seeds_beside_the_paper() -> None:
-    found = {
-        f"seed_{number}": {
-            "pruned": {"math": models(value, 3.0)},
-            "amplified": {"math": {}},
-            "offsets": {"math": {"relative": 0.1}},
-        }
-        for number, value in enumerate((40.0, 50.0, 60.0))
-    }
-    lines = report._single(report.Group("Some", found), (90,), ("magnitude",)).splitlines()
-    assert lines[2] == "| math   | 90 %      | 50.0 ± 10.0 (53.41) |"
-    # At 90 %, what is kept is ten times itself: its deviation is three times the delta's.
-    lines = report._crossing(report.Group("Some", found)).splitlines()
-    assert lines[2].startswith("| math   | 90 %      |  0.30 | 50.0 ± 10.0 |")
-    one = report.Group("One", {"seed_0": found["seed_0"]})
-    assert "40.0 ± 3.0 (53.41)" in report._single(one, (90,), ("magnitude",))
-    assert "| adding | 90 %      |      50.0 |" in report._scores(report.Group("Some", found))
-
-
-def test_merges_have_the_mean_over_domains() -> None:
-    ratios = {"math": {"value": 20.0, "error": 3.0}, "law": {"value": 60.0, "error": 4.0}}
-    scores = {"repeat_test": {"value": 0.9, "error": 0.01}}
-    mean = {"value": 40.0, "error": 2.5}  # as `evaluate` gives it: sqrt(3 ** 2 + 4 ** 2) / 2
-    merge = {"domain_ratios": ratios, "mean_ratio": mean, "scores": scores}
-    merges = {"base": merge, "dare_90_search": merge, "dense": {}}
-    found = {"seed_0": {"pruned": {}, "merged": {"math_law": merges}}}
-    lines = report._merged(report.Group("One", found), ("math", "law")).splitlines()
-    head, _, _, row = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert dict(zip(head, row, strict=True)) == {
-        "merge": "DARE",
-        "pruned by": "90 %",
-        "weights by": "search",
-        "math": "20.0 ± 3.0",
-        "law": "60.0 ± 4.0",
-        "mean": "40.0 ± 2.5",
-        "repeat": "90.0 ± 1.0",
-    }

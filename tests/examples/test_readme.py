@@ -59,15 +59,15 @@ def test_parameter_tables(after: str, table: tuple[recipe.Parameter, ...]) -> No
 
 
 def test_the_tables_hold_every_parameter_of_every_method() -> None:
-    taken = {each.name for variant in method_table.METHODS for each in variant.parameters}
-    assert taken == {each.name for each in (*PER_MODEL, *SHARED)}
+    taken = {parameter.name for method in method_table.METHODS for parameter in method.parameters}
+    assert taken == {parameter.name for parameter in (*PER_MODEL, *SHARED)}
 
 
 def test_defaults_that_differ_by_method() -> None:
     defaults = {
-        (variant.name, each.name): each.default
-        for variant in method_table.METHODS
-        for each in variant.parameters
+        (method.name, parameter.name): parameter.default
+        for method in method_table.METHODS
+        for parameter in method.parameters
     }
     assert defaults["owl", "significance"] == "count"
     assert defaults["dppa_ties", "normalize"] is True
@@ -87,7 +87,7 @@ def blocks(language: str) -> list[str]:
 def test_the_recipe_is_one() -> None:
     recipe_text, _ = blocks("yaml")
     content = yaml.safe_load(recipe_text)
-    known = {each.name: each for each in PER_MODEL}
+    known = {parameter.name: parameter for parameter in PER_MODEL}
     assert content["merge_method"] == "dppa"
     for model in content["models"]:
         for name, value in model["parameters"].items():

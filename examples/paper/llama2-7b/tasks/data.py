@@ -1,8 +1,8 @@
-"""Items of the six tasks, from their public datasets, and when an answer is right.
+"""The items of the six tasks, from their public datasets, and the rules for right answers.
 
-Test items are those of the test parts. Dev items come from the training parts. With
-`LLAMA2_7B_STAND_INS` set, a few rows of the same columns beside this folder take the datasets'
-place, and nothing is fetched.
+Test items come from the test parts, dev items from the training parts. If `LLAMA2_7B_STAND_INS` is
+set, a few rows with the same columns, in the folder `stand_ins` beside this one, replace the
+datasets, and nothing is downloaded.
 """
 
 import json
@@ -21,7 +21,7 @@ STAND_INS = "LLAMA2_7B_STAND_INS"
 DEV_ITEMS = 200
 
 PROBLEM = "Question:\n{}\nAnswer:\nLet's think step by step.\n"
-"""Abel's."""
+"""Abel's prompt format."""
 
 SUBJECTS = (
     "algebra",
@@ -62,13 +62,13 @@ UNFAIR = (
 )
 
 OPINION_CHARACTERS = 7000
-"""About 1,800 tokens: with the question and 2,048 new ones that fits LLaMA-2's context."""
+"""About 1,800 tokens; with the question and 2,048 new tokens they fit LLaMA-2's context."""
 
 
 def load(name: str, part: str, **_: Any) -> dict[str, datasets.Dataset]:
-    """The items of a task as the only split: a prompt, and the answers that are right."""
+    """Return the items of a task as the only split: a prompt and its right answers."""
     split = "train" if part == "dev" else "test"
-    rows = _stand_ins(name, split) if os.environ.get(STAND_INS) else _rows(name, split)
+    rows = _read_stand_ins(name, split) if os.environ.get(STAND_INS) else _load_rows(name, split)
     items = [item for row in rows for item in [ITEMS[name](row)] if item is not None]
     if part == "dev":
         dataset = datasets.Dataset.from_list(items).shuffle(seed=0)
@@ -76,12 +76,12 @@ def load(name: str, part: str, **_: Any) -> dict[str, datasets.Dataset]:
     return {"test": datasets.Dataset.from_list(items)}
 
 
-def _stand_ins(name: str, split: str) -> list[Row]:
+def _read_stand_ins(name: str, split: str) -> list[Row]:
     path = Path(__file__).parents[1] / "stand_ins" / f"{name}_{split}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _rows(name: str, split: str) -> list[Row]:
+def _load_rows(name: str, split: str) -> list[Row]:
     sources = {
         "gsm8k": [("openai/gsm8k", "main")],
         "math": [("EleutherAI/hendrycks_math", subject) for subject in SUBJECTS],
@@ -97,21 +97,24 @@ def _rows(name: str, split: str) -> list[Row]:
     ]
 
 
-def _gsm8k(row: Row) -> Row:
-    return {"prompt": PROBLEM.format(row["question"]), "right": [_number(_result(row["answer"]))]}
+def _make_gsm8k_item(row: Row) -> Row:
+    return {
+        "prompt": PROBLEM.format(row["question"]),
+        "right": [_find_number(_find_result(row["answer"]))],
+    }
 
 
-def _math(row: Row) -> Row:
+def _make_math_item(row: Row) -> Row:
     answer = remove_boxed(last_boxed_only_string(row["solution"]))
     return {"prompt": PROBLEM.format(row["problem"]), "right": [answer]}
 
 
-def _sentiment(row: Row) -> Row:
+def _make_sentiment_item(row: Row) -> Row:
     return {"prompt": row["query"], "right": [row["choices"][row["gold"]]]}
 
 
-def _scotus(row: Row) -> Row | None:
-    """None for an opinion that is too long."""
+def _make_scotus_item(row: Row) -> Row | None:
+    """Return an item, or None if the opinion is too long."""
     if len(row["text"]) > OPINION_CHARACTERS:
         return None
     prompt = (
@@ -121,8 +124,8 @@ def _scotus(row: Row) -> Row | None:
     return {"prompt": prompt, "right": [AREAS[row["label"]]]}
 
 
-def _unfair_tos(row: Row) -> Row | None:
-    """None for a fair sentence: the paper's 172 items are about what the unfair ones are."""
+def _make_unfair_tos_item(row: Row) -> Row | None:
+    """Return an item, or None for a fair sentence: the paper's 172 items are unfair ones."""
     if not row["labels"]:
         return None
     prompt = (
@@ -133,26 +136,26 @@ def _unfair_tos(row: Row) -> Row | None:
 
 
 ITEMS: dict[str, Callable[[Row], Row | None]] = {
-    "gsm8k": _gsm8k,
-    "math": _math,
-    "fpb": _sentiment,
-    "fiqa_sa": _sentiment,
-    "scotus": _scotus,
-    "unfair_tos": _unfair_tos,
+    "gsm8k": _make_gsm8k_item,
+    "math": _make_math_item,
+    "fpb": _make_sentiment_item,
+    "fiqa_sa": _make_sentiment_item,
+    "scotus": _make_scotus_item,
+    "unfair_tos": _make_unfair_tos_item,
 }
 
 
-def _result(answer: str) -> str:
-    """What stands behind the last `####` on its line; or nothing.
+def _find_result(answer: str) -> str:
+    """Return the text after the last `####` on its line, or an empty text.
 
-    A model that does not stop goes on with a question of its own: that is no part of the answer.
+    A model that does not stop may ask a question of its own; the answer ends before it.
     """
     own = answer.split("Question:")[0]
     return own.rpartition("####")[2].split("\n")[0].strip() if "####" in own else ""
 
 
-def _number(text: str) -> str:
-    """The first number, without currency, commas and a zero fraction; or nothing."""
+def _find_number(text: str) -> str:
+    """Return the first number without currency, commas and a zero fraction, or an empty text."""
     found = re.search(r"(-?)\s*\$?\s*(-?)(\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)", text)
     if found is None:
         return ""
@@ -162,27 +165,27 @@ def _number(text: str) -> str:
     return sign + (f"0{number}" if number.startswith(".") else number or "0")
 
 
-def _without_commas(expression: str) -> str:
-    """The same without commas between thousands."""
+def _remove_commas(expression: str) -> str:
+    """Return an expression without commas between thousands."""
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", expression)
 
 
 def right_number(item: Row, results: list[str]) -> dict[str, float]:
-    """Of GSM8K: the number behind `####` is the right one."""
+    """Rate an answer to GSM8K: 1 if the number after `####` is right, else 0."""
     (answer,) = results
-    given = _number(_result(answer))
+    given = _find_number(_find_result(answer))
     return {"right": float(given != "" and given == item["right"][0])}
 
 
 def right_expression(item: Row, results: list[str]) -> dict[str, float]:
-    """Of MATH: what stands behind `####` on its line is equal but for its spelling."""
+    """Rate an answer to MATH: 1 if the text after `####` is the right expression, else 0."""
     (answer,) = results
-    given = _without_commas(_result(answer).rstrip(".").strip("$ "))
-    right = _without_commas(item["right"][0])
+    given = _remove_commas(_find_result(answer).rstrip(".").strip("$ "))
+    right = _remove_commas(item["right"][0])
     return {"right": float(given != "" and is_equiv(given, right))}
 
 
 def right_choice(item: Row, results: list[str]) -> dict[str, float]:
-    """The paper's rule for the others: the answer contains a right choice."""
+    """Rate an answer to another task by the paper's rule: 1 if it has a right choice, else 0."""
     (answer,) = results
-    return {"right": float(any(each.lower() in answer.lower() for each in item["right"]))}
+    return {"right": float(any(choice.lower() in answer.lower() for choice in item["right"]))}

@@ -1,0 +1,203 @@
+"""The paper's tables with our measurements, in Markdown; the paper's own numbers in brackets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from measurements import LABELS, LADDER, Group, Sample
+from reported import MERGED, OFFSETS, PRUNED, read_appendix_a
+
+from dppa_mergekit.report.markdown_tables import table
+
+WAYS = {"adamerge": "AdaMerging", "search": "search", "shared": "search of one"}
+"""How the weights of a merge are found -> its name in tables."""
+
+
+def format_tables(group: Group) -> str:
+    """Return all tables of a group."""
+    spread = (
+        f"means and standard deviations over {len(group.results)} training seeds"
+        if len(group.results) > 1
+        else "standard errors are those of the test items"
+    )
+    quantiles = ", means of their quantiles over seeds" if len(group.results) > 1 else ""
+    merged = [
+        f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
+        "prunes linears alone here, beside the paper's numbers; AdaMerging does not know "
+        "mergekit's `dare_linear`, which prunes every tensor. DP at 0 % is task arithmetic.\n\n"
+        f"{tabulate_merges(group, domains)}"
+        for domains in group.merged_domains
+    ]
+    dare = ("dare", "dare_linears")
+    parts = [
+        f"## {group.title}",
+        f"Domain-Ratios on test items in percent; {spread}. In brackets: the paper.",
+        "One model pruned (Table 1).",
+        tabulate_single_models(group, (10, 80, 90), ("magnitude", "owl", *dare, "dppa")),
+        "Magnitude, OWL and DP (Table 2).",
+        tabulate_single_models(group, (90,), ("magnitude", "owl", "dp")),
+        "Where methods cross: the noise of DARE's rescaling, as a share of the weights' deviation "
+        "(delta's deviation times the root of rate / density), and what each method keeps.",
+        tabulate_noise(group),
+        "DARE with DPA (Table 3).",
+        tabulate_single_models(group, (80, 90), (*dare, "dare_dpa", "dppa")),
+        "Factors that the search found.",
+        _tabulate_factors(group),
+        *merged,
+        f"Deltas of all linears{quantiles} (Tables 4 and 8), and their deviation relative to the "
+        "weights'.",
+        _tabulate_offsets(group),
+        "Scores of single tasks by pruning rate (Appendix A).",
+        tabulate_scores(group),
+    ]
+    if {20, 30, 40} <= set(group.rates):
+        parts += ["The paper's, of LLaMA-2-7B's fine-tuned models.", _tabulate_appendix_a()]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def tabulate_single_models(group: Group, rates: Sequence[int], methods: Sequence[str]) -> str:
+    """Return the Domain-Ratios of single pruned models by domain, rate and method."""
+    rows = []
+    for domain in group.domains:
+        for rate in rates:
+            cells = []
+            for method in methods:
+                name = f"{method}_{rate}"
+                section = "amplified" if method in ("dppa", "dare_dpa") else "pruned"
+                printed = PRUNED.get(domain, {}).get(name)
+                cells.append(group.domain_ratios(section, name, domain).to_cell(printed))
+            if any(cells):
+                rows.append([domain, f"{rate} %", *cells])
+    return table(["domain", "pruned by", *(LABELS[method] for method in methods)], rows, names=2)
+
+
+def tabulate_noise(group: Group) -> str:
+    """Return the noise of DARE's rescaling beside the Domain-Ratios at rates of 80 % and above."""
+    rows = []
+    methods = ("magnitude", "dp", "dare_linears", "dare")
+    for domain in group.domains:
+        relative = mean(
+            results["offsets"][domain]["relative"] for results in group.results.values()
+        )
+        for rate in group.rates:
+            if rate >= 80:
+                ratios = [
+                    group.domain_ratios("pruned", f"{method}_{rate}", domain).to_cell()
+                    for method in methods
+                ]
+                noise = relative * (rate / (100 - rate)) ** 0.5
+                rows.append([domain, f"{rate} %", f"{noise:.2f}", *ratios])
+    head = [LABELS[method] for method in methods]
+    return table(["domain", "pruned by", "noise", *head], rows, names=2)
+
+
+def _tabulate_factors(group: Group) -> str:
+    rows = []
+    for name in group.first["factors"]:
+        method, _, rate = name.rpartition("_")
+        for domain in group.domains:
+            by_subject = [results["factors"][name][domain] for results in group.results.values()]
+            texts = [
+                f"{partition.removeprefix('amplify_')}: "
+                + ", ".join(f"{factors.get(partition, 1.0):.2f}" for factors in by_subject)
+                for partition in by_subject[0]
+            ]
+            rows.append([domain, f"{rate} %", LABELS[method], "; ".join(texts)])
+    return table(["domain", "pruned by", "method", "partition: factors"], rows, names=4)
+
+
+def tabulate_merges(group: Group, domains: tuple[str, ...]) -> str:
+    """Return the Domain-Ratios of all merges of some domains, and their scores on the guard."""
+    section = "_".join(domains)
+    merges = group.first["merged"][section]
+    rows = []
+    for name in merges:
+        if name == "dense":
+            continue
+        label, _, way = name.rpartition("_") if name != "base" else ("base", "", "")
+        method, _, rate = label.rpartition("_")
+        pruned = rate.isdecimal()
+        printed = MERGED.get(domains, {}).get(label, {})
+        ratios = [
+            group.domain_ratios(section, name, domain).to_cell(printed.get(domain))
+            for domain in domains
+        ]
+        rows.append(
+            [
+                LABELS[method if pruned else label],
+                f"{rate} %" if pruned else "",
+                WAYS.get(way, ""),
+                *ratios,
+                _mean_ratios(group, section, name).to_cell(),
+                *_guard_cells(group, section, name),
+            ]
+        )
+    guard = [task.removesuffix("_test") for task in _guard_tasks(merges)]
+    return table(["merge", "pruned by", "weights by", *domains, "mean", *guard], rows, names=3)
+
+
+def _mean_ratios(group: Group, section: str, name: str) -> Sample:
+    """The mean Domain-Ratio over domains of a merge, as `evaluate` gives it for each subject."""
+    ratios = [results["merged"][section][name]["mean_ratio"] for results in group.results.values()]
+    return Sample([ratio["value"] for ratio in ratios], [ratio["error"] for ratio in ratios])
+
+
+def _guard_tasks(merges: Mapping[str, Any]) -> list[str]:
+    """The tasks that belong to no domain."""
+    return [task for task in merges["base"]["scores"] if task not in merges["dense"]]
+
+
+def _guard_cells(group: Group, section: str, name: str) -> list[str]:
+    """The scores on the guard's tasks in percent."""
+    by_subject = [results["merged"][section] for results in group.results.values()]
+    cells = []
+    for task in _guard_tasks(by_subject[0]):
+        scores = [merges[name]["scores"][task] for merges in by_subject]
+        values = [100 * score["value"] for score in scores]
+        errors = [100 * (score["error"] or 0.0) for score in scores]
+        cells.append(Sample(values, errors).to_cell())
+    return cells
+
+
+def _tabulate_offsets(group: Group) -> str:
+    rows = []
+    for domain in group.domains:
+        by_subject = [results["offsets"][domain] for results in group.results.values()]
+        quantiles = [
+            [offsets["minimum"], *offsets["deciles"], offsets["maximum"]] for offsets in by_subject
+        ]
+        means = [mean(column) for column in zip(*quantiles, strict=True)]
+        relative = mean(offsets["relative"] for offsets in by_subject)
+        rows.append([domain, *(f"{value:.4f}" for value in means), f"{relative:.3f}"])
+        rows.append([f"{domain} (paper)", *(f"{value:.4f}" for value in OFFSETS[domain]), ""])
+    deciles = [f"{percent} %" for percent in range(10, 100, 10)]
+    return table(["model", "min", *deciles, "max", "relative"], rows)
+
+
+def tabulate_scores(group: Group) -> str:
+    """Return the scores of every task by pruning rate and method, means over the subjects."""
+    rows = []
+    for domain in group.domains:
+        by_subject = [results["pruned"][domain] for results in group.results.values()]
+        for task in group.first["pruned"][domain]["dense"]:
+            unpruned = mean(100 * models["dense"][task]["value"] for models in by_subject)
+            for rate in group.rates:
+                cells = [
+                    mean(
+                        100 * models[f"{method}_{rate}"]["scores"][task]["value"]
+                        for models in by_subject
+                    )
+                    for method in LADDER
+                ]
+                head = [task.removesuffix("_test"), f"{rate} %"]
+                rows.append([*head, *(f"{cell:.1f}" for cell in cells), f"{unpruned:.1f}"])
+    head = ["task", "pruned by", *(LABELS[method] for method in LADDER), "not pruned"]
+    return table(head, rows, names=2)
+
+
+def _tabulate_appendix_a() -> str:
+    rows = [[task, f"{rate} %", *scores] for task, rate, *scores in read_appendix_a()]
+    head = [LABELS[method] for method in ("magnitude", "owl", "dp", "dare")]
+    return table(["task", "pruned by", *head], rows, names=2)
