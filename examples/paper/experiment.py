@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import yaml
-from commands import run_once
+from command_log import run_once
 from plan import Plain, Plan, Subject
 
 from dppa_mergekit.storage.output_files import write_whole

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import click
 import torch
-from commands import describe_error
+from command_log import describe_error
 from experiment import STAGES, Experiment, Part, read_json
 from filelock import FileLock, Timeout
 from plan import Plain, Plan, Subject

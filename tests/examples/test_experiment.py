@@ -12,7 +12,7 @@ import click
 import miniature
 import pytest
 import running
-from commands import run_once
+from command_log import run_once
 from experiment import Experiment
 from plan import Subject
 
