@@ -2,7 +2,7 @@
 
 In:  a subject: its models in a folder, and the tasks of their domains.
 Out: `results.json` in that folder. Every command runs there as a user would type it, and only once
-     (see `commands.py`).
+     (see `command_log.py`).
 """
 
 from __future__ import annotations
