@@ -100,8 +100,8 @@ if TYPE_CHECKING:
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="The seed of the order of the prompts."
 )
-@options.paged
-@options.placed
+@options.page_option
+@options.placement_options
 @click.option(
     "--gradient-checkpointing",
     is_flag=True,

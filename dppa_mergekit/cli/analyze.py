@@ -14,18 +14,18 @@ from dppa_mergekit.cli import options
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder for all tables, analysis.json and, with the extra `plots`, pictures.",
+    help="Folder for all tables, analysis.json and, with the extra `plots`, plots.",
 )
 @click.option(
     "--prompts",
     "files",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Prompts by which DARE and DP are compared: of the model that is named as the file is, "
-    "or else of all.",
+    help="Prompts on which DARE and DP are compared. A file named after a model belongs to that "
+    "model; other files serve all other models.",
 )
-@options.paged
-@options.placed
+@options.page_option
+@options.placement_options
 def analyze(
     recipe: Path,
     output: Path | None,
@@ -35,11 +35,11 @@ def analyze(
     dtype: str,
     trust_remote_code: bool,
 ) -> None:
-    r"""Say what the deltas of RECIPE are like, what it keeps, and whether DARE would do.
+    """Analyze the deltas of RECIPE: their size, the kept elements, and whether DARE would do.
 
     \b
         mergekit-dppa analyze recipe.yml --output analysis/
-    """
+    """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.analysis.analyze import FILE, assign_prompts, write_analysis
     from dppa_mergekit.analysis.analyze import analyze as analyze_deltas
     from dppa_mergekit.analysis.plots import PICTURES
@@ -63,7 +63,7 @@ def analyze(
     if output is not None:
         path = write_analysis(found, read, output)
         if html:
-            verdicts = [f"{each.model}: {verdict(each)}" for each in found.models]
+            verdicts = [f"{model.model}: {verdict(model)}" for model in found.models]
             title = f"Deltas of {recipe.name}"
             options.write_page(path, title, verdicts, PICTURES, [recipe, *files])
     click.echo(overview(found), nl=False)

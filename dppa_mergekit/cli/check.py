@@ -13,20 +13,20 @@ import click
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="Of a recipe: the folder that the merge will write.",
+    help="For a recipe: the folder that the merge will write.",
 )
 @click.option(
     "--lora-cache",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Of a recipe: what the merge will be given as --lora-merge-cache.",
+    help="For a recipe: the folder that the merge will get as --lora-merge-cache.",
 )
-@click.option("--sample", is_flag=True, help="Of a recipe: also read slices of the weights.")
+@click.option("--sample", is_flag=True, help="For a recipe: also read samples of the weights.")
 @click.option(
     "--verify",
     type=click.Choice(["sample", "all"]),
-    help="Of a folder: compute some tensors again, or all, and compare.",
+    help="For a folder: compute some or all tensors again, and compare.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(
     path: Path,
     output: Path | None,
@@ -35,14 +35,14 @@ def check(
     verify: str | None,
     as_json: bool,
 ) -> None:
-    r"""Say what is wrong with a recipe before a merge, or with a folder after it.
+    """Check a recipe before the merge, or the merged folder after it.
 
     \b
         mergekit-dppa check recipe.yml --output merged/
         mergekit-dppa check merged/ --verify sample
 
     The exit status is 1 if there is an error.
-    """
+    """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     import json
     from dataclasses import asdict
 
@@ -56,17 +56,17 @@ def check(
         )
     if not path.is_dir() and verify is not None:
         raise ParameterError("--verify is for a folder; this is a recipe.")
-    found = list(
+    findings = list(
         check_folder(path, verify)
         if path.is_dir()
         else check_recipe(path, output, sample, lora_cache)
     )
-    errors = sum(each.severity == "error" for each in found)
+    errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in found], indent=1))
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        for each in found:
-            click.echo(str(each))
-        warnings = sum(each.severity == "warning" for each in found)
+        for finding in findings:
+            click.echo(str(finding))
+        warnings = sum(finding.severity == "warning" for finding in findings)
         click.echo(f"{path}: {count(errors, 'error')}, {count(warnings, 'warning')}")
     sys.exit(1 if errors else 0)

@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     "recipes",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A merge that is made for this and not kept.",
+    help="Recipe to merge, evaluate and discard.",
 )
 @click.option(
     "--part",
     type=click.Choice(["test", "dev"]),
     default="test",
     show_default=True,
-    help="On which tasks; dev is what was tuned on.",
+    help="Tasks to score on; a search and adamerge see the dev tasks.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="A folder for the tables as Markdown and JSON, and a chart.",
+    help="Folder for the tables as Markdown and JSON, and a chart.",
 )
-@options.paged
-@options.placed
-@options.scored
+@options.page_option
+@options.placement_options
+@options.scoring_options
 def evaluate(
     models: tuple[str, ...],
     tasks_file: Path,
@@ -57,20 +57,22 @@ def evaluate(
     limit: int | None,
     trust_remote_code: bool,
 ) -> None:
-    r"""Score MODELS, and print their Task-Ratios and Domain-Ratios.
+    """Score MODELS, and print their Task-Ratios and Domain-Ratios.
 
-    Fine-tuned models, the base and merges, by folder or name:
+    MODELS are fine-tuned models, the base and merges, by folder or by name on the Hub:
 
     \b
         mergekit-dppa evaluate ./base ./merged --tasks tasks.yml
-    """
+    """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.scoring.evaluate import evaluate as score_models
     from dppa_mergekit.scoring.tables import FILE, as_markdown
 
     if not models and not recipes:
-        raise ParameterError("There is nothing to evaluate: name models, or recipes by --recipe.")
+        raise ParameterError(
+            "There is nothing to evaluate: name models, or give recipes with --recipe."
+        )
     options.check_paged(html, output)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
     placement = options.placement(device, dtype, trust_remote_code)

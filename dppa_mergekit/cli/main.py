@@ -19,7 +19,7 @@ from dppa_mergekit.cli.search import search
 
 
 class _Commands(click.Group):
-    """Commands that say where a mistake was found, if they are to say more."""
+    """The commands; with --verbose, a mistake is shown with its traceback."""
 
     def invoke(self, context: click.Context) -> object:
         try:
@@ -32,18 +32,21 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 @click.version_option(package_name="dppa-mergekit")
-@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr, tracebacks too.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Show more on stderr, and tracebacks.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress and no warnings on stderr.")
 def main(verbose: bool, quiet: bool) -> None:
-    """Look at, tune, check, score and publish DPPA merges (arXiv 2403.02799)."""
+    """Analyze, tune, check, evaluate and publish DPPA merges (arXiv 2403.02799)."""
     level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     if quiet:
-        # Read by tqdm when it is first imported.
+        # tqdm reads this when it is first imported, so before the import below.
         os.environ["TQDM_DISABLE"] = "1"
+    from dppa_mergekit.report.progress import write_logs_around_bars
+
+    write_logs_around_bars()
     if threading.current_thread() is threading.main_thread():
-        # As Ctrl-C does: what was found is kept, and what lies about is put away. Schedulers of
-        # clusters send it some seconds before they kill.
+        # End as after Ctrl-C: keep the results so far and remove temporary folders. Schedulers of
+        # clusters send SIGTERM some seconds before they kill.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

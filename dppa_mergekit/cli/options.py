@@ -1,4 +1,4 @@
-"""What several commands share: options, and what is done before and after."""
+"""Options, checks and endings that several commands share."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
-def placed(command: Command) -> Command:
-    """Options about where and how models are held; see `placement`."""
+def placement_options(command: Command) -> Command:
+    """Add the options for device and dtype; see `placement`."""
     for option in (
         click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model."),
         click.option(
@@ -31,26 +31,29 @@ def placed(command: Command) -> Command:
             type=click.Choice(DTYPES),
             default="auto",
             show_default=True,
-            help="Of the live weights; auto is as they are stored.",
+            help="Dtype of the models in memory; auto keeps that of the files.",
         ),
         click.option(
-            "--device", default="cpu", show_default=True, help="Where models live: cpu, cuda, ..."
+            "--device",
+            default="cpu",
+            show_default=True,
+            help="Device of the models: cpu, cuda, ...",
         ),
     ):
         command = option(command)
     return command
 
 
-def scored(command: Command) -> Command:
-    """Options that change a tasks file's settings; see `tasks_of`."""
-    instead = "In place of the tasks file's."
+def scoring_options(command: Command) -> Command:
+    """Add the options that override settings of the tasks file; see `tasks_of`."""
+    instead = "Overrides the setting in the tasks file."
     for name in ("--limit", "--batch-size"):
         command = click.option(name, type=click.IntRange(min=1), help=instead)(command)
     return command
 
 
 def tasks_of(path: Path, batch_size: int | None, limit: int | None) -> TasksFile:
-    """A tasks file, with settings changed where they are given."""
+    """Read a tasks file; settings that are given override its own."""
     from dppa_mergekit.scoring.tasks import TasksFile
 
     changes = {"batch_size": batch_size, "limit": limit}
@@ -60,7 +63,7 @@ def tasks_of(path: Path, batch_size: int | None, limit: int | None) -> TasksFile
 
 
 def placement(device: str, dtype: str, trust_remote_code: bool) -> Placement:
-    """Where and how models are held."""
+    """The device and dtype of models, from the options."""
     import torch
 
     from dppa_mergekit.live.source_model import Placement
@@ -68,12 +71,12 @@ def placement(device: str, dtype: str, trust_remote_code: bool) -> Placement:
     return Placement(device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
 
 
-paged = click.option(
+page_option = click.option(
     "--html",
     is_flag=True,
-    help="Also write all of it as one page for a browser (extra `html`).",
+    help="Also write everything as one HTML page (extra `html`).",
 )
-"""See `write_page`."""
+"""The option for an HTML page; see `write_page`."""
 
 
 def write_page(
@@ -83,14 +86,14 @@ def write_page(
     pictures: Mapping[str, str],
     files: Sequence[Path],
 ) -> None:
-    """Write a page beside what a command wrote.
+    """Write an HTML page beside the output of a command.
 
     Args:
-        output: What the command wrote; its tables are beside it in a .md file.
-        title: Of the page.
+        output: Output of the command; its tables are beside it in a .md file.
+        title: Title of the page.
         verdict: Sentences.
-        pictures: File name, beside the output -> what it shows.
-        files: What the command was given.
+        pictures: File name, beside the output -> caption.
+        files: Files that the command was given.
     """
     from dppa_mergekit.report.html_page import Page, Picture, render
     from dppa_mergekit.storage.output_files import write_whole
@@ -109,95 +112,97 @@ def write_page(
 
 
 def check_paged(html: bool, output: Path | None) -> None:
-    """Refuse --html where its extra is missing, or nothing is written that it could be beside."""
+    """Refuse --html without its extra, or without an output to write the page beside."""
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.report.html_page import check_installed
 
     if html and output is None:
-        raise ParameterError("--html is written to a folder: give --output.")
+        raise ParameterError("--html needs --output, the folder for the page.")
     if html:
         check_installed()
 
 
 class Finite(click.FloatRange):
-    """A number in a range, and neither infinite nor none."""
+    """A finite number in a range."""
 
     def convert(
         self, value: float, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """The number."""
+        """Return the number, or fail."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
+            self.fail(f"{value} is not a finite number.", param, ctx)
         return number
 
 
 def check_apart(output: Path, given: Sequence[Path | None]) -> None:
-    """Refuse an output that would take the place of what the command is given."""
+    """Refuse an output that would overwrite an input of the command."""
     from dppa_mergekit.errors import ParameterError
 
     for path in given:
         if path is not None and output.resolve() == path.resolve():
-            raise ParameterError(f"--output {output} is what the command reads: name another file.")
+            raise ParameterError(
+                f"--output {output} is an input of the command: name another file."
+            )
 
 
 def refuse_idle(given: Mapping[str, object], needs: str) -> None:
-    """Refuse options that would do nothing.
+    """Refuse options that would have no effect.
 
     Args:
-        given: Option -> its value, false where it is not given.
-        needs: What they are for.
+        given: Option -> its value, false if it is not given.
+        needs: The option or value that they need.
     """
     from dppa_mergekit.errors import ParameterError
 
     for option, value in given.items():
         if value:
-            raise ParameterError(f"{option} does nothing here: it needs {needs}.")
+            raise ParameterError(f"{option} has no effect here: it needs {needs}.")
 
 
 def check_first(recipe: Path, weighted: bool = False) -> None:
-    """Refuse a recipe in which `check` finds an error; say what else it finds.
+    """Refuse a recipe in which `check` finds an error; log its warnings.
 
     Args:
-        recipe: Its file.
-        weighted: Whether weights must be there already.
+        recipe: File of the recipe.
+        weighted: Whether every model must have a weight already.
     """
     from dppa_mergekit.checks.check import check_recipe
     from dppa_mergekit.errors import RecipeError
 
-    found = [
-        each
-        for each in check_recipe(recipe, None, sample=False, weighted=weighted)
-        if each.subject != "merge_method" or not _is_of_another_plugin(recipe)
+    findings = [
+        finding
+        for finding in check_recipe(recipe, None, sample=False, weighted=weighted)
+        if finding.subject != "merge_method" or not _is_of_another_plugin(recipe)
     ]
-    errors = [each for each in found if each.severity == "error"]
-    for each in found:
-        if each.severity == "warning":
-            LOG.warning("%s", each)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    for finding in findings:
+        if finding.severity == "warning":
+            LOG.warning("%s", finding)
     if errors:
         more = f" (and {len(errors) - 1} more: mergekit-dppa check)" if len(errors) > 1 else ""
         raise RecipeError(f"{recipe}: {errors[0].subject}: {errors[0].sentence}{more}")
 
 
 def _is_of_another_plugin(recipe: Path) -> bool:
-    """Whether mergekit knows the method of a recipe, where `check` does not."""
+    """Whether mergekit knows the method of a recipe that `check` does not know."""
     from mergekit.merge_methods import registered_methods
 
     from dppa_mergekit.recipes import Recipe
 
     method = Recipe.read(recipe).content.get("merge_method")
-    return method in {each.spec.name for each in registered_methods()}
+    return method in {known.spec.name for known in registered_methods()}
 
 
 def interrupted(output: Path) -> NoReturn:
-    """End as after Ctrl-C, and say how to go on."""
+    """End the process as after Ctrl-C, and say how to continue."""
     kept = f"the best so far is in {output}; " if output.exists() else ""
-    click.echo(f"\nInterrupted; {kept}the same command goes on.", err=True)
+    click.echo(f"\nInterrupted; {kept}run the same command again to continue.", err=True)
     sys.exit(130)
 
 
 def quiet_transformers() -> None:
-    """No progress bars and no advice from transformers."""
+    """Turn off the progress bars and the advice of transformers."""
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -14,45 +14,49 @@ import click
     "--recipe",
     "recipe_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="That the folder was merged by, with what search or adamerge wrote beside it.",
+    help="Recipe of the merge, with the files that search or adamerge wrote beside it.",
 )
 @click.option(
     "--name",
     "names",
     multiple=True,
     metavar="MODEL=HUB_NAME",
-    help="What a model of the recipe is called on the Hub.",
+    help="Name on the Hub of a model of the recipe.",
 )
-@click.option("--license", "licence", help="Of the merge, where its sources do not agree on one.")
-@click.option("--private", is_flag=True, help="For your eyes only.")
-@click.option("--dry-run", is_flag=True, help="Write the card, list the files, upload nothing.")
+@click.option(
+    "--license", "merge_license", help="License of the merge, if its models do not agree on one."
+)
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option(
+    "--dry-run", is_flag=True, help="Write the card and list the files, but upload nothing."
+)
 def publish(
     folder: Path,
     repository: str,
     recipe_file: Path | None,
     names: tuple[str, ...],
-    licence: str | None,
+    merge_license: str | None,
     private: bool,
     dry_run: bool,
 ) -> None:
-    r"""Complete the model card of the merge in FOLDER, and upload it to the Hub as REPO_ID.
+    """Complete the model card of the merge in FOLDER, and upload it to the Hub as REPO_ID.
 
     \b
         mergekit-dppa publish merged/ owner/name --recipe tuned.yml --dry-run
-    """
+    """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.publishing.publish import Publishing
 
     given: dict[str, str] = {}
-    for each in names:
-        model, _, name = each.rpartition("=")
+    for pair in names:
+        model, _, name = pair.rpartition("=")
         if not model or not name:
-            raise ParameterError(f"--name {each}: allowed is MODEL=HUB_NAME.")
+            raise ParameterError(f"--name is {pair}; allowed is MODEL=HUB_NAME.")
         given[model] = name
-    publishing = Publishing(folder, repository, recipe_file, given, licence, private)
+    publishing = Publishing(folder, repository, recipe_file, given, merge_license, private)
     files = publishing.prepare(dry_run)
     if dry_run:
-        click.echo(f"The card is in {folder / 'README.md'}. To {repository} would go:")
+        click.echo(f"The card is in {folder / 'README.md'}. The upload to {repository} would be:")
         for file in files:
             click.echo(f"{file.stat().st_size:>14,}  {file.relative_to(folder)}")
         return

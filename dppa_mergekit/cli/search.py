@@ -107,8 +107,8 @@ CURVES = (
     help="Seed of the order in which items are used.",
 )
 @click.option("--tune-dense", is_flag=True, help="For factors: tune amplify_dense too.")
-@options.placed
-@options.scored
+@options.placement_options
+@options.scoring_options
 @click.option(
     "--score-command",
     help="Score with a shell command in place of lm-eval. {model} in it stands for a merged "
@@ -123,7 +123,7 @@ CURVES = (
     "--ray-address",
     help="Address of a Ray cluster for the workers, in place of this machine.",
 )
-@options.paged
+@options.page_option
 def search(
     recipe: Path,
     tasks_file: Path,

@@ -173,7 +173,7 @@ def test_killed_and_interrupted(saved: Path, tmp_path: Path) -> None:
         assert output.exists() == (how != signal.SIGKILL), errors
         if how != signal.SIGKILL:
             assert process.returncode == 130
-            said = f"Interrupted; the best so far is in {output}; the same command goes on."
+            said = f"Interrupted; the best so far is in {output}; run the same command again to continue."
             assert said in errors
             assert "Traceback" not in errors
     assert output.read_text(encoding="utf-8") != expected
@@ -204,8 +204,8 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     refused(adamerge(tasks, "--objective=loss"), "needs prompts with completions")
     refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have the same name")
     refused(adamerge(*prompts(saved), "--lr=0"), "lr")
-    refused(adamerge(*prompts(saved), "--lr=nan"), "nan is no finite number")
-    refused(adamerge(*prompts(saved), "--anchor=inf"), "inf is no finite number")
+    refused(adamerge(*prompts(saved), "--lr=nan"), "nan is not a finite number")
+    refused(adamerge(*prompts(saved), "--anchor=inf"), "inf is not a finite number")
     refused(adamerge(*prompts(saved), "--device=nowhere"), "cannot be moved to device nowhere")
     for method in ("dppa_ties", "task_arithmetic"):
         models = {"math": {"weight": 1.0}}

@@ -149,7 +149,10 @@ def test_interrupted(
         ended = command(*options, "--max-evaluations=6")
     assert ended.exit_code == 130
     output = tmp_path / "tuned.yml"
-    assert f"Interrupted; the best so far is in {output}; the same command goes on." in ended.output
+    assert (
+        f"Interrupted; the best so far is in {output}; run the same command again to continue."
+        in ended.output
+    )
     so_far = Recipe.read(output)
     assert so_far.content["merge_method"] == "dppa"
     if not options:

@@ -100,9 +100,9 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
         (command("--tune=weights", recipe=recipe(gradient)), "AdaMerging starts from a number"),
         (command("--tune=weights", "--strategy=paper"), "weights are tuned in one way only"),
         (command("--tune=weights", "--range", "1", "0.5"), "a range from less to more"),
-        (command("--tune=weights", "--range", "0", "inf"), "inf is no finite number"),
-        (command("--tune=weights", "--tune-dense"), "--tune-dense does nothing here"),
-        (command("--tune=weights", "--per-block"), "--per-block does nothing here"),
+        (command("--tune=weights", "--range", "0", "inf"), "inf is not a finite number"),
+        (command("--tune=weights", "--tune-dense"), "--tune-dense has no effect here"),
+        (command("--tune=weights", "--per-block"), "--per-block has no effect here"),
         (command("--tune=weights", f"--prompts={saved / 'tasks.yml'}"), "--prompts does nothing"),
     ]  # fmt: skip
     for result, message in cases:
