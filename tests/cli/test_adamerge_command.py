@@ -173,8 +173,8 @@ def test_killed_and_interrupted(saved: Path, tmp_path: Path) -> None:
         assert output.exists() == (how != signal.SIGKILL), errors
         if how != signal.SIGKILL:
             assert process.returncode == 130
-            said = f"Interrupted; the best so far is in {output}; run the same command again to continue."
-            assert said in errors
+            assert f"Interrupted; the best so far is in {output}; run the same command" in errors
+            assert "again to continue." in errors
             assert "Traceback" not in errors
     assert output.read_text(encoding="utf-8") != expected
     _, errors = begin(saved, output).communicate()
