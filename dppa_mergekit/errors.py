@@ -10,7 +10,16 @@ import click
 
 
 class DppaError(click.ClickException, RuntimeError):
-    """A mistake in the user's input: a recipe, a parameter, a checkpoint."""
+    """A mistake in the user's input: a recipe, a parameter, a checkpoint.
+
+    Example:
+        >>> from dppa_mergekit import DppaError, PartitionAmplification
+        >>> try:
+        ...     PartitionAmplification({95: 2.0})
+        ... except DppaError as error:
+        ...     print(error.message)
+        There is no 95 partition; allowed are 90, 80, 70, 60, 50, 40, 30, 20, 10, 0.
+    """
 
 
 class ParameterError(DppaError):

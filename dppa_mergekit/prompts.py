@@ -16,6 +16,11 @@ class Prompt:
     Attributes:
         text: The text of the prompt; not blank.
         completion: The text that should follow it; None where that is not known.
+
+    Example:
+        >>> from dppa_mergekit import Prompt
+        >>> Prompt("What is 7 times 8?", completion=" 56").completion
+        ' 56'
     """
 
     text: str

@@ -40,6 +40,20 @@ class Recipe:
     Attributes:
         content: The content of its YAML.
         origin: The name of the recipe in messages.
+
+    Example:
+        >>> from dppa_mergekit import Recipe
+        >>> recipe = Recipe(
+        ...     {
+        ...         "merge_method": "dppa",
+        ...         "base_model": "./base",
+        ...         "models": [{"model": "./math", "parameters": {"weight": 0.4}}],
+        ...     }
+        ... )
+        >>> recipe.fine_tuned()
+        ['./math']
+        >>> recipe.weighted({"./math": 0.7}).weights()
+        {'./math': 0.7}
     """
 
     content: Node

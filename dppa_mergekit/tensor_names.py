@@ -29,7 +29,13 @@ class Block:
 
 @dataclass(frozen=True, order=True)
 class Linear:
-    """A linear: the tensor that holds it, and the expert's number where it stacks experts."""
+    """A linear: the tensor that holds it, and the expert's number where it stacks experts.
+
+    Example:
+        >>> from dppa_mergekit import Linear
+        >>> Linear("model.layers.0.mlp.up_proj.weight")
+        Linear(tensor='model.layers.0.mlp.up_proj.weight', expert=0)
+    """
 
     tensor: str
     expert: int = 0

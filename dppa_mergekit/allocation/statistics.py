@@ -14,6 +14,11 @@ class Multiples:
     Attributes:
         linear: N of the linears.
         block: N of the blocks; that of the linears where None.
+
+    Example:
+        >>> from dppa_mergekit import DynamicPruning, Multiples
+        >>> DynamicPruning(significance_multiple=5, block_significance_multiple=3).multiples
+        Multiples(linear=5, block=3)
     """
 
     linear: float = 5.0

@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 
 def evaluate(
     models: Sequence[str],
-    tasks: TasksFile,
+    tasks: TasksFile | Path,
     recipes: Sequence[Recipe] = (),
     part: Part = "test",
     output: Path | None = None,
@@ -54,14 +54,13 @@ def evaluate(
         from pathlib import Path
 
         from dppa_mergekit import evaluate
-        from dppa_mergekit.scoring.tasks import TasksFile
 
-        found = evaluate(["./base", "./merged"], TasksFile.read(Path("tasks.yml")))
+        found = evaluate(["./base", "./merged"], Path("tasks.yml"))
         print(found.domain_ratio("./merged", "math"))  # 93.1 ± 1.2
 
     Args:
         models: Fine-tuned models, bases and merges: folders, or names on the Hub.
-        tasks: The tasks file, with at least one domain.
+        tasks: The tasks file, or its path; it has at least one domain.
         recipes: Merges to make, score and delete.
         part: Which tasks to score: "test", or "dev".
         output: A folder for tables, chart and run record; None to write nothing.
@@ -73,18 +72,19 @@ def evaluate(
         DppaError: A model, a recipe, a task or the output cannot be used; if possible, before the
             first model is loaded.
     """
+    chosen = tasks if isinstance(tasks, TasksFile) else TasksFile.read(tasks)
     request = EvaluationRequest(
         tuple(dict.fromkeys(models)),
         tuple(recipes),
-        tasks,
+        chosen,
         part,
         output,
         placement,
         Path(tempfile.gettempdir()) if workspace is None else workspace,
     )
     _check_request(request)
-    harness = Harness(tasks, tasks.metrics(part))
-    if tasks.apply_chat_template:
+    harness = Harness(chosen, chosen.metrics(part))
+    if chosen.apply_chat_template:
         _check_chat_templates(request)
     return _score_and_write(request, harness)
 

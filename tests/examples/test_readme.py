@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from checkpoints import save_family
 
@@ -98,8 +99,9 @@ def test_the_python_runs() -> None:
     _, _, *merging = blocks("python")
     names: dict[str, object] = {}
     exec("\n".join(merging), names)
-    pruned = names["pruned"]
+    pruned, deltas = names["pruned"], names["deltas"]
     assert int((pruned != 0).sum()) == round(0.2 * pruned.numel())  # type: ignore[attr-defined]
+    assert torch.equal(deltas[names["name"]], pruned)  # type: ignore[index]
 
 
 def test_the_tasks_file_is_one(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_search_and_learning_in_python_run(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec("\n".join(blocks("python")[:2]), names)
-    assert names["tuned"].before.value == 100.0  # type: ignore[attr-defined]
+    assert names["found"].before.value == 100.0  # type: ignore[attr-defined]
     assert list(names["learned"].weights) == ["./math", "./law"]  # type: ignore[attr-defined]
 
 
