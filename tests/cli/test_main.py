@@ -67,5 +67,5 @@ def test_quiet(tmp_path: Path) -> None:
         said.append(subprocess.run(command, capture_output=True, text=True))
     # A filter alone leaves most tensors without a weight: that ends the run, after the warning.
     loud, quiet = said
-    assert "has filters only" in loud.stderr
-    assert "has filters only" not in quiet.stderr
+    assert "has only filters" in loud.stderr
+    assert "has only filters" not in quiet.stderr
