@@ -11,6 +11,7 @@ import pydantic
 import yaml
 
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.recipes import YAML_ERRORS, describe_yaml_error
 
 
 class TasksError(DppaError):
@@ -121,11 +122,12 @@ class TasksFile(_Strict):
         """
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            tasks = cls.model_validate(content)
         except (OSError, UnicodeDecodeError) as error:
             raise TasksError(f"{path} cannot be read: {error}.") from error
-        except yaml.YAMLError as error:
-            raise TasksError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        except YAML_ERRORS as error:
+            raise TasksError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
+        try:
+            tasks = cls.model_validate(content)
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
