@@ -94,10 +94,11 @@ def merge_hash(folder: Path, method: str, output: Path) -> str:
 
     recipe = {
         "merge_method": method,
-        "base_model": "base",
+        "base_model": "./base",
         "parameters": {"lambda": 0.9},
         "models": [
-            {"model": name, "parameters": dict(parameters)} for name, parameters in MODELS.items()
+            {"model": f"./{name}", "parameters": dict(parameters)}
+            for name, parameters in MODELS.items()
         ],
     }
     path = output.with_suffix(".yml")
