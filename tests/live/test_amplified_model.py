@@ -9,6 +9,7 @@ from checkpoints import recipe, save_family, tensors_of
 from commands import Merge
 
 from dppa_mergekit.deltas import kernel
+from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.live.amplified_model import AmplifiedModel, load_model, merge_into_folder
 from dppa_mergekit.recipes import Recipe, Setting
 
@@ -102,6 +103,8 @@ def test_without_compiled_passes(
 ) -> None:
     folder = save_family(tmp_path, dtype=torch.bfloat16)
     monkeypatch.setattr(kernel, "_library", lambda: None)
+    ones = torch.ones(8, dtype=torch.bfloat16)
+    assert kernel.passes_over(Delta(ones, ones)) is None
     check(folder, tmp_path, merge)
 
 
