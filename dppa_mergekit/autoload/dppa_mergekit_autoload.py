@@ -15,20 +15,21 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 AWAITED = "mergekit.merge_methods"
+MERGE = "dppa_mergekit.merging.delta_pruning_merge"
 _warned = False
 
 
 class MergeMethodsFinder:
-    """A meta-path finder that extends the import of one module and leaves all others alone."""
+    """A meta-path finder that extends the import of two modules and leaves all others alone."""
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """The spec that the later finders give, registering the plugin after the module ran."""
-        if name != AWAITED:
+        """Return the spec of the later finders, extended so that the plugin registers itself."""
+        if name not in (AWAITED, MERGE):
             return None
-        # The finders before this one have been asked already, and one of them may be of this
-        # kind: asking it again would go round in circles.
+        # The finders before this one have been asked already. One of them may be of this kind:
+        # asking it again would never end.
         finders = iter(sys.meta_path)
         for finder in finders:
             if finder is self:
@@ -51,14 +52,14 @@ def _register_after(spec: "ModuleSpec") -> None:
         # A loader may serve other modules too, as that of a zip file does.
         loader.exec_module = execute  # type: ignore[method-assign]
         execute(module)
-        if module.__name__ == AWAITED:
+        if module.__name__ in (AWAITED, MERGE) and AWAITED in sys.modules:
             register()
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
 
 
 class UnavailableMethod:
-    """Stands where a merge method of a plugin that cannot load would, and says why it does not."""
+    """A merge method of a plugin that cannot load: it only says why."""
 
     def __init__(self, name: str, reason: str) -> None:
         from types import SimpleNamespace
@@ -67,7 +68,7 @@ class UnavailableMethod:
         self.reason = reason
 
     def validate_inputs(self, *inputs: object, **options: object) -> None:
-        """Refuse. mergekit asks this first, and its commands print a click error as one line."""
+        """Refuse. mergekit calls this first, and its commands print a click error as one line."""
         import click
 
         raise click.ClickException(f"Merge method {self.spec.name}: {self.reason}")
@@ -78,14 +79,17 @@ class UnavailableMethod:
 def register() -> None:
     """Import the plugin and register its methods.
 
-    A failure is one warning and never an error; it becomes one where a recipe names a method.
+    A failure is a warning, and an error only where a recipe names one of the methods.
     """
     global _warned
+    merge = sys.modules.get(MERGE)
+    if merge is not None and not hasattr(merge, "DeltaPruningMerge"):
+        return  # it is being imported, and imported mergekit: this runs again once it is complete
     try:
         methods = sys.modules.get("dppa_mergekit.methods")
         if methods is None:
             __import__("dppa_mergekit.methods")  # registers on its own
-        # Where `methods` itself is what imports mergekit, it is not complete yet, and will.
+        # If `methods` is being imported, and imported mergekit, it registers at its end.
         elif hasattr(methods, "register_methods"):
             methods.register_methods()
     except Exception as error:

@@ -49,6 +49,7 @@ def test_a_teacher_with_more_words_than_the_merge(tmp_path: Path) -> None:
     )
     prompts = {str(family / "math"): [Prompt("w1 w2 w3"), Prompt("w4 w5")]}
     found = learn_weights(Recipe(turned), prompts, descent=Descent(steps=1))
+    assert [state.step for state in found.states] == [0, 1]
     assert all(math.isfinite(loss) for state in found.states for loss in state.losses.values())
     with pytest.raises(DppaError, match=r"hold token 96, '\[PAD\]', and the merge has only 96 tok"):
         learn_weights(Recipe(turned), {str(family / "math"): [Prompt("w1 [PAD] w2")]})

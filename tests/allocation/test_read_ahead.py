@@ -28,6 +28,7 @@ def test_spans_are_where_the_bytes_lie(tmp_path: Path) -> None:
     checkpoint = Checkpoint("base", Index(file))
     content = file.read_bytes()
     with safe_open(file, "pt") as opened:
+        assert set(checkpoint.stored()) == set(opened.keys())
         for name in checkpoint.stored():
             span = checkpoint.header(name).span
             assert span is not None

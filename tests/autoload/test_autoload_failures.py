@@ -43,17 +43,31 @@ except Exception as error:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_recipe_of_a_plugin_that_fails_ends_in_one_sentence(
-    method: str, broken: Path, tmp_path: Path
-) -> None:
-    path = write_recipe(tmp_path / "recipe.yml", recipe(save_family(tmp_path / "family"), method))
-    out = tmp_path / "out"
-    done = python("-m", "mergekit.scripts.run_yaml", str(path), str(out), path=[broken])
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"Error: Merge method {method}: {FAILURE}"
+def test_a_recipe_of_a_plugin_that_fails_ends_in_one_sentence(broken: Path, tmp_path: Path) -> None:
+    family = save_family(tmp_path / "family")
+    recipes = [
+        str(write_recipe(tmp_path / f"{method}.yml", recipe(family, method))) for method in METHODS
+    ]
+    # As `python -m mergekit.scripts.run_yaml` would, one recipe after the other.
+    script = """
+import runpy, sys
+for recipe in sys.argv[1:]:
+    sys.argv = ["run_yaml", recipe, recipe + ".out"]
+    try:
+        runpy.run_module("mergekit.scripts.run_yaml", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        print(ended.code)
+    print("ended", file=sys.stderr)
+"""
+    done = python("-c", script, *recipes, path=[broken])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["1"] * len(METHODS)
     assert "Traceback" not in done.stderr
-    assert not out.exists()
+    *said, rest = done.stderr.split("ended\n")
+    assert rest == ""
+    for method, lines in zip(METHODS, said, strict=True):
+        assert lines.splitlines()[-1] == f"Error: Merge method {method}: {FAILURE}"
+        assert not (tmp_path / f"{method}.yml.out").exists()
 
 
 @pytest.mark.parametrize(

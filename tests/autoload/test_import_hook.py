@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from interpreters import FAKES, METHODS, STUB, ask, package, python
+from interpreters import FAKES, STUB, package, python
 
 
 @pytest.mark.parametrize("first", ["ours", "theirs"])
@@ -48,50 +48,3 @@ import mergekit.plan
     done = python("-c", script, path=[archive])
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["awaited", "registered"]
-
-
-def test_tools_see_an_ordinary_module_and_ordinary_methods() -> None:
-    answer = ask("""
-import copy, importlib.util, inspect, pickle
-
-spec = importlib.util.find_spec("mergekit.merge_methods")
-early = registered()
-import mergekit.merge_methods as methods
-
-module = importlib.util.find_spec("mergekit.merge_methods")
-
-
-def survives(operation, method):
-    try:
-        return operation(method).spec.name == method.spec.name
-    except Exception as error:
-        return type(error).__name__
-
-
-OPERATIONS = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda method: pickle.loads(pickle.dumps(method)),
-    "loader": lambda method: (pickle.loads(pickle.dumps(methods.__loader__)), method)[1],
-}
-answer(
-    early=early,
-    origin=spec.origin == module.origin == methods.__file__,
-    loader=type(spec.loader).__name__,
-    source=inspect.getsource(methods) == Path(methods.__file__).read_text(encoding="utf-8"),
-    survival={
-        name: {
-            method: survives(operation, methods.get(method))
-            for method in ["task_arithmetic", *registered()]
-        }
-        for name, operation in OPERATIONS.items()
-    },
-)
-""")
-    values = answer.values
-    assert (values["early"], answer.registered, answer.said) == ([], METHODS, [])
-    assert values["origin"] is True
-    assert values["loader"] == "SourceFileLoader"
-    assert values["source"] is True
-    for operation, outcomes in values["survival"].items():
-        if outcomes.pop("task_arithmetic") is True:
-            assert set(outcomes.values()) == {True}, operation

@@ -1,13 +1,16 @@
 """What the checks know of mergekit, against mergekit itself."""
 
+from dppa_mergekit import method_table
 from dppa_mergekit.checks import mergekit_schema
 
 
 def test_what_is_known_of_mergekit_is_so() -> None:
     from mergekit import config, merge_methods
 
-    for method in merge_methods.registered_methods():
-        spec = method.spec
+    registered = [method.spec for method in merge_methods.registered_methods()]
+    assert set(mergekit_schema.METHODS) == {spec.name for spec in registered}
+    assert set(method_table.names()) <= set(mergekit_schema.METHODS)
+    for spec in registered:
         shared = [each.name for each in spec.parameters if each.scope.value == "shared"]
         others = [each.name for each in spec.parameters if each.scope.value != "shared"]
         based = spec.contract.base.value == "required"

@@ -18,8 +18,11 @@ from dppa_mergekit.cli.main import main
 
 try:
     main(["--help"])
-except SystemExit:
-    assert not {"torch", "mergekit", "transformers"} & set(sys.modules)
+except SystemExit as ended:
+    assert ended.code == 0
+else:
+    raise AssertionError("--help did not end the program")
+assert not {"torch", "mergekit", "transformers"} & set(sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
@@ -67,5 +70,8 @@ def test_quiet(tmp_path: Path) -> None:
         said.append(subprocess.run(command, capture_output=True, text=True))
     # A filter alone leaves most tensors without a weight: that ends the run, after the warning.
     loud, quiet = said
+    for ended in said:
+        assert ended.returncode == 1
+        assert ended.stderr.splitlines()[-1].startswith("Error: ")
     assert "has only filters" in loud.stderr
     assert "has only filters" not in quiet.stderr

@@ -333,8 +333,11 @@ def test_pytorch_writes_the_same_bytes(
 ) -> None:
     given_models = models(dtype)
     parameters = PARAMETERS if method in ("dp", "owl") else AMPLIFIED
+    plain = Delta(given_models["a"]["model.norm.weight"], given_models["base"]["model.norm.weight"])
+    assert passes_over(plain) is not None
     compiled = merge_state_dicts(given_models, method, parameters=parameters, base="base")
     request.getfixturevalue("uncompiled")
+    assert passes_over(plain) is None
     by_torch = merge_state_dicts(given_models, method, parameters=parameters, base="base")
     assert CHUNK < 900 * 700  # so that linears have several chunks
     for name, tensor in compiled.items():

@@ -8,7 +8,8 @@ import torch
 from checkpoints import recipe, save_family, tensors_of
 from commands import Merge
 
-from dppa_mergekit.deltas.kernel import library
+from dppa_mergekit.deltas.delta import Delta
+from dppa_mergekit.deltas.kernel import library, passes_over
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.temporary_merge import merge_into_folder
@@ -104,6 +105,8 @@ def test_without_compiled_passes(
 ) -> None:
     folder = save_family(tmp_path, dtype=torch.bfloat16)
     monkeypatch.setattr(library, "load", lambda: None)
+    ones = torch.ones(8, dtype=torch.bfloat16)
+    assert passes_over(Delta(ones, ones)) is None
     check(folder, tmp_path, merge)
 
 

@@ -12,7 +12,7 @@ from oracle_merges import METHODS, MODELS, Tensors
 
 @pytest.fixture(scope="session")
 def wide_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Linears that are large enough to be shared out among threads."""
+    """Linears of several chunks of 2^15 elements."""
     return save_family(
         tmp_path_factory.mktemp("wide"),
         dtype=torch.bfloat16,
@@ -24,8 +24,14 @@ def wide_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_threads_and_repetition_change_no_byte(
-    method: str, wide_family: Path, tmp_path: Path, merge: Merge
+    method: str,
+    wide_family: Path,
+    tmp_path: Path,
+    merge: Merge,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Threads share the chunks of a tensor: the linears must have several.
+    monkeypatch.setattr("dppa_mergekit.deltas.delta.CHUNK", 1 << 15)
     content = recipe(wide_family, method, MODELS)
     found = []
     for output, threads in (("one", 1), ("again", 1), ("two", 2)):

@@ -63,6 +63,7 @@ def test_scores_and_how_factors_were_found(merged: Path, hub: Hub) -> None:
     done = hub.publish(merged, *options, *NAMES)
     assert done.returncode == 0, done.stderr
     card = ModelCard((merged / "out" / "README.md").read_text(encoding="utf-8"))
+    assert "## How they were found" in card.text
     assert "| math | org/math |" in card.text
     assert "0.500 ± 0.020" in card.text
     assert "gsm_dev\\*" in card.text

@@ -114,6 +114,7 @@ def test_a_failed_upload_can_be_repeated(merged: Path, hub: Hub) -> None:
 
 def test_dry_run_asks_nothing_of_the_hub(merged: Path, hub: Hub) -> None:
     license_all(merged, "mit", "mit", "mit")
+    (merged / "out" / "dppa_run.json").write_text("{}", encoding="utf-8")
     done = hub.publish(merged, "out", "me/merge", "--dry-run", token="")
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in done.stdout

@@ -168,10 +168,11 @@ def write_recipe(path: Path, content: Mapping[str, object]) -> Path:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors checkpoint, sharded or not."""
+    """All tensors of a safetensors checkpoint, sharded or not; there must be some."""
     result: dict[str, torch.Tensor] = {}
     for shard in sorted(folder.glob("*.safetensors")):
         result.update(safetensors.torch.load_file(shard))
+    assert result, f"{folder} holds no tensors"
     return result
 
 

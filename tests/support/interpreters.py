@@ -14,16 +14,17 @@ STUB = Path(__file__).parents[2] / "dppa_mergekit" / "autoload"
 
 
 # Runs before every script: collects what the plugin says and which methods are registered.
+# `answer` ends a step of the script; its last line of output holds the answers of all steps.
 PRELUDE = """
 import importlib, json, logging, os, sys, warnings
 from pathlib import Path
 
 MERGE = "dppa_mergekit.merging.delta_pruning_merge"
-said = []
+said, answers = [], {}
 
 
 def notice(message, category, filename, *rest):
-    if "dppa" in str(message) or Path(filename).parent.name == "dppa_mergekit":
+    if "dppa" in str(message) or "dppa_mergekit" in Path(filename).parts:
         said.append(str(message))
 
 
@@ -50,19 +51,20 @@ def forget(*names):
             del sys.modules[name]
 
 
-def answer(**values):
-    print(json.dumps({"registered": registered(), "said": said, **values}))
+def answer(step="", **values):
+    answers[step] = {"registered": registered(), "said": list(said), "values": values}
+    said.clear()
+    print(json.dumps(answers))
 """
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a script reported as its last line, and all that it wrote to stderr."""
+    """What a script reported at the end of a step."""
 
     registered: list[str]
     said: list[str]
     values: Mapping[str, Any]
-    stderr: str
 
 
 def python(
@@ -83,17 +85,22 @@ def python(
         text=True,
         env=environment,
         cwd=Path(sys.executable).parent,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
 
-def ask(script: str, path: Sequence[Path] = (), autoload: str = "") -> Answer:
-    """Run a script that ends in answer(...)."""
-    done = python("-c", PRELUDE + script, path=path, autoload=autoload)
+def ask_all(script: str, autoload: str = "") -> dict[str, Answer]:
+    """Run a script in which each step ends in answer(its name, ...)."""
+    done = python("-c", PRELUDE + script, autoload=autoload)
     assert done.returncode == 0, done.stderr
-    values = json.loads(done.stdout.splitlines()[-1])
-    return Answer(values.pop("registered"), values.pop("said"), values, done.stderr)
+    answers = json.loads(done.stdout.splitlines()[-1])
+    return {step: Answer(**answer) for step, answer in answers.items()}
+
+
+def ask(script: str) -> Answer:
+    """Run a script of one step, which ends in answer(...)."""
+    return ask_all(script)[""]
 
 
 def package(folder: Path, files: Mapping[str, str]) -> Path:
