@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from golden_merges import ARCHITECTURES, DTYPES, METHODS, merge_hash, save_models
 
-from dppa_mergekit.deltas import kernel
+from dppa_mergekit.deltas.kernel import library
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_merges.json").read_text(encoding="utf-8"))
 
@@ -58,5 +58,5 @@ def test_merges_are_as_they_were(kind: str, models: Path, tmp_path: Path) -> Non
 def test_merges_without_the_library_are_as_they_were(
     kind: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "_library", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     assert hashes(kind, models, tmp_path) == golden(kind)
