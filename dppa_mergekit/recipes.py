@@ -52,7 +52,7 @@ class Recipe:
         ... )
         >>> recipe.fine_tuned()
         ['./math']
-        >>> recipe.weighted({"./math": 0.7}).weights()
+        >>> recipe.with_weights({"./math": 0.7}).weights()
         {'./math': 0.7}
     """
 
@@ -120,7 +120,7 @@ class Recipe:
                     f"{self.origin}: the weight of {name} is {weight!r}; a search or AdaMerging "
                     f"starts from a number."
                 )
-            first = weights.setdefault(self.named(name), float(weight))
+            first = weights.setdefault(self.spelling_of(name), float(weight))
             if first != weight:
                 raise RecipeError(
                     f"{self.origin}: the weight of {name} is {first:g} in one place and "
@@ -134,7 +134,7 @@ class Recipe:
         stacks = [holder.get("slices") for holder in holders(self.content)]
         return any(isinstance(slices, list) and len(slices) > 1 for slices in stacks)
 
-    def named(self, model: str) -> str:
+    def spelling_of(self, model: str) -> str:
         """Return the recipe's own spelling of a fine-tuned model.
 
         Args:
@@ -166,20 +166,20 @@ class Recipe:
             values: Parameter -> number, or any other setting that mergekit allows.
         """
         content = deepcopy(self.content)
-        wanted = identity(self.named(model))
+        wanted = identity(self.spelling_of(model))
         for entry in _inputs(content):
             if identity(entry["model"]) == wanted:
                 entry["parameters"] = {**_parameters_of(entry), **values}
         return Recipe(content, self.origin)
 
-    def alone(self, model: str) -> Recipe:
+    def with_only(self, model: str) -> Recipe:
         """Return the recipe that merges one fine-tuned model into the base, at weight and lambda 1.
 
         Args:
             model: Any spelling of the model.
         """
         recipe = self.with_parameters(model, {"weight": 1.0})
-        kept = {identity(self.named(model)), identity(self.content.get("base_model"))}
+        kept = {identity(self.spelling_of(model)), identity(self.content.get("base_model"))}
         for holder in holders(recipe.content):
             for key in ("models", "sources"):
                 inputs = holder.get(key)
@@ -194,7 +194,7 @@ class Recipe:
                 shared.pop("lambda", None)
         return recipe
 
-    def weighted(self, weights: Mapping[str, Weight]) -> Recipe:
+    def with_weights(self, weights: Mapping[str, Weight]) -> Recipe:
         """Return the recipe with new weights of fine-tuned models.
 
         Args:
@@ -206,7 +206,7 @@ class Recipe:
             recipe = recipe.with_parameters(model, {"weight": value})
         return recipe
 
-    def with_start(self, weight: float) -> Recipe:
+    def with_default_weight(self, weight: float) -> Recipe:
         """Return the recipe with a weight for the fine-tuned models that have none."""
         content = deepcopy(self.content)
         base = identity(content.get("base_model"))

@@ -92,7 +92,7 @@ def measure_variant(folder: Path, test: Test, variant: Variant, density: float) 
     masks = range(DARE_MASKS if variant.method == "dare_linear" else 1)
 
     def compute_ratio(domain: str) -> float:
-        alone = recipe.alone(str(folder / domain))
+        alone = recipe.with_only(str(folder / domain))
         return mean(test.compute_ratios(alone, [domain], mask)[domain] for mask in masks)
 
     return {

@@ -153,7 +153,7 @@ def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> Weighte
         DppaError: The recipe cannot be merged, or the merged model has an encoder.
     """
     merge = WeightedMerge.load(
-        recipe.with_start(START),
+        recipe.with_default_weight(START),
         workspace,
         placement.device,
         placement.dtype,
@@ -173,7 +173,7 @@ def _teach(
     taught = {}
     for name, domain in domains.items():
         assert domain.teacher is not None
-        teacher = SourceModel(recipe.named(domain.teacher), placement)
+        teacher = SourceModel(recipe.spelling_of(domain.teacher), placement)
         prompts_of = partial(domain.tokens, name, ANSWER_TOKENS)
         lessons = collect_lessons(teacher, prompts_of, batch_size, domain.lessons_file)
         taught[name] = (teacher, lessons)

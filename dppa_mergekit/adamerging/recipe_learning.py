@@ -131,7 +131,7 @@ class AdaMerge:
     def _check_domains(self, tasks: TasksFile) -> None:
         """Refuse a domain without model or dev tasks, and prompts that belong to no domain."""
         for name, domain in tasks.domains.items():
-            self.recipe.named(domain.model)
+            self.recipe.spelling_of(domain.model)
             if not domain.dev:
                 raise DppaError(f"Domain {name} has no dev tasks to be evaluated by.")
         for name in self.prompts:
@@ -162,7 +162,7 @@ class AdaMerge:
     def _teacher(self, domain: str) -> str:
         """Return the model that teaches a domain: the tasks file's, or the one of the same name."""
         if self.tasks is not None:
-            return self.recipe.named(self.tasks.domains[domain].model)
+            return self.recipe.spelling_of(self.tasks.domains[domain].model)
         models = [model for model in self.recipe.fine_tuned() if Path(model).name == domain]
         if len(models) != 1:
             names = ", ".join(Path(model).name for model in self.recipe.fine_tuned())
@@ -181,7 +181,7 @@ class AdaMerge:
 
     def _write(self, result: LearningResult) -> None:
         """Write the recipe, the summary, the plot and the record of the run."""
-        write_whole(self.output, self.recipe.weighted(result.weights).to_yaml())
+        write_whole(self.output, self.recipe.with_weights(result.weights).to_yaml())
         write_whole(self.output.with_suffix(".md"), learning_summary(result, self.objective))
         if is_installed():
             draw_learning(result, self.output.with_suffix(".png"))

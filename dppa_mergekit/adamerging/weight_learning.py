@@ -47,7 +47,7 @@ def learn_weights(
             "./law": [Prompt("What is a tort?"), Prompt("Who may sue?")],
         }
         learned = learn_weights(recipe, prompts)
-        merged = recipe.weighted(learned.weights)
+        merged = recipe.with_weights(learned.weights)
         Path("learned.yml").write_text(merged.to_yaml())
 
     Args:
@@ -65,7 +65,7 @@ def learn_weights(
             folder for temporary files where None.
 
     Returns:
-        The weights, from 0 to 1, for each model and block; `Recipe.weighted` fills them in.
+        The weights, from 0 to 1, for each model and block; `Recipe.with_weights` fills them in.
 
     Raises:
         DppaError: The recipe, the objective or a prompt cannot be used.

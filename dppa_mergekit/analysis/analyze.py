@@ -141,7 +141,7 @@ def _add_divergences(request: AnalysisRequest, found: Analysis) -> Analysis:
     """Add the divergences under DARE and DP to every model that has prompts and is pruned."""
     models = []
     for model in tqdm(found.models, desc="divergences", unit="model", delay=2):
-        name = request.recipe.named(model.model)
+        name = request.recipe.spelling_of(model.model)
         prompts = request.prompts.get(name)
         divergences = None
         if prompts is not None and 0 < model.density < 1:
@@ -247,11 +247,11 @@ def allocating(recipe: Recipe) -> Recipe:
     content = deepcopy(recipe.content)
     if recipe.method not in method_table.fluctuating():
         content["merge_method"] = INSTEAD
-    return Recipe(content, recipe.origin).with_start(1.0)
+    return Recipe(content, recipe.origin).with_default_weight(1.0)
 
 
 def pruned_alone(recipe: Recipe, model: str, method: str) -> Recipe:
     """Return a recipe of one model alone, pruned by a method at its density, all factors 1."""
     factors = {parameter.name: 1.0 for parameter in (*AMPLIFICATIONS, AMPLIFY_DENSE)}
-    alone = recipe.alone(model).with_parameters(model, factors)
+    alone = recipe.with_only(model).with_parameters(model, factors)
     return Recipe({**alone.content, "merge_method": method}, recipe.origin)

@@ -140,7 +140,7 @@ def _plan(content: Mapping[str, object]) -> PlannedMerge:
     if content.get("merge_method") in method_table.names():
         # A search may still have to find the weights; which tensors are read does not depend on
         # them.
-        recipe = recipe.with_start(1.0)
+        recipe = recipe.with_default_weight(1.0)
     return plan_merge(recipe)
 
 

@@ -23,7 +23,7 @@ from dppa_mergekit.combination.weighted_sum import WeightedSum
 from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.kept_elements import Partition, copy_partitions, write_factors
-from dppa_mergekit.live.live_tensors import live_part
+from dppa_mergekit.live.live_tensors import live_part, write_combined
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Setting, at_layer
@@ -119,14 +119,8 @@ class _Dense:
 
     def write(self, factor: float) -> None:
         """Write base plus the weighted, amplified delta."""
-        base = self.delta.base
-        assert base is not None
-        merged = torch.empty(base.numel(), dtype=self.dtypes[0], device=base.device)
         contribution = Contribution(Pruned(Pruning.none(self.delta, factor), ()), self.weight)
-        WeightedSum().merge(base, [contribution], merged, torch.inf)
-        for dtype in self.dtypes:
-            merged = merged.to(dtype)
-        self.live.copy_(merged)
+        write_combined(self.live, WeightedSum(), [contribution], self.dtypes)
 
 
 class AmplifiedModel:
@@ -169,8 +163,8 @@ class AmplifiedModel:
         """Merge a recipe of one fine-tuned model and hold the result in memory.
 
         Args:
-            recipe: A recipe of a method that prunes, with one fine-tuned model, as `Recipe.alone`
-                makes it.
+            recipe: A recipe of a method that prunes, with one fine-tuned model (see
+                `Recipe.with_only`).
             workspace: An existing folder on a disk that has room for the merged model.
             device: The device of the live model.
             dtype: The dtype of the live weights; None keeps the one that the merge writes.

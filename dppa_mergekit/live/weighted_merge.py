@@ -26,7 +26,7 @@ from dppa_mergekit.combination.contribution import (
     DifferentiableCombination,
 )
 from dppa_mergekit.live.gradients import reduce_gradients
-from dppa_mergekit.live.live_tensors import live_part, missing_tensor
+from dppa_mergekit.live.live_tensors import live_part, missing_tensor, write_combined
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Weight, identity
@@ -77,13 +77,7 @@ class _Tensor:
     def write(self, weights: Weights) -> None:
         """Combine the contributions with other weights, and write the result."""
         contributions = self.contributions(weights)
-        base = contributions[0].pruned.pruning.delta.base
-        assert base is not None
-        result = torch.empty(base.numel(), dtype=self.combined.dtypes[0], device=base.device)
-        self.combined.combination.merge(base, contributions, result, torch.inf)
-        for dtype in self.combined.dtypes:
-            result = result.to(dtype)
-        self.live.copy_(result)
+        write_combined(self.live, self.combined.combination, contributions, self.combined.dtypes)
 
 
 @dataclass
@@ -173,7 +167,7 @@ class WeightedMerge:
             for tensor in self._tensors:
                 tensor.write(by_identity)
             return
-        recipe = self.recipe.weighted(weights)
+        recipe = self.recipe.with_weights(weights)
         if recipe != self._written:
             self._written = None
             self._merge_anew(recipe)

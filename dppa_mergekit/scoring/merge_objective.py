@@ -25,7 +25,7 @@ def experts_of(tasks: TasksFile, recipe: Recipe) -> Experts:
     """
     experts: dict[str, list[str]] = {}
     for domain in tasks.domains.values():
-        experts.setdefault(recipe.named(domain.model), []).extend(domain.dev)
+        experts.setdefault(recipe.spelling_of(domain.model), []).extend(domain.dev)
     if tasks.guard.dev:
         experts[str(recipe.content["base_model"])] = list(tasks.guard.dev)
     return experts

@@ -108,7 +108,7 @@ class FactorSearch(RecipeSearch):
     def trials(self, domain: str, scoring: Scoring) -> Trials:
         """Return the trials of a domain's model in this process."""
         model = self._model(domain)
-        alone = self.recipe.alone(model)
+        alone = self.recipe.with_only(model)
         references = partial(score_experts, {model: list(self.tasks.domains[domain].dev)})
         if isinstance(scoring, ScoreCommand):
             trusting = self.placement.trust_remote_code
@@ -151,7 +151,7 @@ class FactorSearch(RecipeSearch):
 
     def _model(self, domain: str) -> str:
         """Return a domain's fine-tuned model, as the recipe spells it."""
-        return self.recipe.named(self.tasks.domains[domain].model)
+        return self.recipe.spelling_of(self.tasks.domains[domain].model)
 
     def _domain_search(
         self, name: str, scoring: Scoring, trials: Trials, journal: Journal, best: Best
@@ -231,9 +231,9 @@ def search_amplification(
     check_amplified(recipe, chosen)
     if prompts is None and STRATEGIES[chosen.strategy].needs_teacher:
         raise DppaError(f"Strategy {chosen.strategy} needs prompts: texts that the model answers.")
-    named = recipe.named(model)
+    named = recipe.spelling_of(model)
     room = Path(tempfile.gettempdir()) if workspace is None else workspace
-    merge = LiveFactors(recipe.alone(named), room, placement, tune_dense)
+    merge = LiveFactors(recipe.with_only(named), room, placement, tune_dense)
     references = partial(score_experts, {named: []})
     scorer = CallableScorer(score)
     trials: Trials

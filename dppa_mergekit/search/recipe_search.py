@@ -132,7 +132,7 @@ class RecipeSearch(ABC):
         if not self.tasks.domains:
             raise DppaError("The tasks file has no domains; a search needs at least one.")
         for name, domain in self.tasks.domains.items():
-            self.recipe.named(domain.model)
+            self.recipe.spelling_of(domain.model)
             if not domain.dev:
                 raise DppaError(f"Domain {name} has no dev tasks; a search needs at least one.")
         check_recipe_output(self.output)

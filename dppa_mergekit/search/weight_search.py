@@ -116,7 +116,7 @@ class WeightSearch(RecipeSearch):
 
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
         """Return the recipe with the weights of the merge."""
-        return self.recipe.weighted(weights_of(self.recipe, found[MERGE]))
+        return self.recipe.with_weights(weights_of(self.recipe, found[MERGE]))
 
     def subject(self) -> dict[str, object]:
         """Return the inputs of the search, part by part; the journal of others is not resumed."""

@@ -75,7 +75,7 @@ class FolderWeights:
 
     def recipe_with(self, settings: Settings) -> Recipe:
         """Return the recipe of the merge with weights."""
-        return self.recipe.weighted(weights_of(self.recipe, settings))
+        return self.recipe.with_weights(weights_of(self.recipe, settings))
 
 
 def weights_of(recipe: Recipe, settings: Settings) -> dict[str, float]:

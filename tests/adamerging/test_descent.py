@@ -49,7 +49,7 @@ def test_mergekit_builds_what_was_learned(
     descent = Descent(steps=3, learning_rate=0.05, batch_size=2, per_block=per_block)
     found = descend(resident, {"a": Entropy(PROMPTS)}, descent)
     assert found.states[0].weights != found.best.weights
-    written = merge(begin.weighted(found.weights).content)
+    written = merge(begin.with_weights(found.weights).content)
     live = resident.model.state_dict()
     for name, tensor in written.items():
         assert isinstance(tensor, torch.Tensor)

@@ -29,10 +29,10 @@ def test_weights_wherever_a_recipe_has_them(tmp_path: Path) -> None:
     assert sliced().weights() == {"math": 0.9}
     assert sliced(weight=0.8, density=0.3).parameters("math") == {"weight": 0.8, "density": 0.3}
     for given in (sliced(weight=0.8), sliced()):
-        assert given.with_start(0.3).content == given.content
+        assert given.with_default_weight(0.3).content == given.content
     bare = sliced()
     del bare.content["parameters"]
-    assert bare.with_start(0.3).weights() == {"math": 0.3}
+    assert bare.with_default_weight(0.3).weights() == {"math": 0.3}
     twice = sliced(weight=0.8)
     twice.content["slices"] *= 2  # type: ignore[operator]
     assert twice.is_sliced
@@ -81,7 +81,7 @@ def test_stacks_whose_names_end_alike() -> None:
         "base_model": "b",
         "models": [{"model": "m", "parameters": {"weight": 1.0}}],
     }
-    configuration = Recipe(content).weighted({"m": weights}).configuration()
+    configuration = Recipe(content).with_weights({"m": weights}).configuration()
     from mergekit.config import evaluate_setting
 
     assert configuration.models is not None

@@ -58,7 +58,7 @@ def test_scores_are_those_of_the_merged_checkpoint(
     tuned = Recipe.read(tmp_path / "tuned.yml")
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
     for name, result in zip(("math", "law"), record["results"], strict=True):
-        merge(tuned.alone(str(saved / name)).content, output=f"alone_{name}")
+        merge(tuned.with_only(str(saved / name)).content, output=f"alone_{name}")
         score = evaluated(saved, tmp_path / f"alone_{name}", f"{name}_dev")
         assert result["after"]["value"] == pytest.approx(100 * score, abs=1e-9)
 
@@ -101,7 +101,7 @@ def test_from_python(saved: Path, tmp_path: Path) -> None:
     assert tuned.factors["amplify_90"] > 1.0
     # The dense model, and every candidate once.
     assert len(seen) == tuned.evaluations + 1
-    resident = AmplifiedModel.load(recipe.alone(str(saved / "math")), tmp_path)
+    resident = AmplifiedModel.load(recipe.with_only(str(saved / "math")), tmp_path)
     resident.set_factors({90: tuned.factors["amplify_90"], 80: tuned.factors["amplify_80"]})
     assert max(norm for norm, _ in seen[1:]) == pytest.approx(
         score(resident.model, resident.tokenizer)["norm"]
@@ -121,7 +121,7 @@ def test_factors_for_each_block(
         assert len(factors) == 3
         assert len(set(factors)) > 1 or set(factors) == {1.0}
         assert found["after"]["value"] >= found["before"]["value"]
-        alone = Recipe.read(tmp_path / "tuned.yml").alone(str(saved / name))
+        alone = Recipe.read(tmp_path / "tuned.yml").with_only(str(saved / name))
         merge(alone.content, output=f"alone_{name}")
         score = evaluated(saved, tmp_path / f"alone_{name}", f"{name}_dev")
         assert found["after"]["value"] == pytest.approx(100 * score, abs=1e-9)

@@ -39,7 +39,7 @@ def check(
         "law": {"weight": 0.4, "density": 0.5},
         "math": {"weight": 0.7, "density": 0.2, **(parameters or {})},
     }
-    alone = Recipe(recipe(folder, method, models, **changes)).alone(str(folder / "math"))
+    alone = Recipe(recipe(folder, method, models, **changes)).with_only(str(folder / "math"))
     resident = AmplifiedModel.load(alone, tmp_path, dtype=live_dtype, tune_dense=tune_dense)
     # The first once more at the end: nothing has drifted.
     for turn, of_turn in enumerate([*factors, factors[0]]):
@@ -135,7 +135,7 @@ def test_a_device_with_other_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # A merge is made on the CPU, in its chunks; the model may then live where chunks are longer.
     family = save_family(tmp_path)
     models = {"math": {"weight": 0.7, "density": 0.2}}
-    alone = Recipe(recipe(family, "dppa", models)).alone(str(family / "math"))
+    alone = Recipe(recipe(family, "dppa", models)).with_only(str(family / "math"))
     with monkeypatch.context() as on_cpu:
         on_cpu.setattr("dppa_mergekit.deltas.delta.CHUNK", 192)
         counted = AmplifiedModel.load(alone, tmp_path)

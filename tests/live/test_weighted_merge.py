@@ -34,7 +34,7 @@ def check(
     for weights in (*WEIGHTS, WEIGHTS[0]):
         named = dict(zip(whole.fine_tuned(), weights, strict=True))
         resident.set_weights(named)
-        written = merge(whole.weighted(named).content, *options)
+        written = merge(whole.with_weights(named).content, *options)
         live = resident.model.state_dict()
         assert set(written) <= set(live)
         for name, tensor in written.items():

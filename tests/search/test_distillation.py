@@ -29,7 +29,7 @@ def family(tmp_path: Path) -> Path:
 
 def amplified_of(folder: Path, method: str = "dppa") -> AmplifiedModel:
     models = {"math": {"weight": 0.6, "density": 0.3}}
-    alone = Recipe(recipe(folder, method, models)).alone(str(folder / "math"))
+    alone = Recipe(recipe(folder, method, models)).with_only(str(folder / "math"))
     return AmplifiedModel.load(alone, folder)
 
 
