@@ -1,11 +1,14 @@
 """Odd input that is merged with a warning."""
 
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import recipe, save_family, tensors_of
+from checkpoints import recipe, save_family, tensors_of, write_recipe
 from commands import RunYaml
 from refused_merges import Q, edit
 
@@ -64,3 +67,19 @@ def test_an_overflow_of_out_dtype_warns(
     edit(family / "math", enlarge)
     assert run_yaml(recipe(family, out_dtype="float16")).exit_code == 0
     assert f"Tensor {Q}: the sum is too large for float16" in caplog.text
+
+
+def test_a_warning_stands_on_a_line_of_its_own_beside_mergekits_bar(tmp_path: Path) -> None:
+    family = save_family(tmp_path / "halves", dtype=torch.float16)
+
+    def enlarge(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[Q].view(-1)[3] = 60000.0
+
+    edit(family / "math", enlarge)
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family, models={"math": {"weight": 1.5}}))
+    command = [sys.executable, "-m", "mergekit.scripts.run_yaml", str(path), str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = re.split(r"[\r\n]", ended.stderr)
+    (warning,) = [line for line in lines if "the sum is too large for float16" in line]
+    assert warning.startswith("WARNING:dppa_mergekit")
+    assert [line for line in lines if line.startswith("Executing graph")]
