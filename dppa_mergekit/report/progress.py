@@ -23,21 +23,25 @@ def progress_bar(total: int) -> Iterator[Progress]:
         yield bar
 
 
-class BarAwareHandler(logging.Handler):
-    """Hands records to the root logger's handlers while all progress bars are out of the way.
+class BarClearingHandler(logging.Handler):
+    """Takes the progress bars off the terminal before another handler writes a message.
 
-    A bar's line does not end, so a message written over it would be glued to it.
+    The line of a bar does not end, so a message written after it would be glued to it. A bar
+    draws itself again with its next step.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Clear the bars, let the root logger handle the record, and draw the bars again."""
-        with tqdm.external_write_mode():
-            logging.getLogger().handle(record)
+        """Clear the bars; handlers of the root logger are called after this one."""
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.clear()
+        # Where nobody has set logging up, Python prints warnings only if it finds no handler.
+        last = logging.lastResort
+        if last is not None and not logging.getLogger().handlers and record.levelno >= last.level:
+            last.handle(record)
 
 
 def write_logs_around_bars() -> None:
     """Let messages of this package stand on lines of their own; safe to call again."""
     logger = logging.getLogger("dppa_mergekit")
-    if not any(isinstance(handler, BarAwareHandler) for handler in logger.handlers):
-        logger.addHandler(BarAwareHandler())
-    logger.propagate = False
+    if not any(isinstance(handler, BarClearingHandler) for handler in logger.handlers):
+        logger.addHandler(BarClearingHandler())
