@@ -1,8 +1,10 @@
-"""The merge methods of this package, a row each; their names stand here and nowhere else."""
+"""The merge methods of this package, a row each; their names stand here and nowhere else.
+
+Importing the table imports neither torch nor mergekit; `methods.py` registers it with mergekit.
+"""
 
 from dppa_mergekit.allocation import allocations
-from dppa_mergekit.combination.ties import TIES
-from dppa_mergekit.combination.weighted_sum import WEIGHTED_SUM
+from dppa_mergekit.combination.combinations import TIES, WEIGHTED_SUM
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.sparsification.selections import MAGNITUDE, RANDOM
 

@@ -8,7 +8,7 @@ dtype. At density 1 and factor 1 the operations and their order are those of mer
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -18,7 +18,6 @@ from dppa_mergekit.combination.contribution import Contribution
 from dppa_mergekit.deltas.delta import Buffer, buffers, chunks, delta_chunks
 from dppa_mergekit.deltas.kernel import AmplifiedDelta, CombinePass
 from dppa_mergekit.deltas.threads import share
-from dppa_mergekit.parameters import LAMBDA, Parameter, Switch
 from dppa_mergekit.sparsification.pruning import PrunedChunks
 
 Chunk: TypeAlias = Callable[[int, int, torch.Tensor], bool]
@@ -42,9 +41,6 @@ class ElementwiseCombination(ABC):
 
     consensus: ClassVar[bool] = False
     """Whether the compiled pass takes only the deltas that agree with the sign of their sum."""
-
-    differentiable: ClassVar[bool] = False
-    """Whether the result has derivatives in the weights."""
 
     @abstractmethod
     def divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
@@ -128,25 +124,3 @@ def compiled_models(contributions: Sequence[Contribution]) -> list[AmplifiedDelt
     if len(models) < len(amplified) or len({model.passes.base.dtype for model in models}) > 1:
         return None
     return models
-
-
-@dataclass(frozen=True)
-class ElementwiseRule:
-    """A row's combination: the class, and the default of `normalize`."""
-
-    combination: type[ElementwiseCombination]
-    normalize: Switch
-
-    @property
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The shared recipe parameters that it takes."""
-        return (LAMBDA, self.normalize)
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether the result has derivatives in the weights."""
-        return self.combination.differentiable
-
-    def resolve(self, shared: Mapping[str, object]) -> ElementwiseCombination:
-        """The combination under a tensor's shared parameters."""
-        return self.combination(self.normalize.of(shared), LAMBDA.of(shared))

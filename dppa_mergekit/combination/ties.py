@@ -10,9 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from dppa_mergekit.combination.elementwise import Combine, ElementwiseCombination, ElementwiseRule
+from dppa_mergekit.combination.elementwise import Combine, ElementwiseCombination
 from dppa_mergekit.deltas.delta import Buffer, buffers
-from dppa_mergekit.parameters import normalize
 from dppa_mergekit.sparsification.pruning import PrunedChunks
 
 
@@ -54,6 +53,3 @@ class TiesConsensus(ElementwiseCombination):
                 total.div_(taking.add_(torch.eq(taking, 0, out=sign)))
 
         return combine
-
-
-TIES = ElementwiseRule(TiesConsensus, normalize(True))

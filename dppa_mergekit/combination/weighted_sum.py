@@ -6,7 +6,7 @@ merged = base + lambda * sum_k weight_k * amplified_pruned_delta_k
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 import torch
 
@@ -14,13 +14,11 @@ from dppa_mergekit.combination.contribution import Contribution
 from dppa_mergekit.combination.elementwise import (
     Combine,
     ElementwiseCombination,
-    ElementwiseRule,
     compiled_models,
 )
 from dppa_mergekit.deltas.delta import Buffer, buffers, delta_chunks
 from dppa_mergekit.deltas.kernel import CombinePass
 from dppa_mergekit.deltas.threads import in_order, share
-from dppa_mergekit.parameters import normalize
 from dppa_mergekit.sparsification.pruning import PrunedChunks
 
 Products: TypeAlias = Callable[[int, int, torch.Tensor], list[float]]
@@ -30,8 +28,6 @@ Products: TypeAlias = Callable[[int, int, torch.Tensor], list[float]]
 @dataclass(frozen=True)
 class WeightedSum(ElementwiseCombination):
     """lambda times the sum of weight times delta, over the sum of the weights if normalized."""
-
-    differentiable: ClassVar[bool] = True
 
     def divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
         """The sum of the weights, unless it is as good as zero."""
@@ -86,9 +82,6 @@ class WeightedSum(ElementwiseCombination):
             return found
         mean = math.fsum(w * x for w, x in zip(weights, found, strict=True)) / divisor
         return [(value - mean) / divisor for value in found]
-
-
-WEIGHTED_SUM = ElementwiseRule(WeightedSum, normalize(False))
 
 
 def _compiled_products(contributions: Sequence[Contribution]) -> Callable[[], Products] | None:

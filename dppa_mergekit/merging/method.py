@@ -9,12 +9,12 @@ takes and makes, from their values for one tensor, what the merge calls:
     combination   how the deltas of several models become one    `Combination.merge`
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from dppa_mergekit.allocation.allocations import Allocation
-from dppa_mergekit.combination.contribution import Combination
 from dppa_mergekit.parameters import (
     AMPLIFICATIONS,
     AMPLIFY_DENSE,
@@ -22,7 +22,11 @@ from dppa_mergekit.parameters import (
     WEIGHT,
     Parameter,
 )
-from dppa_mergekit.sparsification.selections import Selection
+
+if TYPE_CHECKING:
+    from dppa_mergekit.allocation.allocations import Allocation
+    from dppa_mergekit.combination.contribution import Combination
+    from dppa_mergekit.sparsification.selections import Selection
 
 
 class AllocationRule(Protocol):

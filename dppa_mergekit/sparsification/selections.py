@@ -1,13 +1,20 @@
-"""Which elements of a linear are kept: the largest, or any, at random."""
+"""Which elements of a linear are kept: the largest, or any, at random.
+
+The table of methods imports this module, and checks import the table, so torch is imported only
+once a linear is pruned.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from dppa_mergekit.deltas.delta import Delta
-from dppa_mergekit.deltas.keys import Keys, MagnitudeKeys
 from dppa_mergekit.parameters import SEED, Parameter
-from dppa_mergekit.sparsification.random_keys import random_keys
+
+if TYPE_CHECKING:
+    from dppa_mergekit.deltas.delta import Delta
+    from dppa_mergekit.deltas.keys import Keys
 
 
 class Selection(Protocol):
@@ -37,6 +44,8 @@ class LargestMagnitudes:
 
     def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
         """Order by |delta|."""
+        from dppa_mergekit.deltas.keys import MagnitudeKeys
+
         return MagnitudeKeys(delta)
 
     def divisor(self, density: float) -> float:
@@ -56,6 +65,8 @@ class RandomElements:
 
     def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
         """Order by a hash of (seed, name, index)."""
+        from dppa_mergekit.sparsification.random_keys import random_keys
+
         return random_keys(delta, self.seed, name)
 
     def divisor(self, density: float) -> float:

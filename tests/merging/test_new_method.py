@@ -12,7 +12,7 @@ from mergekit.merge_methods import registry
 
 from dppa_mergekit import methods
 from dppa_mergekit.allocation.statistics import ModelStatistics
-from dppa_mergekit.combination.weighted_sum import WEIGHTED_SUM
+from dppa_mergekit.combination.combinations import WEIGHTED_SUM
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.parameters import Number, Parameter
