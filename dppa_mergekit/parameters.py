@@ -37,7 +37,7 @@ class Parameter:
 
     Attributes:
         name: As written in a recipe.
-        per_model: Set for each fine-tuned model, or shared by the whole merge.
+        per_model: Whether it is set for each fine-tuned model; otherwise the whole merge shares it.
         sentence: What it does, for people.
         default: Taken where the recipe is silent; REQUIRED where it must not be.
     """

@@ -139,7 +139,7 @@ class DynamicPruning:
 
 
 def _block_fluctuation(above: Floats, numel: Floats, blocks: list[Block | None]) -> Floats:
-    """(linears,) f_i / lambda of the block of every linear, each stack by itself (eqs. 1, 2)."""
+    """(linears,) f_i / lambda of the block of every linear, each stack by itself."""
     result = numpy.zeros_like(numel)
     names = sorted({block for block in blocks if block is not None})
     member = numpy.array([names.index(block) if block else -1 for block in blocks])

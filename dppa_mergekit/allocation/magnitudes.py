@@ -67,7 +67,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class _ChunkSums:
-    """The same of one chunk."""
+    """The sums of one chunk, and its magnitudes above the floor."""
 
     magnitude: float
     nonzero: int

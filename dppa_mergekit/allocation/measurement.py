@@ -1,11 +1,12 @@
 """The statistics of a whole model's deltas, measured in one pass; NaN and infinity are refused.
 
 Tensors are read one set at a time (the base's and every fine-tuned model's), block by block, on
-the CPU. Each is visited once: its magnitudes are summed, its zeros counted, and the largest
+the CPU. Each is read once: its magnitudes are summed, its zeros counted, and the largest
 magnitudes of a linear gathered. Once the mean of the block is known, the tails are read off the
-gathered magnitudes. A linear is visited again if too few were gathered, because too many would
-have had to be held or the guess at a mean was wrong. Sums are in float64 over chunks of fixed
-length, so they depend neither on the number of threads nor on the order of the tensors.
+gathered magnitudes. A linear is read a second time if these do not reach down to its bound: the
+guessed mean was too high, or so many lay above the bound that none were held. Sums are in float64
+over chunks of fixed length, so they depend neither on the number of threads nor on the order of
+the tensors.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The combinations that methods use: weighted sum and TIES, each with its recipe parameters.
 
 The table of methods imports this module, and checks import the table, so torch is imported only
-once a tensor is merged.
+once parameters are resolved.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 class WeightedSumRule:
     """The row entry of `WeightedSum`."""
 
-    switch = normalize(default=False)
-    parameters: tuple[Parameter, ...] = (LAMBDA, switch)
+    normalized = normalize(default=False)
+    parameters: tuple[Parameter, ...] = (LAMBDA, normalized)
     differentiable = True
 
     def resolve(self, shared: Mapping[str, object]) -> WeightedSum:
         """The combination under a tensor's shared parameters."""
         from dppa_mergekit.combination.weighted_sum import WeightedSum
 
-        return WeightedSum(self.switch.of(shared), LAMBDA.of(shared))
+        return WeightedSum(self.normalized.of(shared), LAMBDA.of(shared))
 
 
 class TiesRule:
     """The row entry of `TiesConsensus`, which normalizes unless a recipe says otherwise."""
 
-    switch = normalize(default=True)
-    parameters: tuple[Parameter, ...] = (LAMBDA, switch)
+    normalized = normalize(default=True)
+    parameters: tuple[Parameter, ...] = (LAMBDA, normalized)
     differentiable = False
 
     def resolve(self, shared: Mapping[str, object]) -> TiesConsensus:
         """The combination under a tensor's shared parameters."""
         from dppa_mergekit.combination.ties import TiesConsensus
 
-        return TiesConsensus(self.switch.of(shared), LAMBDA.of(shared))
+        return TiesConsensus(self.normalized.of(shared), LAMBDA.of(shared))
 
 
 WEIGHTED_SUM = WeightedSumRule()

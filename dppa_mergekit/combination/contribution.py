@@ -1,4 +1,4 @@
-"""The records that a combination takes and the merge hands on."""
+"""Contributions of models to a linear, the protocol of a combination, and what it combined."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ class Combination(Protocol):
             base: (numel,) borrowed.
             contributions: At least one, in the order of the recipe, of numel elements each.
             merged: (numel,) written to; every element is cast once.
-            limit: Largest magnitude that the output's dtype holds.
+            limit: Largest magnitude that all dtypes of the result hold.
 
         Returns:
-            Whether the magnitude of a sum exceeds the limit.
+            Whether the magnitude of a sum exceeds the limit, or a sum is NaN.
         """
         ...
 

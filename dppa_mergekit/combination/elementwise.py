@@ -10,7 +10,7 @@ dtype. At density 1 and factor 1 the operations and their order are those of mer
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 
@@ -39,8 +39,8 @@ class ElementwiseCombination(ABC):
     normalize: bool = False
     lambda_: float = 1.0
 
-    consensus: ClassVar[bool] = False
-    """Whether the compiled pass takes only the deltas that agree with the sign of their sum."""
+    compiled: ClassVar[Literal["sum", "consensus"] | None] = None
+    """The compiled pass that writes the same bytes as `combine`; None if there is none."""
 
     @abstractmethod
     def divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
@@ -48,7 +48,7 @@ class ElementwiseCombination(ABC):
 
     @abstractmethod
     def combine(self, weights: Sequence[float], divisor: float | None) -> Combine:
-        """The operations on one chunk, by torch."""
+        """The operations on one chunk by torch, where no compiled pass does the same."""
 
     def merge(
         self,
@@ -77,11 +77,12 @@ class ElementwiseCombination(ABC):
     ) -> Callable[[], Chunk] | None:
         """The compiled pass, if it takes all of the deltas."""
         models = compiled_models(contributions)
-        if models is None:
+        if models is None or self.compiled is None:
             return None
         weights = [contribution.weight for contribution in contributions]
         divisor = self.divisor(weights, torch.float32)
-        return lambda: CombinePass(models, self.consensus, divisor, self.lambda_, limit)
+        consensus = self.compiled == "consensus"
+        return lambda: CombinePass(models, consensus, divisor, self.lambda_, limit)
 
     def _by_torch(
         self, contributions: Sequence[Contribution], base: torch.Tensor, limit: float

@@ -6,7 +6,7 @@ method of arXiv 2306.01708).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -19,10 +19,10 @@ from dppa_mergekit.sparsification.pruning import PrunedChunks
 class TiesConsensus(ElementwiseCombination):
     """The sum of the weighted deltas that agree in sign, over the weights of those that agree."""
 
-    consensus: ClassVar[bool] = True
+    compiled: ClassVar[Literal["sum", "consensus"] | None] = "consensus"
 
     def divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
-        """The sum of all weights; where some deltas disagree, `combine` divides by theirs."""
+        """Not None if normalized; `combine` divides by the weights of the deltas that agree."""
         return float(torch.tensor(weights, dtype=dtype).sum()) if self.normalize else None
 
     def combine(self, weights: Sequence[float], divisor: float | None) -> Combine:
@@ -49,7 +49,7 @@ class TiesConsensus(ElementwiseCombination):
                     taking.add_(values.sign_().mul_(weight))
             total.mul_(sign)
             if divisor is not None:
-                # Where no delta takes part, the sum is zero already.
+                # Where the weights that agree sum to zero, divide by 1, as mergekit does.
                 total.div_(taking.add_(torch.eq(taking, 0, out=sign)))
 
         return combine

@@ -6,7 +6,7 @@ merged = base + lambda * sum_k weight_k * amplified_pruned_delta_k
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 
@@ -28,6 +28,8 @@ Products: TypeAlias = Callable[[int, int, torch.Tensor], list[float]]
 @dataclass(frozen=True)
 class WeightedSum(ElementwiseCombination):
     """lambda times the sum of weight times delta, over the sum of the weights if normalized."""
+
+    compiled: ClassVar[Literal["sum", "consensus"] | None] = "sum"
 
     def divisor(self, weights: Sequence[float], dtype: torch.dtype) -> float | None:
         """The sum of the weights, unless it is as good as zero."""

@@ -119,7 +119,7 @@ class _Dense:
 
     def write(self, factor: float) -> None:
         """Write base plus the weighted, amplified delta."""
-        contribution = Contribution(Pruned(Pruning.none(self.delta, factor), ()), self.weight)
+        contribution = Contribution(Pruned(Pruning.keep_all(self.delta, factor), ()), self.weight)
         write_combined(self.live, WeightedSum(), [contribution], self.dtypes)
 
 

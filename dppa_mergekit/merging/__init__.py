@@ -1,1 +1,1 @@
-"""The one seam to mergekit: its hooks, its plan, header checks, the merge of a tensor."""
+"""How mergekit calls this package: its hooks, its plan, header checks, the merge of a tensor."""

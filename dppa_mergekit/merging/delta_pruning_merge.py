@@ -1,6 +1,6 @@
 """The merge of one tensor, and the merge-method class that mergekit calls for it.
 
-The walk of a delta: delta of the linear, kept counts of its partitions, kept elements, combination,
+The way of a delta: delta of the linear, kept counts of its partitions, kept elements, combination,
 one cast. `merge_tensor` has all of it; the class around it speaks with mergekit.
 """
 
@@ -58,14 +58,15 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Walk:
-    """All that a merge of many tensors shares.
+class SharedState:
+    """The part of a merge that all of its tensors share.
 
     Attributes:
         allocation: The kept counts of every linear of every model.
         thresholds: The kept sets of all linears.
-        output_dtype: Dtype to which mergekit casts the result later; None for the merged one.
-        listener: Called with every linear and dense tensor that is combined, partitions apart.
+        output_dtype: Dtype to which mergekit casts the result later; None if it does not.
+        listener: Called with every linear and dense tensor that is combined; its partitions then
+            stay separate even where their factors are equal.
     """
 
     allocation: ModelAllocation
@@ -75,14 +76,14 @@ class Walk:
 
 
 def merge_tensor(
-    inputs: Inputs, parameters: TensorParameters, walk: Walk, dtype: torch.dtype
+    inputs: Inputs, parameters: TensorParameters, shared: SharedState, dtype: torch.dtype
 ) -> torch.Tensor:
     """base + the combination of the pruned, amplified deltas (paper 3.4, eq. 6).
 
     Args:
         inputs: The tensor of all models.
         parameters: Its parameters.
-        walk: Allocation and kept sets of the whole merge.
+        shared: Allocation and kept sets of the whole merge.
         dtype: Dtype of the result.
 
     Returns:
@@ -94,7 +95,7 @@ def merge_tensor(
         model: linear_deltas(inputs.base, tensor, inputs.linears)
         for model, tensor in inputs.fine_tuned.items()
     }
-    dtypes = (dtype, walk.output_dtype or dtype)
+    dtypes = (dtype, shared.output_dtype or dtype)
     narrowest = _narrowest(dtypes, deltas)
     parts = max(1, inputs.linears)
     size = base.numel() // parts
@@ -102,19 +103,19 @@ def merge_tensor(
     for expert in range(parts):
         linear, part = Linear(inputs.name, expert), slice(expert * size, (expert + 1) * size)
         prunings = {
-            model: _plan(of_model[expert], model, linear, inputs.linears > 0, parameters, walk)
+            model: _plan(of_model[expert], model, linear, inputs.linears > 0, parameters, shared)
             for model, of_model in deltas.items()
         }
-        pruned = walk.thresholds.prune(linear, prunings)
+        pruned = shared.thresholds.prune(linear, prunings)
         contributions = {
             model: Contribution(pruned[model], parameters.models[model].weight) for model in deltas
         }
         overflow |= parameters.combination.merge(
             base[part], list(contributions.values()), merged[part], _largest(narrowest)
         )
-        if walk.listener is not None:
+        if shared.listener is not None:
             named = {str(model): contribution for model, contribution in contributions.items()}
-            walk.listener(Combined(inputs.name, part, parameters.combination, named, dtypes))
+            shared.listener(Combined(inputs.name, part, parameters.combination, named, dtypes))
     if overflow:
         LOG.warning(
             "Tensor %s: the sum is too large for %s; what does not fit becomes infinity or NaN.",
@@ -130,15 +131,15 @@ def _plan(
     linear: Linear,
     pruned: bool,
     parameters: TensorParameters,
-    walk: Walk,
+    shared: SharedState,
 ) -> Pruning:
     """Plan the pruning of one model's delta: kept counts and factors of its partitions."""
     own = parameters.models[model]
     if not pruned:
-        return Pruning.none(delta, own.dense_factor)
-    densities = boundary_densities(own.density, own.factors, walk.listener is not None)
+        return Pruning.keep_all(delta, own.dense_factor)
+    densities = boundary_densities(own.density, own.factors, shared.listener is not None)
     counts = {
-        rate: walk.allocation.kept(model, parameters.allocation, density)[linear]
+        rate: shared.allocation.kept(model, parameters.allocation, density)[linear]
         for rate, density in densities.items()
     }
     name = (str(model), linear.tensor, str(linear.expert))
@@ -148,12 +149,12 @@ def _plan(
 def _narrowest(
     dtypes: Sequence[torch.dtype], deltas: Mapping[Hashable, Sequence[Delta]]
 ) -> torch.dtype:
-    """The dtype on the way of a result that holds the smallest numbers.
+    """The dtype with the smallest range among those that a result passes through.
 
-    The sum itself is made in the widest dtype of the deltas.
+    The sum is made in the widest dtype of the deltas.
     """
     summed = max((delta.dtype for of_model in deltas.values() for delta in of_model), key=_largest)
-    return min(*reversed(dtypes), summed, key=_largest)
+    return min(*dtypes, summed, key=_largest)
 
 
 def _largest(dtype: torch.dtype) -> float:
@@ -201,7 +202,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         if caller is not Caller.EXECUTION:
             check_models(self.method.name, input_ids, base_id, group_name)
         if caller in (Caller.RAW_PLANNER, Caller.PYTHON):
-            # Some slices of a recipe, and so some tensors, may be the base's alone.
+            # Slices of a recipe may be the base's alone, so a recipe is checked as a whole below.
             check_fine_tuned(self.method.name, input_ids, base_id)
         mergekit_hooks.observe_planning(self.method)
         super().validate_inputs(input_ids, base_id, group_name=group_name)
@@ -221,12 +222,12 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             self._resolve(group, bound) for group, bound in zip(groups, parameters, strict=True)
         ]
         is_alone = plan is None and len(groups) == 1
-        walk = (
-            _walk_in_memory(groups, resolved, input_dtypes, is_alone)
+        shared = (
+            _state_in_memory(groups, resolved, input_dtypes, is_alone)
             if plan is None
-            else _walk_of_plan(plan)
+            else _state_of_plan(plan)
         )
-        walk.allocation.prepare()
+        shared.allocation.prepare()
         merged = []
         for group, chosen, dtype in zip(groups, resolved, input_dtypes, strict=True):
             inputs = _inputs_of(align_dtype(group, dtype), is_alone)
@@ -234,7 +235,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
             if not inputs.fine_tuned or inputs.base.numel() == 0:
                 merged.append(torch.clone(inputs.base).to(dtype=result_dtype))
             else:
-                merged.append(merge_tensor(inputs, chosen, walk, result_dtype))
+                merged.append(merge_tensor(inputs, chosen, shared, result_dtype))
         if plan is not None:
             plan.end(map(_name, groups))
         return tuple(merged)
@@ -256,18 +257,18 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         return resolve_parameters(self.method, bound, per_model)
 
 
-def _walk_of_plan(plan: Plan) -> Walk:
-    """The walk of a merge that mergekit has planned."""
-    return Walk(plan.allocation(), plan.thresholds(), plan.output_dtype, plan.listener)
+def _state_of_plan(plan: Plan) -> SharedState:
+    """The shared state of a merge that mergekit has planned."""
+    return SharedState(plan.allocation(), plan.thresholds(), plan.output_dtype, plan.listener)
 
 
-def _walk_in_memory(
+def _state_in_memory(
     groups: Sequence[TensorGroup],
     parameters: Sequence[TensorParameters],
     input_dtypes: Sequence[torch.dtype | None],
     is_alone: bool,
-) -> Walk:
-    """The walk of a merge of tensors that are all at hand."""
+) -> SharedState:
+    """The shared state of a merge of tensors that are all at hand."""
     densities: dict[Hashable, dict[str, float]] = {}
     sources = []
     for group, chosen, dtype in zip(groups, parameters, input_dtypes, strict=True):
@@ -276,7 +277,7 @@ def _walk_in_memory(
         sources.append(_source_in_memory(group, dtype, is_alone))
     multiples = [chosen.allocation.multiples for chosen in parameters]
     wanted = [pair for pair in multiples if pair is not None]
-    return Walk(ModelAllocation(sources, densities, wanted), Thresholds())
+    return SharedState(ModelAllocation(sources, densities, wanted), Thresholds())
 
 
 def _source_in_memory(

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +17,7 @@ from dppa_mergekit.allocation.measurement import TensorSource
 from dppa_mergekit.checkpoints.headers import FLOATING
 from dppa_mergekit.checkpoints.tensor_loading import read
 from dppa_mergekit.combination.contribution import Listener
-from dppa_mergekit.merging.delta_files import (
+from dppa_mergekit.merging.cache_entries import (
     delta_dependencies,
     kept_set_entries,
     statistics_entries,
@@ -31,9 +30,6 @@ from dppa_mergekit.merging.thresholds import Thresholds
 from dppa_mergekit.report.progress import progress_bar
 from dppa_mergekit.tensor_names import linears_in, natural_order
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class Plan:
@@ -43,7 +39,8 @@ class Plan:
         method: The merge method.
         quiet: Whether progress bars are off.
         output_dtype: Dtype of all outputs after the merge; None for the inputs' own.
-        listener: Called with every linear and dense tensor that is combined, partitions apart.
+        listener: Called with every linear and dense tensor that is combined; its partitions then
+            stay separate even where their factors are equal.
         tensors: Output name -> what is planned for it.
         headers: Headers of the inputs.
         has_ended: Whether all tensors are merged.

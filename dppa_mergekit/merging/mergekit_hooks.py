@@ -1,4 +1,4 @@
-"""How mergekit's plan is seen: every tensor of a merge, before the first one is read.
+"""Finds mergekit's plan, every tensor of a merge, before the first one is read.
 
 mergekit hands a merge method one output tensor at a time, with the output's name only. Dynamic
 pruning needs the whole model, each tensor as the merge will see it (cast to the recipe's dtype,
@@ -44,14 +44,19 @@ class Caller(Enum):
     PYTHON = ("", "")
 
 
-_PLANS: dict[int, Plan] = {}
+_VALIDATING = (Caller.PLANNER, Caller.RAW_PLANNER, Caller.TASK, Caller.EXECUTION)
+"""The callers of `validate_inputs` in mergekit's planning and execution."""
+
+
+_PLAN_OF_TASK: dict[int, Plan] = {}
 """Identity of a task -> its plan, for as long as the task lives."""
 
-_PLANNERS: dict[int, Plan] = {}
+_PLAN_OF_PLANNER: dict[int, Plan] = {}
 """Identity of a planner, or of the configuration of a raw merge -> the plan that it makes.
 
-mergekit 0.1.5 caches a method of its planner with the planner itself (`_model_arch`), so planners
-may live as long as the process; the entry goes once the merge has ended and the next one begins.
+mergekit 0.1.5 caches a method of its planner with the planner itself (`_model_arch`, 128 entries),
+so planners outlive their merge. The entry of a merge that has ended goes when the next one begins;
+that of a dry run or a failed merge goes with its planner.
 """
 
 
@@ -75,8 +80,8 @@ def listening(listener: Listener | None) -> Iterator[None]:
 
 
 def calling_function() -> Caller:
-    """Who calls `validate_inputs`."""
-    return _nearest(Caller.PLANNER, Caller.RAW_PLANNER, Caller.TASK, Caller.EXECUTION)[0]
+    """The caller of `validate_inputs`."""
+    return _nearest(*_VALIDATING)[0]
 
 
 def observe_planning(method: Method) -> None:
@@ -89,12 +94,12 @@ def observe_planning(method: Method) -> None:
         RecipeError: The recipe as a whole, or for one tensor, cannot be merged.
         CheckpointError: A header shows that a tensor cannot be merged.
     """
-    caller, frame = _nearest(Caller.PLANNER, Caller.RAW_PLANNER, Caller.TASK, Caller.EXECUTION)
+    caller, frame = _nearest(*_VALIDATING)
     if frame is None:
         return
     if caller is Caller.PLANNER:
         planner = frame.f_locals["self"]
-        if id(planner) not in _PLANNERS:
+        if id(planner) not in _PLAN_OF_PLANNER:
             config = planner.config
             check_fine_tuned(method.name, config.referenced_models(), config.base_model)
             _begin(planner, method, config, planner.options)
@@ -105,8 +110,8 @@ def observe_planning(method: Method) -> None:
         task, plan = frame.f_locals["self"], _plan_in_the_making(frame)
         if plan is not None:
             plan.add(PlannedTensor.of(task, method))
-            _PLANS[id(task)] = plan
-            weakref.finalize(task, _PLANS.pop, id(task), None)
+            _PLAN_OF_TASK[id(task)] = plan
+            weakref.finalize(task, _PLAN_OF_TASK.pop, id(task), None)
 
 
 def plan_of_caller() -> Plan | None:
@@ -118,7 +123,7 @@ def plan_of_caller() -> Plan | None:
     caller, frame = _nearest(Caller.EXECUTION, Caller.CALL)
     if caller is Caller.CALL:
         return None
-    plan = None if frame is None else _PLANS.get(id(frame.f_locals["self"]))
+    plan = None if frame is None else _PLAN_OF_TASK.get(id(frame.f_locals["self"]))
     if plan is None:
         raise RecipeError(
             "dppa-mergekit did not see mergekit plan this task: it is a copy, it was made by hand, "
@@ -129,20 +134,20 @@ def plan_of_caller() -> Plan | None:
 
 def plan_of_planner(planner: object) -> Plan | None:
     """The plan that a planner has made; None for mergekit's own methods."""
-    return _PLANNERS.get(id(planner))
+    return _PLAN_OF_PLANNER.get(id(planner))
 
 
 def _begin(owner: object, method: Method, config: object, options: object) -> None:
     """Begin the plan of a planner, or of the configuration of a raw merge."""
-    for key in [key for key, plan in list(_PLANNERS.items()) if plan.has_ended]:
-        _PLANNERS.pop(key, None)
+    for key in [key for key, plan in list(_PLAN_OF_PLANNER.items()) if plan.has_ended]:
+        _PLAN_OF_PLANNER.pop(key, None)
     dtype, out_dtype = getattr(config, "dtype", None), getattr(config, "out_dtype", None)
     check_dtype("dtype", dtype)
     check_dtype("out_dtype", out_dtype)
     output_dtype = None if out_dtype is None else getattr(torch, out_dtype.removeprefix("torch."))
     quiet = bool(getattr(options, "quiet", False))
-    _PLANNERS[id(owner)] = Plan(method, quiet, output_dtype, _LISTENING.listener)
-    weakref.finalize(owner, _PLANNERS.pop, id(owner), None)
+    _PLAN_OF_PLANNER[id(owner)] = Plan(method, quiet, output_dtype, _LISTENING.listener)
+    weakref.finalize(owner, _PLAN_OF_PLANNER.pop, id(owner), None)
 
 
 def _plan_in_the_making(frame: FrameType | None) -> Plan | None:
@@ -153,7 +158,7 @@ def _plan_in_the_making(frame: FrameType | None) -> Plan | None:
             owner = frame.f_locals.get("self")
         elif _function(frame) == Caller.RAW_PLANNER.value:
             owner = frame.f_locals["config"]
-        plan = None if owner is None else _PLANNERS.get(id(owner))
+        plan = None if owner is None else _PLAN_OF_PLANNER.get(id(owner))
         if plan is not None:
             return plan
         frame = frame.f_back

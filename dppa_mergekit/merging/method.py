@@ -1,11 +1,11 @@
 """The contract of a merge method: a row of the table, made of three exchangeable objects.
 
 A new allocation, selection or combination is one object that fits its protocol below, in a file of
-its own, and one row in `dppa_mergekit/method_table.py`. Each names the recipe parameters that it
-takes and makes, from their values for one tensor, what the merge calls:
+its own, and one row in `dppa_mergekit/method_table.py`. Each lists its recipe parameters. Its
+`resolve` takes their values for one tensor, and returns the object that the merge calls:
 
     allocation    how many elements of every linear are kept     `Allocation.allocate`
-    selection     which elements these are                       `Selection.keys`
+    selection     which elements these are                       `Selection.keys`, `.divisor`
     combination   how the deltas of several models become one    `Combination.merge`
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class AllocationRule(Protocol):
-    """A row's allocation: its shared recipe parameters, and what they make."""
+    """A row's allocation: its shared recipe parameters, and `resolve`."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -43,7 +43,7 @@ class AllocationRule(Protocol):
 
 
 class SelectionRule(Protocol):
-    """A row's selection: its shared recipe parameters, and what they make."""
+    """A row's selection: its shared recipe parameters, and `resolve`."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -61,7 +61,7 @@ class SelectionRule(Protocol):
 
 
 class CombinationRule(Protocol):
-    """A row's combination: its shared recipe parameters, and what they make."""
+    """A row's combination: its shared recipe parameters, and `resolve`."""
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:

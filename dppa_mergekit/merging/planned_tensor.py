@@ -103,7 +103,7 @@ class PlannedTensor:
         return [[repr(part) for part in shared], models]
 
     def load(self) -> dict[Hashable, torch.Tensor]:
-        """Read the tensors of all models that have it, as the merge will see them."""
+        """Read this tensor of every model that has it, as the merge will see it."""
         tensors: dict[Hashable, torch.Tensor] = {}
         for model, load in self.loads.items():
             tensor = read(load, model)

@@ -1,8 +1,8 @@
 """The thresholds of a merge's kept sets, kept for the next merge of the same files.
 
 A kept set depends on the delta and on its count alone, and is two numbers. So the next merge at
-the same densities need not search for thresholds again, whatever its weights. With other factors it
-searches only where two partitions that shared a factor now differ, at the boundary between them.
+the same densities need not search for thresholds again, whatever its weights. With other factors, a
+linear is searched again if a boundary between its partitions has a count that was not stored.
 """
 
 import threading

@@ -1,4 +1,7 @@
-"""Amplification factors by evaluation: a search for each fine-tuned model of a recipe, alone."""
+"""Amplification factors by evaluation: a search for each fine-tuned model of a recipe, alone.
+
+Methods 1 and 2 of the paper (3.3.2) are the strategy `climb` in `strategies.py`.
+"""
 
 from __future__ import annotations
 

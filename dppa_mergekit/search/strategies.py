@@ -69,8 +69,8 @@ def climb(contest: Contest, space: Space) -> None:
     Method 1: partitions of lower rates are absent while one is tuned, and are added one by one.
     Method 2: all partitions are present, at factor 1, from the start.
     """
-    for absent in (0, ONE):
-        factors = [absent] * space.size
+    for untuned in (0, ONE):  # Method 1, Method 2
+        factors = [untuned] * space.size
         for index in range(space.size):
             factors[index] = ONE
             factors = list(_climb_one(contest, space, tuple(factors), index))

@@ -1,4 +1,4 @@
-"""DPA on one linear, as a sparsification class that works alone on any tensor."""
+"""DPA on one tensor, without a merge."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -83,7 +83,8 @@ class PartitionAmplification:
         Args:
             delta: Any shape, floating; borrowed. The elements of the whole tensor are one linear.
             kept_counts: Rate -> number of elements kept at that rate, for the rates of `densities`.
-            name: Model and tensor, or any words that tell the random selection from others.
+            name: Words that tell the random selection of this tensor from others; a merge takes
+                model, tensor and expert ("0" if there is one).
 
         Returns:
             A new tensor of the same shape, in float32 (float64 for a float64 delta).

@@ -1,4 +1,4 @@
-"""Partitions (paper 3.3.2, DPA): slices of the kept elements, by tens of the pruning rate.
+"""Partitions (paper 3.3.2, DPA): parts of the kept elements, by tens of the pruning rate.
 
 The 90 partition is what survives at pruning rate 90 %, the 80 partition is what survives at 80 %
 but not at 90 %, and so on down to 0. Elements beyond the target density are zero. A target that is
@@ -35,7 +35,8 @@ def boundary_densities(
     Args:
         density: Target density of the linear's model.
         factors: Rate -> factor, 1 where missing.
-        every_partition: Keep all boundaries, since the factors will change.
+        every_partition: Keep all boundaries, so that partitions stay separate even where their
+            factors are equal.
 
     Returns:
         Rate -> density; the last rate is that of the target density.

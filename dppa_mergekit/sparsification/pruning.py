@@ -1,7 +1,9 @@
-"""Prune a delta to its kept elements and amplify each partition; the one place that does it.
+"""Prune a delta to its kept elements, and amplify each partition.
 
-The merge, the models in memory and AdaMerging all call this code, so a factor that was tried gives,
-bit for bit, the weights of a merge with that factor.
+Plans and kept sets are made here, for the merge, the models in memory and AdaMerging.
+`PrunedChunks` applies them; the compiled passes and `live/kept_elements.py` do the same operations
+in the same order. So a factor that was tried gives, bit for bit, the weights of a merge with that
+factor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,12 +25,13 @@ class Pruning:
 
     Attributes:
         delta: Delta of one linear, or of one dense tensor.
-        counts: Nested kept counts, the smallest first.
+        counts: Nested kept counts, the smallest first; empty if the whole delta is kept.
         factors: (counts,) factor of the elements that are kept at this count and not at the one
-            before.
-        keys: Keys by which elements are kept; None where all are kept, at the last factor.
+            before; one factor if the whole delta is kept.
+        keys: Keys by which elements are kept; None if the whole delta is kept.
         divisor: Divisor of the delta before it is amplified (DARE: the density).
-        rates: (counts,) pruning rate down to which each factor holds; empty for a dense tensor.
+        rates: (counts,) pruning rate down to which each factor holds; one for a linear that is kept
+            whole, none for a dense tensor.
     """
 
     delta: Delta
@@ -39,7 +42,7 @@ class Pruning:
     rates: tuple[int, ...] = ()
 
     @classmethod
-    def none(
+    def keep_all(
         cls, delta: Delta, factor: float, divisor: float = 1.0, rates: tuple[int, ...] = ()
     ) -> "Pruning":
         """Keep the whole delta, at one factor."""
@@ -58,8 +61,9 @@ def plan_pruning(
 
     Args:
         delta: Delta of the linear.
-        kept_counts: Rate -> number of elements kept at that rate, never falling with the rate.
-            The factor of a rate holds for elements kept there and at no higher rate given.
+        kept_counts: Rate -> number of elements kept at that rate; the lower the rate, the larger
+            the count (or equal). The factor of a rate holds for elements kept there and at no
+            higher rate given.
         factors: Rate -> factor of its partition; 1 if missing.
         selection: Which elements are kept.
         name: Model, tensor and expert; tells the random selection of this linear from others.
@@ -68,6 +72,7 @@ def plan_pruning(
 
     Raises:
         ParameterError: The counts are not possible.
+        ValueError: The selection divides the delta, and orders elements by the delta.
     """
     rates = sorted(kept_counts, reverse=True)
     counts = [kept_counts[rate] for rate in rates]
@@ -81,8 +86,11 @@ def plan_pruning(
     if counts[-1] > 0:
         divisor = selection.divisor(counts[-1] / delta.numel if density is None else density)
     if counts[0] == delta.numel:
-        return Pruning.none(delta, of_rates[0], divisor, (rates[0],))
+        return Pruning.keep_all(delta, of_rates[0], divisor, (rates[0],))
     keys = selection.keys(delta, name)
+    if divisor != 1.0 and isinstance(keys, MagnitudeKeys):
+        # Chunks are divided before their elements are chosen.
+        raise ValueError("a selection that divides the delta cannot order elements by magnitude")
     return Pruning(delta, tuple(counts), of_rates, keys, divisor, tuple(rates))
 
 
@@ -141,7 +149,7 @@ class PrunedChunks:
     def _read(self, start: int, stop: int) -> torch.Tensor:
         """The chunk [start, stop); the caller may change it, and it holds until the next read.
 
-        A partition is the difference of two nested kept sets. No element is in two of them, so
+        A partition is the difference of two nested kept sets. No element is in two partitions, so
         differences and sums are exact, and each element is multiplied by its factor alone.
         """
         delta = self._delta.read(start, stop)
@@ -153,7 +161,8 @@ class PrunedChunks:
         total: torch.Tensor | None = None
         larger: torch.Tensor | None = None
         of_larger = 1.0
-        # From the largest set down: the rest of a set is its partition, in the same memory.
+        # From the largest set down. A set less the next smaller one is a partition, in the memory
+        # of the set. Buffer 0 collects the sum; buffers 1 and 2 take turns for the smaller sets.
         for turn, (cut, factor) in enumerate(
             zip(reversed(self._cuts), reversed(self._pruning.factors), strict=True)
         ):

@@ -32,7 +32,7 @@ MARGIN = 4
 """Half width of a bracket in standard deviations of a rank; a bracket that misses costs little."""
 
 SAMPLE = 32
-"""One of so many keys is sampled to guess a threshold among the gathered keys."""
+"""Every SAMPLE-th of the gathered keys is sampled to guess a threshold."""
 
 Integers: TypeAlias = NDArray[numpy.int32] | NDArray[numpy.int64] | NDArray[numpy.uint32]
 

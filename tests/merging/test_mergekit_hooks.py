@@ -102,13 +102,13 @@ def test_a_task_made_by_hand_joins_no_plan(family: Path, merge: Merge) -> None:
 def test_a_plan_dies_with_its_tasks(family: Path) -> None:
     MergePlanner._model_arch.cache_clear()
     gc.collect()
-    before = len(mergekit_hooks._PLANS)
+    before = len(mergekit_hooks._PLAN_OF_TASK)
     planned = tasks(recipe(family, "dppa", MODELS))
-    assert len(mergekit_hooks._PLANS) == before + len(planned)
+    assert len(mergekit_hooks._PLAN_OF_TASK) == before + len(planned)
     del planned
     MergePlanner._model_arch.cache_clear()  # mergekit's own cache holds planners
     gc.collect()
-    assert len(mergekit_hooks._PLANS) <= before
+    assert len(mergekit_hooks._PLAN_OF_TASK) <= before
 
 
 def test_merging_in_threads(family: Path, merge: Merge) -> None:

@@ -1,4 +1,4 @@
-"""What the deltas of a merge depend on, and the cache entries that hold what was found of them."""
+"""The cache entries of a model's statistics and kept sets, and the data that their keys hash."""
 
 from __future__ import annotations
 
