@@ -16,6 +16,8 @@ from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys
 from dppa_mergekit.deltas.tie_order import murmur_finaliser
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.sparsification.partitions import boundary_densities, partition_densities
+from dppa_mergekit.sparsification.pruning import plan_pruning
+from dppa_mergekit.sparsification.selections import LargestMagnitudes
 from dppa_mergekit.sparsification.threshold_search import SMALL, Request, select
 
 few_values = st.lists(st.sampled_from([0.0, -0.5, 0.5, 1.0, -1.0, 3e-5, -7.25]), min_size=1)
@@ -251,3 +253,14 @@ def test_a_delta_that_is_not_finite_is_refused(value: float) -> None:
     delta = torch.tensor([1.0, 2.0, 3.0, value, 5.0, 6.0])
     with pytest.raises(ParameterError, match="NaN or infinity; allowed are finite numbers"):
         PartitionAmplification({90: 2.0}).sparsify(delta, {90: 1, 80: 2})
+
+
+def test_a_selection_that_divides_cannot_order_by_magnitude() -> None:
+    class Rescaled(LargestMagnitudes):
+        def divisor(self, density: float) -> float:
+            return density
+
+    delta = Delta(torch.arange(10.0))
+    with pytest.raises(ValueError, match="cannot order elements by magnitude"):
+        plan_pruning(delta, {90: 1, 80: 2}, {}, Rescaled())
+    assert plan_pruning(delta, {90: 10}, {}, Rescaled()).divisor == 1.0

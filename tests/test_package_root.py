@@ -86,6 +86,18 @@ def test_the_root_imports_neither_torch_nor_mergekit() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["method_table", "checks.check", "cli.main"])
+def test_a_check_needs_neither_torch_nor_mergekit(module: str) -> None:
+    script = (
+        f"import sys, dppa_mergekit.{module};"
+        "print([name for name in ('torch', 'mergekit', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_every_public_name_is_found_and_no_other() -> None:
     assert set(dppa_mergekit._MODULES) == set(dppa_mergekit.__all__) <= set(dir(dppa_mergekit))
     for name in dppa_mergekit.__all__:
