@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 AWAITED = "mergekit.merge_methods"
-MERGE = "dppa_mergekit.merging.delta_pruning_merge"
+OWN = "dppa_mergekit.merging."
 _warned = False
+_registering = False
+_loading: "set[str]" = set()
 
 
 class MergeMethodsFinder:
-    """A meta-path finder that extends the import of two modules and leaves all others alone."""
+    """A meta-path finder that extends the import of a few modules and leaves all others alone."""
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
         """Return the spec of the later finders, extended so that the plugin registers itself."""
-        if name not in (AWAITED, MERGE):
+        if name != AWAITED and not name.startswith(OWN):
             return None
         # The finders before this one have been asked already. One of them may be of this kind:
         # asking it again would never end.
@@ -51,8 +53,14 @@ def _register_after(spec: "ModuleSpec") -> None:
     def exec_module(module: "ModuleType") -> None:
         # A loader may serve other modules too, as that of a zip file does.
         loader.exec_module = execute  # type: ignore[method-assign]
-        execute(module)
-        if module.__name__ in (AWAITED, MERGE) and AWAITED in sys.modules:
+        if module.__name__.startswith(OWN):
+            _loading.add(module.__name__)
+        try:
+            execute(module)
+        finally:
+            _loading.discard(module.__name__)
+        # A module of the plugin that imports mergekit must be complete before methods register.
+        if AWAITED in sys.modules and not _loading:
             register()
 
     loader.exec_module = exec_module  # type: ignore[method-assign]
@@ -81,10 +89,10 @@ def register() -> None:
 
     A failure is a warning, and an error only where a recipe names one of the methods.
     """
-    global _warned
-    merge = sys.modules.get(MERGE)
-    if merge is not None and not hasattr(merge, "DeltaPruningMerge"):
-        return  # it is being imported, and imported mergekit: this runs again once it is complete
+    global _warned, _registering
+    if _registering:
+        return  # the import below ends with modules of the plugin that call this again
+    _registering = True
     try:
         methods = sys.modules.get("dppa_mergekit.methods")
         if methods is None:
@@ -101,6 +109,8 @@ def register() -> None:
 
         _warned = True
         warnings.warn(reason, RuntimeWarning, stacklevel=2)
+    finally:
+        _registering = False
 
 
 def _register_unavailable(reason: str) -> None:

@@ -205,7 +205,7 @@ def test_the_authors_densities(seed: int, density: float) -> None:
 
 
 def test_statistics_at_other_multiples_are_refused() -> None:
-    with pytest.raises(DppaError, match="statistics are for"):
+    with pytest.raises(DppaError, match="statistics are at"):
         DynamicPruning(significance_multiple=4).allocate(measured(random_deltas(0)), 0.2)
 
 

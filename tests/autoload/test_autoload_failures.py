@@ -10,9 +10,12 @@ from interpreters import FAKES, METHODS, package, python
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     """A folder whose dppa_mergekit cannot be imported."""
-    return package(
-        tmp_path, {"dppa_mergekit/__init__.py": "", "dppa_mergekit/methods.py": "import absent_one"}
-    )
+    files = {
+        "__init__.py": "",
+        "methods.py": "import absent_one",
+        "method_table.py": f"def names(): return {METHODS}",
+    }
+    return package(tmp_path, {f"dppa_mergekit/{name}": text for name, text in files.items()})
 
 
 FAILURE = "dppa-mergekit cannot load: ModuleNotFoundError: No module named 'absent_one'"

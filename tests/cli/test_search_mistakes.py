@@ -61,7 +61,7 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command("--per-block"), "--per-block needs --strategy distill"),
         (command("--strategy=distill", "--per-block", "--tune-dense"),
          "--tune-dense has no effect here: it needs factors that are not --per-block"),
-        (command(output=tmp_path / "tuned.md"), "allowed are .yml and .yaml"),
+        (command(output=tmp_path / "tuned.md"), "the extension must be .yml or .yaml"),
         (command(tasks=tasks(lambda c: c["domains"].update({"a/b": c["domains"].pop("law")}))),
          "'a/b' cannot name a domain, since files are named after it"),
         (command("--ray-address=auto"), "it needs --workers"),

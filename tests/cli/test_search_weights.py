@@ -103,7 +103,7 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
         (command("--tune=weights", "--range", "0", "inf"), "inf is not a finite number"),
         (command("--tune=weights", "--tune-dense"), "--tune-dense has no effect here"),
         (command("--tune=weights", "--per-block"), "--per-block has no effect here"),
-        (command("--tune=weights", f"--prompts={saved / 'tasks.yml'}"), "--prompts does nothing"),
+        (command("--tune=weights", f"--prompts={saved / 'tasks.yml'}"), "--prompts has no effect"),
     ]  # fmt: skip
     for result, message in cases:
         assert result.exit_code in (1, 2), (message, result.output)

@@ -75,7 +75,7 @@ def test_a_dry_run_checks_headers_and_runs_nothing(tmp_path: Path) -> None:
     assert all(line.startswith(("warning: disk", "warning: memory")) for line in warnings)
     assert finished.stdout.count("its weights are F32, those of the base model F16") == 10
     # 0.4 GB, 2.7 bytes for each element of an embedding, and a shard of 5e9 bytes.
-    assert finished.stdout.count("memory: about 5.8 GB") == 4
+    assert finished.stdout.count("memory: the merge needs about 5.8 GB") == 4
     for name in recipe_files.RECIPES:
         for tool in ("check", "analyze", "search", "adamerge", "evaluate", "publish"):
             assert f"mergekit-dppa {tool} " in finished.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import recipe, save_family, unequal
-from commands import Merge
+from commands import Merge, RunYaml
 from oracle_merges import MODELS, of_family, pickled
 
 
@@ -58,7 +58,8 @@ def test_inputs_are_left_as_they_were(family: Path, bfloat16: Path, merge: Merge
         assert digests(folder) == before
 
 
-def test_pickled_output(family: Path, tmp_path: Path, merge: Merge) -> None:
-    merge(recipe(family, models=MODELS), "--no-safe-serialization")
+def test_pickled_output(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    ended = run_yaml(recipe(family, models=MODELS), "--no-safe-serialization")
+    assert ended.exit_code == 0, ended.output
     merged = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True)
     assert not unequal(merged, of_family(family))

@@ -91,4 +91,4 @@ def test_without_the_extra(missing: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert done.exit_code == 1
     assert "dppa-mergekit[html]" in done.stderr
     done = CliRunner().invoke(main, ["analyze", str(path), "--html"])
-    assert "give --output" in done.stderr
+    assert "--html needs --output, the folder for the page" in done.stderr
