@@ -116,6 +116,9 @@ def analyze(
 
 def _deltas(request: AnalysisRequest) -> Analysis:
     """Return the analysis of the deltas, from the cache or by reading them."""
+    # Imports mergekit, which takes seconds; registers the methods where autoload is switched off.
+    import dppa_mergekit.methods  # noqa: F401
+
     recipe = allocating(request.recipe)
     with dry_run(recipe, "", trust_remote_code=request.placement.trust_remote_code) as planned:
         plan = planned.plan

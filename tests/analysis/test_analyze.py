@@ -265,3 +265,13 @@ def test_pictures_and_record(family: Path, tmp_path: Path) -> None:
     record = json.loads((folder / "dppa_run.json").read_text(encoding="utf-8"))["analysis.json"]
     assert record["command"] == "analyze"
     assert [Path(result["model"]).name for result in record["results"]] == ["math", "law"]
+
+
+def test_it_works_where_autoload_is_switched_off(family: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(family))
+    script = "from dppa_mergekit.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "analyze", str(path)]
+    environment = {**os.environ, "DPPA_MERGEKIT_AUTOLOAD": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"{family}/math" in done.stdout
