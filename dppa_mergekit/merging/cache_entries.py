@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -50,27 +50,35 @@ def delta_dependencies(
 
 
 def statistics_entries(
-    dependencies: Mapping[Hashable, list[object]], multiples: Sequence[Multiples]
+    dependencies: Callable[[], Mapping[Hashable, list[object]]], multiples: Sequence[Multiples]
 ) -> dict[Hashable, CacheEntry[tuple[ModelStatistics, ...]]]:
-    """Model -> the cache entry of its statistics; empty if the cache is off."""
+    """Model -> the cache entry of its statistics; empty if the cache is off.
+
+    Args:
+        dependencies: Returns those of `delta_dependencies`, which sample every file; not called if
+            the cache is off.
+        multiples: The multiples of the statistics.
+    """
     pairs = sorted((pair.linear, pair.of_block) for pair in multiples)
     folder = cache_folder()
     if folder is None:
         return {}
     return {
         model: cache_entry(folder, str(model), "statistics", _STATISTICS, [content, pairs])
-        for model, content in dependencies.items()
+        for model, content in dependencies().items()
     }
 
 
-def kept_set_entries(dependencies: Mapping[Hashable, list[object]]) -> KeptSetEntries:
-    """Model -> the cache entry of its kept sets; empty if the cache is off."""
+def kept_set_entries(
+    dependencies: Callable[[], Mapping[Hashable, list[object]]],
+) -> KeptSetEntries:
+    """Model -> the cache entry of its kept sets; see `statistics_entries`."""
     folder = cache_folder()
     if folder is None:
         return {}
     return {
         model: cache_entry(folder, str(model), "kept sets", _KEPT_SETS, content)
-        for model, content in dependencies.items()
+        for model, content in dependencies().items()
     }
 
 

@@ -201,7 +201,7 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
         caller = mergekit_hooks.calling_function()
         if caller is not Caller.EXECUTION:
             check_models(self.method.name, input_ids, base_id, group_name)
-        if caller in (Caller.RAW_PLANNER, Caller.PYTHON):
+        if caller in (Caller.RAW_PLANNER, Caller.CALL, Caller.PYTHON):
             # Slices of a recipe may be the base's alone, so a recipe is checked as a whole below.
             check_fine_tuned(self.method.name, input_ids, base_id)
         mergekit_hooks.observe_planning(self.method)

@@ -81,10 +81,11 @@ class Plan:
 
     def thresholds(self) -> Thresholds:
         """The kept sets of this merge's linears."""
-        linears = self.allocation().linears
+        allocation = self.allocation()
         with self._lock:
             if self._thresholds is None:
-                self._thresholds = Thresholds(kept_set_entries(self._dependencies), linears)
+                entries = kept_set_entries(lambda: self._dependencies)
+                self._thresholds = Thresholds(entries, allocation.linears)
             return self._thresholds
 
     def end(self, names: Iterable[str]) -> None:
@@ -139,7 +140,7 @@ class Plan:
             densities,
             multiples,
             None if self.quiet else progress_bar,
-            statistics_entries(self._dependencies, multiples),
+            statistics_entries(lambda: self._dependencies, multiples),
         )
 
     @cached_property

@@ -44,8 +44,14 @@ class Caller(Enum):
     PYTHON = ("", "")
 
 
-_VALIDATING = (Caller.PLANNER, Caller.RAW_PLANNER, Caller.TASK, Caller.EXECUTION)
-"""The callers of `validate_inputs` in mergekit's planning and execution."""
+_VALIDATING = (
+    Caller.PLANNER,
+    Caller.RAW_PLANNER,
+    Caller.TASK,
+    Caller.EXECUTION,
+    Caller.CALL,
+)
+"""The callers of `validate_inputs`; a call from Python ends the search for mergekit's own."""
 
 
 _PLAN_OF_TASK: dict[int, Plan] = {}

@@ -186,7 +186,7 @@ def search_amplification(
     model: str,
     score: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]],
     options: Options | None = None,
-    placement: Placement = AS_STORED,
+    placement: Placement | None = None,
     tune_dense: bool = False,
     prompts: Sequence[str] | None = None,
     workspace: Path | None = None,
@@ -204,7 +204,7 @@ def search_amplification(
             better, and the fine-tuned model itself must score above 0 on every task. It is called
             once for the fine-tuned model and once for every candidate, in order.
         options: How to search; those of `default_options` for the recipe's method where None.
-        placement: Where and how models are held.
+        placement: Where and how models are held; on the CPU as stored where None.
         tune_dense: Whether `amplify_dense`, the factor of dense tensors, is tuned too.
         prompts: Texts that the fine-tuned model teaches by; the strategy `distill` needs them.
         workspace: A folder on a disk with room for a merged model; the system's temporary folder
@@ -236,18 +236,19 @@ def search_amplification(
         raise DppaError(f"Strategy {chosen.strategy} needs prompts: texts that the model answers.")
     named = recipe.spelling_of(model)
     room = Path(tempfile.gettempdir()) if workspace is None else workspace
-    merge = LiveFactors(recipe.with_only(named), room, placement, tune_dense)
+    held = placement or AS_STORED
+    merge = LiveFactors(recipe.with_only(named), room, held, tune_dense)
     references = partial(score_experts, {named: []})
     scorer = CallableScorer(score)
     trials: Trials
     if prompts is None:
-        trials = MemoryTrials(merge, references, scorer, placement)
+        trials = MemoryTrials(merge, references, scorer, held)
     else:
         trials = TaughtFactorTrials(
             merge,
             references,
             scorer,
-            placement,
+            held,
             named,
             tokenize_texts(prompts),
             per_block=chosen.per_block,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from checkpoints import recipe, save_family, tensors_of, unequal, write_recipe
 from click.testing import Result
+from commands import RunYaml
 from safetensors.torch import load_file, save_file
 
 from dppa_mergekit.allocation.measurement import delta_statistics
@@ -306,3 +307,19 @@ def test_threads_change_nothing(multiple: float) -> None:
     assert first.count == len(tail)
     assert first.mass == pytest.approx(float(tail.sum()), rel=1e-12)
     assert first.nonzero == int((magnitudes > 0).sum())
+
+
+def test_switched_off_it_fingerprints_nothing(
+    tmp_path: Path, run_yaml: RunYaml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fingerprint reads a page of every tensor, which costs time on a network disk."""
+
+    def refuse(self: object) -> None:
+        raise AssertionError("fingerprinted")
+
+    monkeypatch.setattr("dppa_mergekit.checkpoints.headers.Checkpoint.fingerprint", refuse)
+    content = recipe(save_family(tmp_path / "family"))
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", "off")
+    assert run_yaml(content).exit_code == 0
+    monkeypatch.setenv("DPPA_MERGEKIT_CACHE", str(tmp_path / "cache"))
+    assert run_yaml(content, output="again").exit_code
