@@ -105,11 +105,6 @@ def as_markdown(found: Evaluation) -> str:
     )
 
 
-def format_score(value: float, error: float | None) -> str:
-    """Format a score with its standard error, as in 0.917 ± 0.040."""
-    return f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
-
-
 def as_plain(found: Evaluation) -> dict[str, object]:
     """Return the scores and ratios as plain data, for `evaluation.json`.
 

@@ -16,6 +16,7 @@ from checkpoints import (
     new_model,
     recipe,
     save_family,
+    stack_experts,
     tensors_of,
     unequal,
 )
@@ -59,22 +60,6 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
         return saved[architecture]
 
     return get
-
-
-def stack_experts(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """A Mixtral checkpoint of one tensor per expert, in the layout of the model itself."""
-    result: Tensors = {}
-    experts: dict[str, dict[str, list[torch.Tensor]]] = {}
-    for name, tensor in tensors.items():
-        if match := re.fullmatch(r"(.*)\.block_sparse_moe\.experts\.\d\.(w\d)\.weight", name):
-            experts.setdefault(match[1], {}).setdefault(match[2], []).append(tensor)
-        else:
-            result[name.replace("block_sparse_moe", "mlp")] = tensor
-    for layer, of in experts.items():
-        gate_up = torch.cat([torch.stack(of["w1"]), torch.stack(of["w3"])], dim=1)
-        result[f"{layer}.mlp.experts.gate_up_proj"] = gate_up.contiguous()
-        result[f"{layer}.mlp.experts.down_proj"] = torch.stack(of["w2"])
-    return result
 
 
 def load(folder: Path, name: str) -> Tensors:

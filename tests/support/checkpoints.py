@@ -1,5 +1,6 @@
 """Tiny real checkpoints: transformers models, randomly initialised, saved by transformers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -173,6 +174,22 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     for shard in sorted(folder.glob("*.safetensors")):
         result.update(safetensors.torch.load_file(shard))
     assert result, f"{folder} holds no tensors"
+    return result
+
+
+def stack_experts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A Mixtral checkpoint of one tensor per expert, in the layout of the model itself."""
+    result: dict[str, torch.Tensor] = {}
+    experts: dict[str, dict[str, list[torch.Tensor]]] = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r"(.*)\.block_sparse_moe\.experts\.\d\.(w\d)\.weight", name):
+            experts.setdefault(match[1], {}).setdefault(match[2], []).append(tensor)
+        else:
+            result[name.replace("block_sparse_moe", "mlp")] = tensor
+    for layer, of in experts.items():
+        gate_up = torch.cat([torch.stack(of["w1"]), torch.stack(of["w3"])], dim=1)
+        result[f"{layer}.mlp.experts.gate_up_proj"] = gate_up.contiguous()
+        result[f"{layer}.mlp.experts.down_proj"] = torch.stack(of["w2"])
     return result
 
 

@@ -13,7 +13,6 @@ import ctypes
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ import numpy
 import safetensors.torch
 import torch
 import yaml
-from checkpoints import new_model, tensors_of, tokenizer
+from checkpoints import new_model, stack_experts, tensors_of, tokenizer
 
 METHODS = ("dppa", "dppa_ties", "dp", "owl", "dare_dpa")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -66,24 +65,10 @@ def save_models(folder: Path, architecture: str, dtype: str) -> None:
                 parameter.copy_(torch.from_numpy(values))
         model.to(getattr(torch, dtype)).save_pretrained(folder / name)
         if stacked:
-            _stack_experts(folder / name / "model.safetensors")
+            path = folder / name / "model.safetensors"
+            tensors = stack_experts(safetensors.torch.load_file(path))
+            safetensors.torch.save_file(tensors, path, {"format": "pt"})
         tokenizer().save_pretrained(folder / name)
-
-
-def _stack_experts(path: Path) -> None:
-    """Stack all experts of a layer of a Mixtral checkpoint in one tensor, as the model has it."""
-    result: dict[str, torch.Tensor] = {}
-    experts: dict[str, dict[str, list[torch.Tensor]]] = {}
-    for name, tensor in safetensors.torch.load_file(path).items():
-        if match := re.fullmatch(r"(.*)\.block_sparse_moe\.experts\.\d\.(w\d)\.weight", name):
-            experts.setdefault(match[1], {}).setdefault(match[2], []).append(tensor)
-        else:
-            result[name.replace("block_sparse_moe", "mlp")] = tensor
-    for layer, of in experts.items():
-        gate_up = torch.cat([torch.stack(of["w1"]), torch.stack(of["w3"])], dim=1)
-        result[f"{layer}.mlp.experts.gate_up_proj"] = gate_up.contiguous()
-        result[f"{layer}.mlp.experts.down_proj"] = torch.stack(of["w2"])
-    safetensors.torch.save_file(result, path, {"format": "pt"})
 
 
 def merge_hash(folder: Path, method: str, output: Path) -> str:
