@@ -14,6 +14,11 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 transformers.utils.logging.disable_progress_bar()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long tests, so that no process is left with one while the others idle."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Several threads are slower than one on tensors this small."""

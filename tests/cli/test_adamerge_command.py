@@ -159,6 +159,7 @@ def grown(path: Path, lines: int) -> bool:
     return path.exists() and path.read_bytes().count(b"\n") >= lines
 
 
+@pytest.mark.long
 def test_killed_and_interrupted(saved: Path, tmp_path: Path) -> None:
     _, errors = begin(saved, tmp_path / "whole.yml").communicate()
     expected = (tmp_path / "whole.yml").read_text(encoding="utf-8")

@@ -109,6 +109,7 @@ def test_domain_ratios_are_those_of_the_paper(gsm8k: float, math: float, ratio: 
     assert found == pytest.approx(ratio, abs=0.01)
 
 
+@pytest.mark.long
 def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     brief = quickstart.Training(steps=3, batch_size=8, learning_rate=1e-3)
     for name in ("BASE_TRAINING", "TUNING"):

@@ -309,6 +309,7 @@ def test_rehearsal_is_the_divergence_from_the_base(tmp_path: Path) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.long
 def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path), "--smoke"]
     first = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -41,6 +41,7 @@ def searched(saved: Path, folder: Path, *options: str) -> tuple[str, list[dict]]
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [("--max-evaluations=6",), ("--tune=weights", "--max-evaluations=5")],
