@@ -4,7 +4,7 @@ Importing the table imports neither torch nor mergekit; `methods.py` registers i
 """
 
 from dppa_mergekit.allocation import allocations
-from dppa_mergekit.combination.combinations import TIES, WEIGHTED_SUM
+from dppa_mergekit.combination.combinations import BY_INPUTS, TIES, WEIGHTED_SUM
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.sparsification.selections import MAGNITUDE, RANDOM
 
@@ -13,8 +13,10 @@ DPPA_TIES = Method("dppa_ties", "DPPA with TIES consensus", allocations.DP, MAGN
 DP = Method("dp", "Dynamic Pruning", allocations.DP, MAGNITUDE, WEIGHTED_SUM, amplified=False)
 OWL = Method("owl", "OWL", allocations.OWL, MAGNITUDE, WEIGHTED_SUM, amplified=False)
 DARE_DPA = Method("dare_dpa", "DARE with DPA", allocations.UNIFORM, RANDOM, WEIGHTED_SUM)
+DPPA_REGMEAN = Method("dppa_regmean", "DPPA with RegMean", allocations.DP, MAGNITUDE, BY_INPUTS)
+DARE_REGMEAN = Method("dare_regmean", "DARE with RegMean", allocations.UNIFORM, RANDOM, BY_INPUTS)
 
-METHODS = (DPPA, DPPA_TIES, DP, OWL, DARE_DPA)
+METHODS = (DPPA, DPPA_TIES, DP, OWL, DARE_DPA, DPPA_REGMEAN, DARE_REGMEAN)
 
 
 def method_of(name: str) -> Method | None:
@@ -45,3 +47,19 @@ def fluctuating() -> list[str]:
 def rescaled() -> list[str]:
     """The names of the methods that divide a delta by its density, so that factors reduce it."""
     return [method.name for method in METHODS if method.selection.rescales]
+
+
+def by_inputs(name: str) -> Method | None:
+    """The method that combines the deltas of another method by their inputs; None for none."""
+    known = method_of(name)
+    if known is None:
+        return None
+    return next(
+        (
+            method
+            for method in METHODS
+            if method.combination is BY_INPUTS
+            and (method.allocation, method.selection) == (known.allocation, known.selection)
+        ),
+        None,
+    )

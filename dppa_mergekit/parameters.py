@@ -159,9 +159,38 @@ class Switch(Parameter):
         return self.check(values[self.name])
 
 
+@dataclass(frozen=True)
+class FilePath(Parameter):
+    """The path of a file; None only where None is the default."""
+
+    @property
+    def allowed(self) -> str:
+        """A path in words."""
+        return "the path of a file"
+
+    def check(self, value: object) -> str | None:
+        """The path, from its text."""
+        if value is None and self.default is None:
+            return None
+        if isinstance(value, str) and value:
+            return value
+        raise self._refuse(value)
+
+    def of(self, values: Mapping[str, object]) -> str | None:
+        """The path among a tensor's parameter values. Raises ParameterError if not allowed."""
+        return self.check(values[self.name])
+
+
 _BOOLEAN = pydantic.TypeAdapter(bool)
 
 WEIGHT = Number("weight", True, "Share of the model's delta in the merge.", REQUIRED)
+WEIGHT_IN_REGRESSION = Number(
+    "weight",
+    True,
+    "Weight of the errors on the model's inputs.",
+    1.0,
+    minimum=0,
+)
 DENSITY = Number(
     "density",
     True,
@@ -189,6 +218,34 @@ AMPLIFY_DENSE = Number(
     minimum=0,
 )
 LAMBDA = Number("lambda", False, "Factor of the whole sum of deltas.", 1.0)
+ACTIVATIONS = FilePath(
+    "activations",
+    True,
+    "File of the second moments of the model's inputs; without any, the deltas stand for them.",
+    None,
+)
+AMPLIFY = Choice(
+    "amplify",
+    False,
+    "Whether a linear whose partitions have no factors gets one that restores its outputs.",
+    "auto",
+    choices=("auto", "none"),
+)
+MOMENT_SHRINKAGE = Number(
+    "moment_shrinkage",
+    False,
+    "Factor of the moments' off-diagonal entries.",
+    0.95,
+    minimum=0,
+    maximum=1,
+)
+MOMENT_RIDGE = Number(
+    "moment_ridge",
+    False,
+    "Added to the diagonal of the moments, whose mean diagonal is 1.",
+    0.01,
+    minimum=0,
+)
 SEED = Number("seed", False, "Seed of the random partitions.", 0, 0, 2**32 - 1, whole=True)
 MAX_FLUCTUATION = Number(
     "max_fluctuation",

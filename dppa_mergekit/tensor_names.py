@@ -6,7 +6,7 @@ of stacked experts holds one linear for each expert. All other tensors are dense
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ROUTING = frozenset({"gate", "router", "shared_expert_gate"})
@@ -79,6 +79,28 @@ def dense_because(name: str, shape: Sequence[int], vocabulary: bool = False) -> 
     if because is None and not _linears_by_shape(components, shape):
         return "no matrix" if len(shape) != 2 else "no weight"
     return because
+
+
+def is_output_head(name: str) -> bool:
+    """Return whether a tensor maps states to tokens, by its name."""
+    components = _components(name)
+    return components[-1] == "weight" and any(part in VOCABULARY for part in components)
+
+
+def stores_inputs_first(shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Return whether a model stores its linears as (inputs, outputs), as GPT-2 does.
+
+    Its biases show it: each has as many elements as its linear has outputs.
+
+    Args:
+        shapes: Name of a tensor -> its shape.
+    """
+    for name, shape in shapes.items():
+        if len(shape) == 2 and shape[0] != shape[1] and linears_in(name, shape):
+            bias = shapes.get(f"{name.removesuffix('weight')}bias")
+            if bias is not None and tuple(bias) == (shape[1],):
+                return True
+    return False
 
 
 def linears_alone(name: str | None, shape: Sequence[int], vocabulary: bool = False) -> int:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy, Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
-from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss, shorten
+from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss
 from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.source_model import Placement, SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.method_table import summing

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.live.answers import answer, padding_token
 from dppa_mergekit.storage.output_files import stage_file
 
 if TYPE_CHECKING:
@@ -135,21 +136,19 @@ def teach(
         raise DppaError("There are no prompts, or one of them is empty.")
     if model.config.is_encoder_decoder:
         raise DppaError("A model with an encoder cannot teach; allowed are causal models.")
-    pad = tokenizer.pad_token_id
-    if pad is None:
-        pad = tokenizer.eos_token_id or 0
+    pad = padding_token(tokenizer)
     sequences: list[torch.Tensor] = []
     likely, logarithm = [], []
     for start in range(0, len(prompts), batch_size):
         batch = [list(prompt) for prompt in prompts[start : start + batch_size]]
-        answers, logits = _answer(model, batch, pad)
-        top, tokens = logits.topk(TOP, -1)
+        answers = answer(model, batch, pad, ANSWER_TOKENS)
+        top, tokens = answers.log_probabilities().topk(TOP, -1)
         missing = ANSWER_TOKENS - top.shape[1]
         logarithm.append(torch.nn.functional.pad(top, (0, 0, 0, missing)).cpu())
         likely.append(torch.nn.functional.pad(tokens, (0, 0, 0, missing)).cpu())
         sequences += [
-            torch.cat([torch.tensor(prompt), answer])
-            for prompt, answer in zip(batch, answers, strict=True)
+            torch.cat([torch.tensor(prompt), tokens])
+            for prompt, tokens in zip(batch, answers.tokens, strict=True)
         ]
     return Lessons(
         torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=pad),
@@ -158,46 +157,6 @@ def teach(
         torch.cat(likely),
         torch.cat(logarithm),
     )
-
-
-def _answer(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Answer a batch of prompts greedily.
-
-    Returns:
-        The tokens of every answer, on the CPU, and (prompts, longest answer, vocabulary) the
-        logarithms of all probabilities.
-    """
-    longest = max(map(len, prompts))
-    # Padded on the left, so that all answers begin at the same position.
-    padding = [longest - len(prompt) for prompt in prompts]
-    tokens = torch.tensor(
-        [[pad] * left + list(prompt) for left, prompt in zip(padding, prompts, strict=True)]
-    )
-    mask = torch.tensor([[0] * left + [1] * (longest - left) for left in padding])
-    answered = model.generate(  # type: ignore[operator]
-        input_ids=tokens.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=ANSWER_TOKENS,
-        do_sample=False,
-        pad_token_id=pad,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    logits = torch.stack(answered.logits, 1).float().log_softmax(-1)
-    answers = answered.sequences[:, longest:].cpu()
-    return [_cut_at_end(answer, model) for answer in answers], logits
-
-
-def _cut_at_end(answer: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
-    """Cut an answer after the first token that ends it."""
-    stops = getattr(model.generation_config, "eos_token_id", None)
-    stops = stops if isinstance(stops, list) else [stops]
-    for index, token in enumerate(answer.tolist()):
-        if token in stops:
-            return answer[: index + 1]
-    return answer
 
 
 def divergence(model: PreTrainedModel, lessons: Lessons) -> torch.Tensor:

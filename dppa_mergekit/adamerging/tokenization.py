@@ -1,19 +1,17 @@
-"""Prompts as tokens: with their completions, and cut to the model's context."""
+"""Prompts as tokens, with their completions."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.adamerging.losses import Completion
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.live.context import shorten
 from dppa_mergekit.prompts import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-LOG = logging.getLogger(__name__)
 
 
 def check_completions(prompts: Mapping[str, Sequence[Prompt]]) -> None:
@@ -70,35 +68,3 @@ def completion_loss(
         for begin, whole, cut in zip(begins, tokens, short, strict=True)
     ]
     return Completion(short, moved)
-
-
-def shorten(
-    domain: str, tokens: Sequence[list[int]], model: PreTrainedModel, room: int
-) -> list[list[int]]:
-    """Cut prompts on the left, so that they and an answer fit the model's context.
-
-    Args:
-        domain: The name of the domain, for messages.
-        tokens: The tokens of the prompts.
-        model: The live model whose context counts.
-        room: The number of tokens to leave for an answer.
-
-    Raises:
-        DppaError: There are no prompts, or one of them is empty.
-    """
-    if not tokens or not all(tokens):
-        raise DppaError(f"The prompts of {domain} are missing, or one of them is empty.")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is None:
-        return list(tokens)
-    longest = max(1, context - room)
-    long = sum(len(prompt) > longest for prompt in tokens)
-    if long:
-        LOG.warning(
-            "%s: %d of %d prompts do not fit the context of %d tokens; they are cut on the left.",
-            domain,
-            long,
-            len(tokens),
-            context,
-        )
-    return [prompt[-longest:] for prompt in tokens]

@@ -22,12 +22,12 @@ from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.losses import Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
-from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.analysis.delta_pass import inspect_deltas
 from dppa_mergekit.analysis.plots import draw_analysis
 from dppa_mergekit.analysis.results import Analysis, Divergences, verdict
 from dppa_mergekit.analysis.tables import every_linear, overview
 from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder

@@ -4,6 +4,7 @@ Beside mergekit's loaders, only this wing looks into checkpoint files. A header 
 models of six shards takes a millisecond.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -116,6 +117,18 @@ class Checkpoint:
             sorted(self.index.tensor_paths.items()),
             [sample_content(path) for path in self._files()],
         ]
+
+    def weights_digest(self) -> str:
+        """Return a hash of names and samples of the weights, wherever and under what name they lie.
+
+        A difference that lies in none of the sampled pages does not show.
+        """
+        folder = Path(self.index.base_path)
+        samples = [
+            sample_content(folder / shard)[1:] for shard in set(self.index.tensor_paths.values())
+        ]
+        content = [sorted(self.index.tensor_paths), sorted(samples, key=repr)]
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def _files(self) -> list[Path]:
         folder = Path(self.index.base_path)

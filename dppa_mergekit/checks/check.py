@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dppa_mergekit import method_table
+from dppa_mergekit.checks.activations import check_activations
 from dppa_mergekit.checks.adapters import check_adapter
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_dtypes, inspect_model
@@ -91,6 +92,7 @@ def check_recipe(
         if facts is not None:
             inspected[model] = facts
             yield from check_dtypes(facts)
+    yield from check_activations(content, inspected)
     if inspected:
         yield from _compare_models(content, inspected, sample, out or Path())
     if out is not None:

@@ -11,7 +11,6 @@ from dppa_mergekit.cli import options
 
 if TYPE_CHECKING:
     from dppa_mergekit.adamerging.states import LearningResult
-    from dppa_mergekit.prompts import Prompt
 
 
 @click.command()
@@ -145,7 +144,7 @@ def adamerge(
     options.check_first(recipe)
     run = AdaMerge(
         Recipe.read(recipe),
-        _read_prompts(prompts_files),
+        options.read_prompts_files(prompts_files),
         None if tasks_file is None else TasksFile.read(tasks_file),
         output,
         objective,
@@ -179,19 +178,6 @@ def adamerge(
         }
         title = f"Weights of {recipe.name} by AdaMerging"
         options.write_page(output, title, lines, pictures, given)
-
-
-def _read_prompts(files: tuple[Path, ...]) -> dict[str, list[Prompt]]:
-    """Domain -> the prompts of the file that is named after it."""
-    from dppa_mergekit.errors import ParameterError
-    from dppa_mergekit.prompts import read_prompts
-
-    prompts = {path.stem: read_prompts(path) for path in files}
-    if len(prompts) < len(files):
-        raise ParameterError(
-            "--prompts: two files have the same name; allowed is one file for every domain."
-        )
-    return prompts
 
 
 def _describe(result: LearningResult) -> list[str]:

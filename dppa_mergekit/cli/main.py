@@ -10,6 +10,7 @@ import traceback
 
 import click
 
+from dppa_mergekit.cli.activations import activations
 from dppa_mergekit.cli.adamerge import adamerge
 from dppa_mergekit.cli.analyze import analyze
 from dppa_mergekit.cli.check import check
@@ -50,5 +51,5 @@ def main(verbose: bool, quiet: bool) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-for command in (check, analyze, search, adamerge, evaluate, publish):
+for command in (check, analyze, search, adamerge, activations, evaluate, publish):
     main.add_command(command)

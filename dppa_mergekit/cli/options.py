@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from dppa_mergekit.live.source_model import Placement
+    from dppa_mergekit.prompts import Prompt
     from dppa_mergekit.scoring.tasks import TasksFile
 
 LOG = logging.getLogger(__name__)
@@ -158,6 +159,23 @@ def refuse_idle(given: Mapping[str, object], needs: str) -> None:
     for option, value in given.items():
         if value:
             raise ParameterError(f"{option} has no effect here: it needs {needs}.")
+
+
+def read_prompts_files(files: tuple[Path, ...]) -> dict[str, list[Prompt]]:
+    """Domain -> the prompts of the file that is named after it.
+
+    Raises:
+        ParameterError: Two files have the same name.
+    """
+    from dppa_mergekit.errors import ParameterError
+    from dppa_mergekit.prompts import read_prompts
+
+    prompts = {path.stem: read_prompts(path) for path in files}
+    if len(prompts) < len(files):
+        raise ParameterError(
+            "--prompts: two files have the same name; allowed is one file for every domain."
+        )
+    return prompts
 
 
 def check_first(recipe: Path, weighted: bool = False) -> None:

@@ -1,20 +1,47 @@
 """Contributions of models to a linear, the protocol of a combination, and what it combined."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 
+from dppa_mergekit.deltas.linear_shape import LinearShape
+from dppa_mergekit.moments.second_moment import SecondMoment
 from dppa_mergekit.sparsification.pruning import Pruned
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """The pruned, amplified delta of one model for one linear or dense tensor, and its weight."""
+    """The pruned, amplified delta of one model for one linear or dense tensor.
+
+    Attributes:
+        pruned: The delta.
+        weight: The weight of the model.
+        model: The name of the model.
+        moment: The second moments of the linear's inputs in this model; None if nobody observed
+            them, and for dense tensors.
+    """
 
     pruned: Pruned
     weight: float
+    model: str = ""
+    moment: SecondMoment | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a linear, or of a dense tensor, in the merged model.
+
+    Attributes:
+        name: Name of the tensor.
+        part: Elements of the flat tensor; one expert of several if the tensor stacks experts.
+        shape: Outputs and inputs of a linear; None for a dense tensor.
+    """
+
+    name: str
+    part: slice
+    shape: LinearShape | None = None
 
 
 class Combination(Protocol):
@@ -22,6 +49,7 @@ class Combination(Protocol):
 
     def merge(
         self,
+        place: Place,
         base: torch.Tensor,
         contributions: Sequence[Contribution],
         merged: torch.Tensor,
@@ -30,6 +58,7 @@ class Combination(Protocol):
         """Write base plus the combined contributions.
 
         Args:
+            place: The place of the result.
             base: (numel,) borrowed.
             contributions: At least one, in the order of the recipe, of numel elements each.
             merged: (numel,) written to; every element is cast once.
@@ -62,17 +91,15 @@ class Combined:
     """One linear, or one dense tensor, of a merge: its place and the contributions to it.
 
     Attributes:
-        name: Name of the tensor.
-        part: Elements of the flat tensor; one expert of several if the tensor stacks experts.
+        place: Its place in the merged model.
         combination: How the contributions were combined.
-        contributions: Model name -> its contribution.
+        contributions: Those of all models, in the order of the recipe.
         dtypes: The dtypes to which the result is cast, one after the other.
     """
 
-    name: str
-    part: slice
+    place: Place
     combination: Combination
-    contributions: Mapping[str, Contribution]
+    contributions: Sequence[Contribution]
     dtypes: Sequence[torch.dtype]
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import torch
 
-from dppa_mergekit.combination.contribution import Contribution
+from dppa_mergekit.combination.contribution import Contribution, Place
 from dppa_mergekit.deltas.delta import Buffer, buffers, chunks, delta_chunks
 from dppa_mergekit.deltas.kernel import AmplifiedDelta, CombinePass
 from dppa_mergekit.deltas.threads import share
@@ -52,6 +52,7 @@ class ElementwiseCombination(ABC):
 
     def merge(
         self,
+        place: Place,
         base: torch.Tensor,
         contributions: Sequence[Contribution],
         merged: torch.Tensor,

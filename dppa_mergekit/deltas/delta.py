@@ -17,13 +17,18 @@ RUN = 8
 """Elements per run of a sample."""
 
 
-def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
-    """Return (start, stop) of every chunk of a tensor.
+def chunk_length(device: torch.device) -> int:
+    """Return the number of elements of a chunk, which depends on the device.
 
-    The length of a chunk depends on the device. On a CPU, a few buffers of a chunk must fit the
-    second-level cache; elsewhere, a chunk must take longer to compute than a kernel takes to start.
+    On a CPU, a few buffers of a chunk must fit the second-level cache; elsewhere, a chunk must take
+    longer to compute than a kernel takes to start.
     """
-    length = CHUNK if device.type == "cpu" else 64 * CHUNK
+    return CHUNK if device.type == "cpu" else 64 * CHUNK
+
+
+def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
+    """Return (start, stop) of every chunk of a tensor."""
+    length = chunk_length(device)
     return [(start, min(start + length, numel)) for start in range(0, numel, length)]
 
 

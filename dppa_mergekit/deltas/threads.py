@@ -24,7 +24,11 @@ _POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def share(
-    work: Callable[[Iterator[Item]], Result], items: Sequence[Item], device: torch.device
+    work: Callable[[Iterator[Item]], Result],
+    items: Sequence[Item],
+    device: torch.device,
+    *,
+    summing: bool = False,
 ) -> list[Result]:
     """Share items among as many threads as torch uses, and return the results of the threads.
 
@@ -33,6 +37,8 @@ def share(
         items: Chunks of tensors on `device`.
         device: For a device other than the CPU there is one thread, since its kernels are parallel
             already.
+        summing: Whether an item has sums that torch would split among its threads, such as those of
+            a matrix product. Then a single item, too, is computed by one thread alone.
 
     Returns:
         What each call of `work` returned, in any order.
@@ -40,7 +46,7 @@ def share(
     threads = min(torch.get_num_threads(), len(items)) if device.type == "cpu" else 1
     # Several threads may take items from one iterator over a sequence.
     supply = iter(items)
-    if threads < 2:
+    if threads < 2 and not (summing and torch.get_num_threads() > threads > 0):
         return [work(supply)]
     futures = [_pool(torch.get_num_threads()).submit(work, supply) for _ in range(threads)]
     return [future.result() for future in futures]

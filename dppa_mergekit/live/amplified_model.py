@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dppa_mergekit.combination.contribution import Combined, Contribution
+from dppa_mergekit.combination.contribution import Combined, Contribution, Place
 from dppa_mergekit.combination.weighted_sum import WeightedSum
 from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.live.gradients import reduce_gradients
@@ -65,11 +65,11 @@ class _Linear:
     ) -> _Linear:
         """Find a linear of the merge among the live weights, and hold its partitions there."""
         live = live_part(weights, combined)
-        block = block_of(combined.name)
+        block = block_of(combined.place.name)
         return cls(
-            combined.name,
+            combined.place.name,
             0 if block is None else block.number,
-            combined.part,
+            combined.place.part,
             live,
             _contribution(combined).weight,
             combined.dtypes,
@@ -98,12 +98,14 @@ class _Dense:
 
     Attributes:
         live: (numel,) its live weights.
+        place: Its place in the merge.
         weight: The weight of the model in the merge.
         dtypes: The dtypes that the merge casts to, one after the other.
         delta: (numel,) a copy of its delta.
     """
 
     live: torch.Tensor
+    place: Place
     weight: float
     dtypes: Sequence[torch.dtype]
     delta: Delta
@@ -115,12 +117,14 @@ class _Dense:
         delta = contribution.pruned.pruning.delta
         assert delta.base is not None
         copied = Delta(delta.fine_tuned.clone(), delta.base.clone())
-        return cls(live_part(weights, combined), contribution.weight, combined.dtypes, copied)
+        live = live_part(weights, combined)
+        return cls(live, combined.place, contribution.weight, combined.dtypes, copied)
 
     def write(self, factor: float) -> None:
         """Write base plus the weighted, amplified delta."""
         contribution = Contribution(Pruned(Pruning.keep_all(self.delta, factor), ()), self.weight)
-        write_combined(self.live, WeightedSum(), [contribution], self.dtypes)
+        combined = Combined(self.place, WeightedSum(), [contribution], self.dtypes)
+        write_combined(self.live, combined)
 
 
 class AmplifiedModel:
@@ -257,5 +261,5 @@ class AmplifiedModel:
 
 def _contribution(combined: Combined) -> Contribution:
     """The contribution of the only fine-tuned model."""
-    (contribution,) = combined.contributions.values()
+    (contribution,) = combined.contributions
     return contribution

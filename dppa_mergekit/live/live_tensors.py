@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
-from dppa_mergekit.combination.contribution import Combination, Combined, Contribution
+from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import CheckpointError
 
 
@@ -23,33 +23,26 @@ def live_part(weights: Mapping[str, torch.Tensor], combined: Combined) -> torch.
     Raises:
         CheckpointError: The live model has no tensor of this name, or it has another shape.
     """
-    live = weights.get(combined.name)
-    numel = next(iter(combined.contributions.values())).pruned.pruning.delta.numel
-    part = None if live is None else live.view(-1)[combined.part]
+    live = weights.get(combined.place.name)
+    numel = combined.contributions[0].pruned.pruning.delta.numel
+    part = None if live is None else live.view(-1)[combined.place.part]
     if part is None or part.numel() != numel:
-        raise missing_tensor(combined.name)
+        raise missing_tensor(combined.place.name)
     return part
 
 
-def write_combined(
-    live: torch.Tensor,
-    combination: Combination,
-    contributions: Sequence[Contribution],
-    dtypes: Sequence[torch.dtype],
-) -> None:
+def write_combined(live: torch.Tensor, combined: Combined) -> None:
     """Combine contributions as a merge does, and write the result to live weights.
 
     Args:
         live: (numel,) live weights; written to.
-        combination: How the contributions are combined.
-        contributions: At least one, of deltas with a base, of numel elements each.
-        dtypes: The dtypes that the merge casts to, one after the other.
+        combined: At least one contribution, of deltas with a base, of numel elements each.
     """
-    base = contributions[0].pruned.pruning.delta.base
+    base = combined.contributions[0].pruned.pruning.delta.base
     assert base is not None
-    merged = torch.empty(base.numel(), dtype=dtypes[0], device=base.device)
-    combination.merge(base, contributions, merged, torch.inf)
-    for dtype in dtypes:
+    merged = torch.empty(base.numel(), dtype=combined.dtypes[0], device=base.device)
+    combined.combination.merge(combined.place, base, combined.contributions, merged, torch.inf)
+    for dtype in combined.dtypes:
         merged = merged.to(dtype)
     live.copy_(merged)
 

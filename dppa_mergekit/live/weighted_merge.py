@@ -57,27 +57,25 @@ class _Tensor:
     @classmethod
     def of(cls, combined: Combined, weights: Mapping[str, torch.Tensor]) -> _Tensor:
         """Find a tensor of the merge among the live weights."""
-        models = [identity(model) for model in combined.contributions]
+        models = [identity(contribution.model) for contribution in combined.contributions]
         return cls(combined, models, live_part(weights, combined))
 
     @property
     def block(self) -> Block | None:
         """The block that holds the tensor; None outside all blocks."""
-        return block_of(self.combined.name)
+        return block_of(self.combined.place.name)
 
     def contributions(self, weights: Weights) -> list[Contribution]:
         """Return the contributions with other weights."""
         return [
             replace(contribution, weight=_in_block(weights[model], self.block))
-            for model, contribution in zip(
-                self.models, self.combined.contributions.values(), strict=True
-            )
+            for model, contribution in zip(self.models, self.combined.contributions, strict=True)
         ]
 
     def write(self, weights: Weights) -> None:
         """Combine the contributions with other weights, and write the result."""
         contributions = self.contributions(weights)
-        write_combined(self.live, self.combined.combination, contributions, self.combined.dtypes)
+        write_combined(self.live, replace(self.combined, contributions=contributions))
 
 
 @dataclass
@@ -143,7 +141,7 @@ class WeightedMerge:
         """
         every: dict[object, dict[Block | None, list[tuple[float, int]]]] = {}
         for tensor in self._tensors:
-            contributions = tensor.combined.contributions.values()
+            contributions = tensor.combined.contributions
             for model, contribution in zip(tensor.models, contributions, strict=True):
                 of_block = every.setdefault(model, {}).setdefault(tensor.block, [])
                 of_block.append((contribution.weight, tensor.live.numel()))
@@ -202,7 +200,7 @@ class WeightedMerge:
 
         def reduce(tensors: Sequence[_Tensor], gradient: torch.Tensor) -> None:
             for tensor in tensors:
-                of_tensor = gradient.reshape(-1)[tensor.combined.part]
+                of_tensor = gradient.reshape(-1)[tensor.combined.place.part]
                 combination = tensor.combined.combination
                 assert isinstance(combination, DifferentiableCombination)
                 derivatives = combination.weight_gradients(
@@ -227,10 +225,10 @@ class WeightedMerge:
         every = dict(self.model.named_parameters(remove_duplicate=False))
         found: dict[str, dict[int | None, _Tensor]] = {}
         for tensor in self._tensors:
-            name = tensor.combined.name
+            name = tensor.combined.place.name
             if name in every:
                 of_parameter = found.setdefault(first[id(every[name])], {})
-                of_parameter[tensor.combined.part.start] = tensor
+                of_parameter[tensor.combined.place.part.start] = tensor
         return {name: list(tensors.values()) for name, tensors in found.items()}
 
 

@@ -21,11 +21,12 @@ from mergekit.merge_methods.base import (
 from mergekit.merge_methods.dtype import align_dtype
 
 from dppa_mergekit.allocation.measurement import TensorSource
-from dppa_mergekit.combination.contribution import Combined, Contribution, Listener
+from dppa_mergekit.combination.contribution import Combined, Contribution, Listener, Place
 from dppa_mergekit.deltas.delta import Delta, linear_deltas
 from dppa_mergekit.errors import CheckpointError, RecipeError
 from dppa_mergekit.merging import mergekit_hooks
 from dppa_mergekit.merging.input_models import check_fine_tuned, check_models
+from dppa_mergekit.merging.linear_inputs import LinearInputs
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import Caller
 from dppa_mergekit.merging.method import Method
@@ -35,7 +36,7 @@ from dppa_mergekit.merging.tensor_parameters import TensorParameters, resolve_pa
 from dppa_mergekit.merging.thresholds import Thresholds
 from dppa_mergekit.sparsification.partitions import boundary_densities
 from dppa_mergekit.sparsification.pruning import Pruning, plan_pruning
-from dppa_mergekit.tensor_names import Linear, linears_alone, linears_in
+from dppa_mergekit.tensor_names import Linear, linears_alone, linears_in, stores_inputs_first
 
 LOG = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class SharedState:
     Attributes:
         allocation: The kept counts of every linear of every model.
         thresholds: The kept sets of all linears.
+        inputs: What enters the linears.
         output_dtype: Dtype to which mergekit casts the result later; None if it does not.
         listener: Called with every linear and dense tensor that is combined; its partitions then
             stay separate even where their factors are equal.
@@ -71,6 +73,7 @@ class SharedState:
 
     allocation: ModelAllocation
     thresholds: Thresholds
+    inputs: LinearInputs
     output_dtype: torch.dtype | None = None
     listener: Listener | None = None
 
@@ -99,23 +102,33 @@ def merge_tensor(
     narrowest = _narrowest(dtypes, deltas)
     parts = max(1, inputs.linears)
     size = base.numel() // parts
+    paths = {model: own.activations for model, own in parameters.models.items()}
+    shape = shared.inputs.shape(
+        inputs.name, inputs.base.shape, inputs.linears, [paths[model] for model in deltas]
+    )
     overflow = False
     for expert in range(parts):
-        linear, part = Linear(inputs.name, expert), slice(expert * size, (expert + 1) * size)
+        linear = Linear(inputs.name, expert)
+        place = Place(inputs.name, slice(expert * size, (expert + 1) * size), shape)
         prunings = {
             model: _plan(of_model[expert], model, linear, inputs.linears > 0, parameters, shared)
             for model, of_model in deltas.items()
         }
         pruned = shared.thresholds.prune(linear, prunings)
-        contributions = {
-            model: Contribution(pruned[model], parameters.models[model].weight) for model in deltas
-        }
+        contributions = [
+            Contribution(
+                pruned[model],
+                parameters.models[model].weight,
+                str(model),
+                shared.inputs.moment(paths[model], linear, shape),
+            )
+            for model in deltas
+        ]
         overflow |= parameters.combination.merge(
-            base[part], list(contributions.values()), merged[part], _largest(narrowest)
+            place, base[place.part], contributions, merged[place.part], _largest(narrowest)
         )
         if shared.listener is not None:
-            named = {str(model): contribution for model, contribution in contributions.items()}
-            shared.listener(Combined(inputs.name, part, parameters.combination, named, dtypes))
+            shared.listener(Combined(place, parameters.combination, contributions, dtypes))
     if overflow:
         LOG.warning(
             "Tensor %s: the sum is too large for %s; what does not fit becomes infinity or NaN.",
@@ -259,7 +272,9 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
 
 def _state_of_plan(plan: Plan) -> SharedState:
     """The shared state of a merge that mergekit has planned."""
-    return SharedState(plan.allocation(), plan.thresholds(), plan.output_dtype, plan.listener)
+    return SharedState(
+        plan.allocation(), plan.thresholds(), plan.inputs(), plan.output_dtype, plan.listener
+    )
 
 
 def _state_in_memory(
@@ -277,7 +292,13 @@ def _state_in_memory(
         sources.append(_source_in_memory(group, dtype, is_alone))
     multiples = [chosen.allocation.multiples for chosen in parameters]
     wanted = [pair for pair in multiples if pair is not None]
-    return SharedState(ModelAllocation(sources, densities, wanted), Thresholds())
+    shapes = {_name(group): tuple(_base_of(group).tensor.shape) for group in groups}
+    inputs = LinearInputs(stores_inputs_first(shapes))
+    for group, chosen in zip(groups, parameters, strict=True):
+        shape = shapes[_name(group)]
+        linears = _linears_of(group, is_alone, shape)
+        inputs.check(chosen.models, _name(group), shape, linears, {})
+    return SharedState(ModelAllocation(sources, densities, wanted), Thresholds(), inputs)
 
 
 def _source_in_memory(

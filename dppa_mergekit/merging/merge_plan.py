@@ -23,12 +23,13 @@ from dppa_mergekit.merging.cache_entries import (
     statistics_entries,
 )
 from dppa_mergekit.merging.header_checks import InputHeaders
+from dppa_mergekit.merging.linear_inputs import LinearInputs
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.model_allocation import ModelAllocation
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
 from dppa_mergekit.merging.thresholds import Thresholds
 from dppa_mergekit.report.progress import progress_bar
-from dppa_mergekit.tensor_names import linears_in, natural_order
+from dppa_mergekit.tensor_names import natural_order, stores_inputs_first
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Plan:
     has_ended: bool = False
     _allocation: ModelAllocation | None = None
     _thresholds: Thresholds | None = None
+    _inputs: LinearInputs = field(default_factory=LinearInputs)
     _awaited: set[str] = field(default_factory=set)
     _merged: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -67,6 +69,14 @@ class Plan:
             CheckpointError: A header shows that the inputs cannot be merged.
         """
         base = self.headers.check(planned, self.method.name)
+        shape = None if base is None else base.shape
+        self._inputs.check(
+            planned.parameters.models,
+            planned.name,
+            shape,
+            planned.linears(shape or ()),
+            self.headers.checkpoints,
+        )
         self.tensors[planned.name] = planned
         # mergekit copies a base tensor of integers and does not call the method.
         if base is None or base.dtype in FLOATING:
@@ -87,6 +97,18 @@ class Plan:
                 entries = kept_set_entries(lambda: self._dependencies)
                 self._thresholds = Thresholds(entries, allocation.linears)
             return self._thresholds
+
+    def inputs(self) -> LinearInputs:
+        """What enters this merge's linears; all tensors are planned."""
+        with self._lock:
+            if self._inputs.inputs_first is None:
+                shapes = {
+                    name: header.shape
+                    for name, planned in self.tensors.items()
+                    if (header := self.headers.header(planned.base, planned.loads[planned.base]))
+                }
+                self._inputs.inputs_first = stores_inputs_first(shapes)
+            return self._inputs
 
     def end(self, names: Iterable[str]) -> None:
         """Note that tensors are merged; with the last one, let go of what merging needed."""
@@ -164,9 +186,7 @@ class Plan:
             planned.name,
             planned.base,
             planned.load,
-            lambda shape: linears_in(
-                planned.name, shape, vocabulary=planned.vocabulary is not None
-            ),
+            planned.linears,
             planned.aligned,
             shard="" if of_base is None else of_base[0].shard_of(of_base[1]),
             read_ahead=read_ahead,

@@ -19,7 +19,7 @@ from dppa_mergekit.parameters import (
     AMPLIFICATIONS,
     AMPLIFY_DENSE,
     DENSITY,
-    WEIGHT,
+    Number,
     Parameter,
 )
 
@@ -61,11 +61,16 @@ class SelectionRule(Protocol):
 
 
 class CombinationRule(Protocol):
-    """A row's combination: its shared recipe parameters, and `resolve`."""
+    """A row's combination: its recipe parameters, and `resolve`."""
+
+    @property
+    def weight(self) -> Number:
+        """The recipe parameter of a model's weight."""
+        ...
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """The shared recipe parameters that it takes."""
+        """The other recipe parameters that it takes, shared or of each model."""
         ...
 
     @property
@@ -103,7 +108,7 @@ class Method:
         """All recipe parameters of the method."""
         amplify = (*AMPLIFICATIONS, AMPLIFY_DENSE) if self.amplified else ()
         return (
-            WEIGHT,
+            self.combination.weight,
             DENSITY,
             *amplify,
             *self.allocation.parameters,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mergekit.merge_methods.base import ParameterScope, ParameterSpec
 
-from dppa_mergekit.parameters import REQUIRED, Choice, Parameter, Switch
+from dppa_mergekit.parameters import REQUIRED, Choice, FilePath, Parameter, Switch
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CheckedParameter(ParameterSpec):  # type: ignore[misc]
 
 def specification(parameter: Parameter) -> CheckedParameter:
     """mergekit's specification of a parameter."""
-    kinds = {Switch: bool, Choice: str}
+    kinds = {Switch: bool, Choice: str, FilePath: str}
     return CheckedParameter(
         parameter.name,
         kinds.get(type(parameter), float),

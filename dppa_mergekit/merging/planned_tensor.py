@@ -13,6 +13,7 @@ from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.tensor_parameters import TensorParameters, resolve_parameters
 from dppa_mergekit.parameters import REQUIRED, WEIGHT
+from dppa_mergekit.tensor_names import linears_in
 
 if TYPE_CHECKING:
     from mergekit.common import ModelReference
@@ -94,6 +95,10 @@ class PlannedTensor:
             aligned,
             resolve_parameters(method, dict(task.parameters.items()), per_model),
         )
+
+    def linears(self, shape: Sequence[int]) -> int:
+        """The number of linears in the tensor, if it has this shape; 0 if it is dense."""
+        return linears_in(self.name, shape, vocabulary=self.vocabulary is not None)
 
     def plain_parameters(self) -> list[object]:
         """Plain data about the parameters, in an order that is the same in every process."""

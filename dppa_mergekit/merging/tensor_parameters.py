@@ -10,6 +10,7 @@ from dppa_mergekit.combination.contribution import Combination
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.parameters import (
+    ACTIVATIONS,
     AMPLIFICATIONS,
     AMPLIFY_DENSE,
     DENSITY,
@@ -29,12 +30,14 @@ class ModelParameters:
         density: Target density, from 0 to 1.
         factors: Rate -> factor of its partition; empty for a method without amplification.
         dense_factor: Factor of the delta if the tensor is dense.
+        activations: File of the second moments of the model's inputs; None for none.
     """
 
     weight: float
     density: float
     factors: Mapping[int, float]
     dense_factor: float
+    activations: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ def _of_model(method: Method, model: Hashable, values: Mapping[str, object]) -> 
             rate: amplify.of(values) for rate, amplify in zip(RATES, AMPLIFICATIONS, strict=True)
         }
     return ModelParameters(
-        WEIGHT.of(values),
+        method.combination.weight.of(values),
         DENSITY.of(values),
         factors,
         AMPLIFY_DENSE.of(values) if method.amplified else 1.0,
+        ACTIVATIONS.of(values) if ACTIVATIONS in method.parameters else None,
     )

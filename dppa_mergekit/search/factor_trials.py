@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
 from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
-from dppa_mergekit.adamerging.tokenization import shorten
 from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.amplified_model import AmplifiedModel
+from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.parameters import AMPLIFY_DENSE
@@ -103,7 +103,7 @@ class FolderFactors:
         found: set[int] = set()
 
         def listen(combined: Combined) -> None:
-            for contribution in combined.contributions.values():
+            for contribution in combined.contributions:
                 found.update(contribution.pruned.pruning.rates)
 
         with merge_into_folder(self.recipe, self.workspace, listen, self.trust_remote_code):

@@ -1,17 +1,16 @@
 """DPA on one tensor, without a merge."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from dppa_mergekit.deltas.delta import Delta, buffers, delta_chunks
-from dppa_mergekit.deltas.threads import share
+from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.parameters import AMPLIFICATIONS, DENSITY, RATES, check_number
 from dppa_mergekit.sparsification.partitions import boundary_densities
-from dppa_mergekit.sparsification.pruning import PrunedChunks, plan_pruning, prune
+from dppa_mergekit.sparsification.pruning import materialize, plan_pruning, prune
 from dppa_mergekit.sparsification.selections import (
     MAGNITUDE,
     RANDOM,
@@ -100,16 +99,7 @@ class PartitionAmplification:
             raise ParameterError("The delta holds NaN or infinity; allowed are finite numbers.")
         selection = self._selection()
         (pruned,) = prune([plan_pruning(flat, kept_counts, self.factors, selection, name)])
-        result = torch.zeros(flat.numel, dtype=flat.dtype, device=flat.device)
-
-        def work(spans: Iterator[tuple[int, int]]) -> None:
-            (reader,), _ = delta_chunks([flat])
-            chunks = PrunedChunks(pruned, reader, buffers(3, flat.dtype, flat.device))
-            for start, stop in spans:
-                chunks.add_to(result[start:stop], 1.0, start, stop)
-
-        share(work, flat.chunks(), flat.device)
-        return result.reshape(delta.shape)
+        return materialize(pruned).reshape(delta.shape)
 
     def _selection(self) -> Selection:
         return SELECTIONS[self.selection].resolve({"seed": self.seed})

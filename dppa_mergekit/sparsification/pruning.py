@@ -6,14 +6,15 @@ in the same order. So a factor that was tried gives, bit for bit, the weights of
 factor.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks
+from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks, buffers, delta_chunks
 from dppa_mergekit.deltas.kernel import AmplifiedDelta, passes_over
 from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys
+from dppa_mergekit.deltas.threads import share
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.sparsification.selections import Selection
 from dppa_mergekit.sparsification.threshold_search import Request, select
@@ -123,6 +124,21 @@ def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
     ]
     selected = iter(select(requests))
     return [Pruned(pruning, () if pruning.keys is None else next(selected)) for pruning in prunings]
+
+
+def materialize(pruned: Pruned) -> torch.Tensor:
+    """The whole pruned, amplified delta, (numel,), in its dtype."""
+    delta = pruned.pruning.delta
+    result = torch.zeros(delta.numel, dtype=delta.dtype, device=delta.device)
+
+    def work(spans: Iterator[tuple[int, int]]) -> None:
+        (reader,), _ = delta_chunks([delta])
+        chunks = PrunedChunks(pruned, reader, buffers(3, delta.dtype, delta.device))
+        for start, stop in spans:
+            chunks.add_to(result[start:stop], 1.0, start, stop)
+
+    share(work, delta.chunks(), delta.device)
+    return result
 
 
 class PrunedChunks:

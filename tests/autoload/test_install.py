@@ -19,7 +19,7 @@ AUTOLOAD = PROJECT / "dppa_mergekit" / "autoload"
 COMPILE = PROJECT / "dppa_mergekit" / "deltas" / "kernel" / "compile.py"
 COMPILER = shutil.which("cc") is not None
 UV = shutil.which("uv", path=Path(sys.executable).parent) or shutil.which("uv")
-METHODS = "dare_dpa dp dppa dppa_ties owl"
+METHODS = "dare_dpa dare_regmean dp dppa dppa_regmean dppa_ties owl"
 
 # With hatchling and editables at hand a build needs no network.
 BUILD = ["--no-deps"]

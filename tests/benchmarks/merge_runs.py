@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,11 +36,13 @@ class Method:
         merge_method: Name of the method in a recipe.
         parameters: Parameters of each fine-tuned model, besides the weight.
         cached: Whether the cache has the statistics of an earlier merge.
+        observed: Whether the models have activations.
     """
 
     merge_method: str
     parameters: Mapping[str, float] = field(default_factory=dict)
     cached: bool = False
+    observed: bool = False
 
 
 METHODS = {
@@ -51,6 +54,9 @@ METHODS = {
     "dppa cached": Method("dppa", _AMPLIFIED, cached=True),
     "dppa_ties": Method("dppa_ties", _AMPLIFIED),
     "dare_dpa": Method("dare_dpa", _AMPLIFIED),
+    "dppa_regmean": Method("dppa_regmean", _AMPLIFIED, observed=True),
+    "dare_regmean": Method("dare_regmean", _AMPLIFIED, observed=True),
+    "dppa_regmean data-free": Method("dppa_regmean", _AMPLIFIED),
 }
 
 
@@ -120,10 +126,26 @@ class MergeRunner:
             "merge_method": method.merge_method,
             "base_model": base,
             "models": [
-                {"model": model, "parameters": {"weight": 0.3, **method.parameters}}
+                {
+                    "model": model,
+                    "parameters": {
+                        "weight": 0.3,
+                        **method.parameters,
+                        **(self._observe(model) if method.observed else {}),
+                    },
+                }
                 for model in fine_tuned
             ],
         }
+
+    def _observe(self, model: str) -> dict[str, str]:
+        """Return the parameter that names a model's activations; write them if they are missing."""
+        file = self.family.path / f"{Path(model).name}.activations.safetensors"
+        if not file.exists():
+            # A process of its own takes the memory that writing needs (see processes.py).
+            script = Path(__file__).with_name("random_activations.py")
+            subprocess.run([sys.executable, str(script), model, str(file)], check=True)
+        return {"activations": str(file.resolve())}
 
 
 def find_mergekit_yaml() -> list[str]:

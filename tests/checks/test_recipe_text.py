@@ -178,7 +178,7 @@ def test_mergekits_own_methods(family: Path, tmp_path: Path) -> None:
     done = of_recipe(tmp_path, recipe(family, "ties", models))
     assert said(done, "error") == [
         f"error: models, {family / 'math'}: ties has no parameter amplify_90, and mergekit ignores "
-        f"it: dppa, dppa_ties and dare_dpa have it."
+        f"it: dppa, dppa_ties, dare_dpa, dppa_regmean and dare_regmean have it."
     ]
     models = {"math": {"weight": float("inf")}}
     assert "not a finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout

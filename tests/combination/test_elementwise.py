@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from dppa_mergekit.combination.contribution import Contribution
+from dppa_mergekit.combination.contribution import Contribution, Place
 from dppa_mergekit.combination.elementwise import Combine, ElementwiseCombination
 from dppa_mergekit.combination.weighted_sum import WeightedSum
 from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.deltas.kernel import library
 from dppa_mergekit.sparsification.pruning import Pruned, PrunedChunks, Pruning
+
+PLACE = Place("tensor", slice(0, 4))
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def test_a_combination_without_a_compiled_pass(
     base = torch.arange(4.0)
     given = contributions(base, [torch.tensor([1.0, -2, 3, 0]), torch.tensor([1.0, 1, -1, 0])])
     merged = torch.empty(4)
-    assert not LargestDelta(lambda_=0.5).merge(base, given, merged, torch.inf)
+    assert not LargestDelta(lambda_=0.5).merge(PLACE, base, given, merged, torch.inf)
     assert merged.tolist() == [0 + 1.0, 1 + 1.0, 2 + 1.5, 3 + 0.0]
 
 
@@ -58,5 +60,5 @@ def test_a_weighted_sum_of_the_same() -> None:
     base = torch.arange(4.0)
     given = contributions(base, [torch.tensor([1.0, -2, 3, 0]), torch.tensor([1.0, 1, -1, 0])])
     merged = torch.empty(4)
-    assert WeightedSum().merge(base, given, merged, 2.9)
+    assert WeightedSum().merge(PLACE, base, given, merged, 2.9)
     assert merged.tolist() == [0 + 3.0, 1 + 0.0, 2 + 1.0, 3 + 0.0]

@@ -15,7 +15,13 @@ from dppa_mergekit.scoring.tasks import TasksFile
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-PER_MODEL = (recipe.WEIGHT, recipe.DENSITY, *recipe.AMPLIFICATIONS, recipe.AMPLIFY_DENSE)
+PER_MODEL = (
+    recipe.WEIGHT,
+    recipe.DENSITY,
+    *recipe.AMPLIFICATIONS,
+    recipe.AMPLIFY_DENSE,
+    recipe.ACTIVATIONS,
+)
 SHARED = (
     recipe.MAX_FLUCTUATION,
     recipe.significance("magnitude"),
@@ -23,6 +29,9 @@ SHARED = (
     recipe.BLOCK_SIGNIFICANCE_MULTIPLE,
     recipe.LAMBDA,
     recipe.normalize(False),
+    recipe.AMPLIFY,
+    recipe.MOMENT_SHRINKAGE,
+    recipe.MOMENT_RIDGE,
     recipe.SEED,
 )
 
@@ -40,7 +49,7 @@ def default(parameter: recipe.Parameter) -> str:
         case recipe.REQUIRED:
             return "required"
         case None:
-            return "`significance_multiple`"
+            return "none" if parameter.per_model else "`significance_multiple`"
         case bool():
             return str(parameter.default).lower()
         case int() | float():
@@ -73,7 +82,10 @@ def test_defaults_that_differ_by_method() -> None:
     assert defaults["owl", "significance"] == "count"
     assert defaults["dppa_ties", "normalize"] is True
     assert "magnitude (`owl`: count)" in README
-    assert "false (`dppa_ties`: true)" in README
+    assert defaults["dppa_regmean", "normalize"] is True
+    assert defaults["dppa_regmean", "weight"] == 1
+    assert "false (`dppa_ties`, by inputs: true)" in README
+    assert "required (by inputs: 1)" in README
 
 
 def test_method_table() -> None:

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-METHODS = ["dare_dpa", "dp", "dppa", "dppa_ties", "owl"]
+METHODS = [
+    "dare_dpa",
+    "dare_regmean",
+    "dp",
+    "dppa",
+    "dppa_regmean",
+    "dppa_ties",
+    "owl",
+]
 STUB = Path(__file__).parents[2] / "dppa_mergekit" / "autoload"
 
 

@@ -1,0 +1,118 @@
+"""One delta that acts on the inputs of every model as that model's own delta does.
+
+After RegMean (arXiv 2212.09849): with D_k the delta of model k, (outputs, inputs), w_k its weight,
+and G_k the second moments of its inputs, the merged delta
+
+    D = (sum_k w_k D_k G_k) (sum_k w_k G_k)^-1
+
+minimises sum_k w_k E_k ||(D - D_k) x||^2. The moments are low rank plus diagonal,
+G_k = V_k diag(e_k) V_k^T + diag(q_k). With p = sum_k w_k q_k, U_k = V_k diag(w_k e_k)^(1/2), and
+the mean M = sum_k D_k diag(w_k q_k / p), Woodbury's identity gives
+
+    D = M + [(D_1 - M) U_1, (D_2 - M) U_2, ...] C,      C = (I + U^T diag(p)^-1 U)^-1 U^T diag(p)^-1
+
+with U = [U_1, U_2, ...]. So the system has as many unknowns as the ranks together, and not as many
+as there are inputs. M and C do not depend on the deltas: linears that share inputs share them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from dppa_mergekit.deltas.products import alone, multiply, solve
+from dppa_mergekit.moments.second_moment import SecondMoment
+
+
+class SingularMomentsError(Exception):
+    """The moments of a linear's inputs leave its regression without a unique solution."""
+
+
+@dataclass(frozen=True)
+class InputRegression:
+    """How the deltas of one linear become one.
+
+    Attributes:
+        shares: (models, inputs) w_k q_k / p, the share of each model's column in the mean.
+        vectors: Of each model, U_k, (inputs, rank).
+        correction: C, (sum of ranks, inputs).
+    """
+
+    shares: torch.Tensor
+    vectors: Sequence[torch.Tensor]
+    correction: torch.Tensor
+
+
+@lru_cache(maxsize=4)
+def regress(
+    moments: tuple[SecondMoment, ...],
+    weights: tuple[float, ...],
+    shrinkage: float,
+    ridge: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> InputRegression:
+    """Solve the normal equations of linears with these inputs, in float64.
+
+    The last few results are kept, for linears that share their inputs.
+
+    Args:
+        moments: Of each model.
+        weights: Of each model, above 0.
+        shrinkage: Factor of the moments' off-diagonal entries, from 0 to 1.
+        ridge: Added to the diagonal of moments whose mean diagonal is 1; at least 0.
+        device: The device of the deltas.
+        dtype: The dtype of the result.
+
+    Raises:
+        SingularMomentsError: The equations have no unique solution.
+    """
+    conditioned = alone(
+        lambda: [moment.conditioned(shrinkage, ridge, device) for moment in moments], device
+    )
+    rests = torch.stack(
+        [weight * moment.rest for moment, weight in zip(conditioned, weights, strict=True)]
+    )
+    total = rests.sum(0)
+    plain = torch.tensor(weights, dtype=torch.float64, device=device)
+    shares = torch.where(total > 0, rests / total, (plain / plain.sum())[:, None])
+    vectors = [
+        moment.vectors * (weight * moment.values).sqrt()
+        for moment, weight in zip(conditioned, weights, strict=True)
+    ]
+    correction = _correction(torch.cat(vectors, 1), total)
+    return InputRegression(
+        shares.to(dtype), [part.to(dtype) for part in vectors], correction.to(dtype)
+    )
+
+
+def _correction(vectors: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
+    """Return C = U^T (U U^T + diag(p))^-1, by whichever system is smaller.
+
+    Args:
+        vectors: U, (inputs, sum of ranks).
+        diagonal: p, (inputs,).
+    """
+    inputs, ranks = vectors.shape
+    transposed = vectors.t().contiguous()
+    if ranks < inputs and bool((diagonal > 0).all()):
+        scaled = vectors / diagonal[:, None]
+        system = multiply(transposed, scaled)
+        system.diagonal().add_(1)
+        return solve(_factor(system), scaled.t().contiguous())
+    system = multiply(vectors, transposed)
+    system.diagonal().add_(diagonal)
+    return solve(_factor(system), vectors).t().contiguous()
+
+
+def _factor(system: torch.Tensor) -> torch.Tensor:
+    """Return the Cholesky factor of a symmetric system."""
+    factor: torch.Tensor
+    factor, failed = alone(lambda: torch.linalg.cholesky_ex(system), system.device)
+    # Rounding may let a singular system pass: its smallest pivot is then no larger than the error.
+    pivots = factor.diagonal().square()
+    smallest = len(system) * torch.finfo(system.dtype).eps * pivots.max()
+    if bool(failed) or not bool(pivots.min() > smallest):
+        raise SingularMomentsError
+    return factor

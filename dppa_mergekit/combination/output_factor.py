@@ -1,0 +1,63 @@
+"""The factor that gives back to a pruned delta the outputs that pruning took from it.
+
+With D the whole delta of a linear, P the pruned one, and G the second moments of the inputs,
+
+    a = tr(D G D^T) / tr(D G P^T)
+
+is the factor with which a P has, in the mean over the inputs, all of D's outputs along D's own
+outputs: a P is then D and something besides that has no part in it. DARE divides a random choice of
+elements by its density for the same reason; for such a choice, a is 1 but for chance.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from dppa_mergekit.deltas.linear_shape import LinearShape
+from dppa_mergekit.deltas.products import alone
+from dppa_mergekit.deltas.threads import in_order, share
+from dppa_mergekit.moments.second_moment import SecondMoment
+from dppa_mergekit.sparsification.linear_rows import keep_whole, open_rows
+from dppa_mergekit.sparsification.pruning import Pruned
+
+DIRECTIONS = 64
+"""Leading directions of the moments that count as such; the others count by their diagonal."""
+
+
+def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> float:
+    """The factor a; 1 where pruning leaves nothing of the outputs.
+
+    Args:
+        pruned: The delta of one linear, pruned.
+        moment: The second moments of the linear's inputs.
+        shape: The shape of the linear.
+    """
+    delta = pruned.pruning.delta
+    roots, root = alone(lambda: _roots(moment), moment.rest.device)
+    roots, root = (part.to(delta.device, delta.dtype) for part in (roots, root))
+    open_reader = open_rows([pruned, keep_whole(delta)], shape)
+
+    def work(pieces: Iterator[tuple[int, int]]) -> list[tuple[int, tuple[float, float]]]:
+        read, sums = open_reader(), []
+        for start, stop in pieces:
+            part, whole = (
+                torch.cat([rows @ roots, rows.mul_(root)], 1).double() for rows in read(start, stop)
+            )
+            sums.append((start, (float((whole * whole).sum()), float((whole * part).sum()))))
+        return sums
+
+    found = in_order(share(work, shape.rows(delta.device), delta.device, summing=True))
+    outputs, kept = (sum(values) for values in zip(*found, strict=True))
+    return outputs / kept if kept > 0 else 1.0
+
+
+def _roots(moment: SecondMoment) -> tuple[torch.Tensor, torch.Tensor]:
+    """R, (inputs, directions), and r, (inputs,), with G = R R^T + diag(r)^2 but for directions.
+
+    The directions beyond the leading ones count by their diagonal.
+    """
+    order = moment.values.argsort(descending=True)
+    vectors, values = (part.double()[..., order] for part in (moment.vectors, moment.values))
+    others = vectors[:, DIRECTIONS:].square().mv(values[DIRECTIONS:])
+    root = (moment.rest.double() + others).sqrt()
+    return vectors[:, :DIRECTIONS] * values[:DIRECTIONS].sqrt(), root

@@ -1,0 +1,132 @@
+"""What enters the linears of one merge: how they are stored, and the moments of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dppa_mergekit.checkpoints.headers import Checkpoint
+from dppa_mergekit.deltas.linear_shape import LinearShape
+from dppa_mergekit.errors import CheckpointError, RecipeError
+from dppa_mergekit.merging.tensor_parameters import ModelParameters
+from dppa_mergekit.moments.activations_file import ActivationsFile
+from dppa_mergekit.moments.second_moment import SecondMoment
+from dppa_mergekit.tensor_names import Linear, is_output_head
+
+
+@dataclass
+class LinearInputs:
+    """The activations files of one merge.
+
+    Attributes:
+        inputs_first: Whether linears of which no file says it are stored as (inputs, outputs); None
+            until all tensors of the merge are known.
+    """
+
+    inputs_first: bool | None = None
+    _files: dict[str, ActivationsFile] = field(default_factory=dict)
+    _sizes: dict[str, Mapping[Linear, int]] = field(default_factory=dict)
+    _checked: set[tuple[str, Hashable]] = field(default_factory=set)
+
+    def check(
+        self,
+        planned: Mapping[Hashable, ModelParameters],
+        name: str,
+        shape: Sequence[int] | None,
+        linears: int,
+        checkpoints: Mapping[Hashable, Checkpoint],
+    ) -> None:
+        """Refuse files that do not belong to a tensor of the merge.
+
+        Args:
+            planned: Fine-tuned model -> its parameters for this tensor.
+            name: The name of the tensor.
+            shape: The shape of the tensor; None if it is packed on load.
+            linears: Number of linears in the tensor.
+            checkpoints: Model -> its files; none where they are not known.
+
+        Raises:
+            RecipeError: Some models have activations, and others have none.
+            CheckpointError: A file cannot be used, or belongs to another model.
+        """
+        paths = {model: own.activations for model, own in planned.items()}
+        missing = [str(model) for model, path in paths.items() if path is None]
+        if 0 < len(missing) < len(paths):
+            raise RecipeError(
+                f"activations: there are none for {missing[0]} ({name}), and some for other "
+                f"models; allowed are activations for all models, or for none."
+            )
+        for model, path in paths.items():
+            if path is None:
+                continue
+            self._check_model(path, model, checkpoints.get(model))
+            for expert in range(max(1, linears) if shape is not None else 0):
+                entry = self._file(path).entries.get(Linear(name, expert))
+                if entry is not None and shape is not None:
+                    inputs = shape[-2] if entry[1].inputs_first else shape[-1]
+                    self._refuse_size(path, Linear(name, expert), inputs)
+
+    def shape(
+        self, name: str, shape: Sequence[int], linears: int, paths: Sequence[str | None]
+    ) -> LinearShape | None:
+        """The outputs and inputs of a tensor's linears; None for a tensor that stays dense.
+
+        An output head is never pruned, but is combined by its inputs if it is no embedding.
+
+        Args:
+            name: The name of the tensor.
+            shape: The shape of the tensor.
+            linears: Number of linears in the tensor.
+            paths: The activations file of each model.
+        """
+        entries = [
+            entry[1]
+            for path in paths
+            if path is not None and (entry := self._file(path).entries.get(Linear(name)))
+        ]
+        is_head = len(shape) == 2 and (len(entries) == len(paths) or is_output_head(name))
+        if not linears and not is_head:
+            return None
+        inputs_first = entries[0].inputs_first if entries else bool(self.inputs_first)
+        first, second = shape[-2:]
+        return LinearShape.of((first, second), inputs_first and not is_output_head(name))
+
+    def moment(
+        self, path: str | None, linear: Linear, shape: LinearShape | None
+    ) -> SecondMoment | None:
+        """The moments of a linear's inputs; None if they were not observed.
+
+        Raises:
+            CheckpointError: They are of another number of inputs.
+        """
+        moment = None if path is None or shape is None else self._file(path).moment(linear)
+        if moment is not None and path is not None and shape is not None:
+            self._refuse_size(path, linear, shape.inputs)
+        return moment
+
+    def _file(self, path: str) -> ActivationsFile:
+        if path not in self._files:
+            file = ActivationsFile.open(path)
+            file.check_content()
+            self._sizes[path] = file.sizes()
+            self._files[path] = file
+        return self._files[path]
+
+    def _check_model(self, path: str, model: Hashable, checkpoint: Checkpoint | None) -> None:
+        if (path, model) in self._checked:
+            return
+        observation = self._file(path).observation
+        if checkpoint is not None and checkpoint.weights_digest() != observation.weights:
+            raise CheckpointError(
+                f"activations: {path} was observed in {observation.model}, and {model} has other "
+                f"weights, or was trained since: observe it again with mergekit-dppa activations."
+            )
+        self._checked.add((path, model))
+
+    def _refuse_size(self, path: str, linear: Linear, inputs: int) -> None:
+        observed = self._sizes[path][linear]
+        if observed != inputs:
+            raise CheckpointError(
+                f"activations: {path} has {observed} inputs for {linear.tensor}, which has "
+                f"{inputs}."
+            )

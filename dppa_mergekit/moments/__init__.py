@@ -1,0 +1,1 @@
+"""Second moments of what enters a linear: observed, or estimated from its delta."""

@@ -1,0 +1,1 @@
+"""Observe what enters the linears of fine-tuned models: `mergekit-dppa activations`."""

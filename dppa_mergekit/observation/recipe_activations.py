@@ -1,0 +1,194 @@
+"""From a recipe and prompts to the recipe with activations: `mergekit-dppa activations`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dppa_mergekit import method_table
+from dppa_mergekit.checkpoints.headers import Checkpoint
+from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
+from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.moments.activations_file import ActivationsFile, write_activations
+from dppa_mergekit.observation.observe import Observing, observe, prompts_digest
+from dppa_mergekit.observation.overlap import InputsOfModels, compare_inputs
+from dppa_mergekit.observation.summary import draw_inputs, observation_summary
+from dppa_mergekit.parameters import ACTIVATIONS
+from dppa_mergekit.prompts import Prompt
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.report.plot_style import is_installed
+from dppa_mergekit.storage.output_files import (
+    check_output_folder,
+    check_recipe_output,
+    write_whole,
+)
+from dppa_mergekit.storage.run_record import write_record
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a run found.
+
+    Attributes:
+        files: Fine-tuned model -> its file.
+        inputs: The inputs of every linear, compared between models.
+    """
+
+    files: Mapping[str, ActivationsFile]
+    inputs: Sequence[InputsOfModels]
+
+
+@dataclass(frozen=True)
+class RecipeActivations:
+    """The observation of all fine-tuned models of a recipe.
+
+    Attributes:
+        recipe: The recipe.
+        prompts: Domain -> its prompts; each domain is named after the folder of its model.
+        output: The file of the recipe with activations filled in.
+        observing: How the models are observed.
+        placement: The device and the dtype of live models.
+    """
+
+    recipe: Recipe
+    prompts: Mapping[str, Sequence[Prompt]]
+    output: Path
+    observing: Observing
+    placement: Placement
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the activations' files."""
+        return self.output.with_suffix(".activations")
+
+    def run(self) -> Observed:
+        """Observe the models one after the other, and write their files and the recipe.
+
+        A file of the same weights, prompts and rank is kept, so an interrupted run goes on.
+
+        Raises:
+            DppaError: Something that the user gave cannot be used; raised before the first model
+                is loaded where possible.
+        """
+        recipe = regression_recipe(self.recipe)
+        domains = self._domains()
+        check_recipe_output(self.output)
+        check_output_folder(self.folder, "model.safetensors")
+        self.folder.mkdir(exist_ok=True)
+        files = {}
+        for model, domain in domains.items():
+            file = self.folder / f"{domain}.safetensors"
+            files[model] = self._observe(model, self.prompts[domain], file)
+            recipe = recipe.with_parameters(model, {ACTIVATIONS.name: str(file)})
+        found = Observed(files, compare_inputs(files))
+        self._write(recipe, found)
+        return found
+
+    def _domains(self) -> dict[str, str]:
+        """Fine-tuned model -> the domain whose prompts it is observed on."""
+        models = self.recipe.fine_tuned()
+        names = [Path(model).name for model in models]
+        for name in self.prompts:
+            if names.count(name) != 1:
+                raise DppaError(
+                    f"It is not clear which model the prompts of {name} belong to: name the "
+                    f"prompts file after one of {', '.join(names)}."
+                )
+        for name in names:
+            if name not in self.prompts:
+                raise DppaError(
+                    f"There are no prompts for {name}: give --prompts {name}.txt or "
+                    f"{name}.jsonl, since either all models have activations or none."
+                )
+        return dict(zip(models, names, strict=True))
+
+    def _observe(self, model: str, prompts: Sequence[Prompt], path: Path) -> ActivationsFile:
+        """Observe one model, unless its file is there already."""
+        source = SourceModel(model, self.placement)
+        weights = _weights_digest(source)
+        known = _read_known(path)
+        wanted = (weights, prompts_digest(prompts, self.observing.reading), self.observing.rank)
+        if known is not None and wanted == (
+            known.observation.weights,
+            known.observation.prompts_sha256,
+            known.observation.rank,
+        ):
+            LOG.info("%s: %s is of the same weights, prompts and rank; it is kept.", model, path)
+            return known
+        live, tokenizer = source.load()
+        with tqdm(total=len(prompts), desc=f"observing {model}", unit="prompt", delay=2) as bar:
+            observation, moments = observe(
+                model, weights, live, tokenizer, prompts, self.observing, bar.update
+            )
+        write_activations(path, observation, moments)
+        return ActivationsFile.open(str(path))
+
+    def _write(self, recipe: Recipe, found: Observed) -> None:
+        """Write the recipe, the summary, the plot and the record of the run."""
+        write_whole(self.output, recipe.to_yaml())
+        write_whole(self.output.with_suffix(".md"), observation_summary(found.files, found.inputs))
+        if is_installed():
+            draw_inputs(found.inputs, self.output.with_suffix(".png"))
+        subject = {
+            "recipe": self.recipe.content,
+            "observing": asdict(self.observing),
+            "dtype": str(self.placement.dtype),
+        }
+        results = [
+            {
+                "model": model,
+                "file": file.path,
+                **file.observation.model_dump(mode="json", exclude={"inputs", "model"}),
+            }
+            for model, file in found.files.items()
+        ]
+        write_record(self.output, "activations", subject, results)
+
+
+def regression_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with the method that combines the same deltas by their inputs.
+
+    Raises:
+        RecipeError: There is no such method, or there is but one fine-tuned model.
+    """
+    method = method_table.by_inputs(recipe.method)
+    if method is None:
+        allowed = [name for name in method_table.names() if method_table.by_inputs(name)]
+        raise RecipeError(
+            f"{recipe.origin}: the deltas of {recipe.method} cannot be combined by their inputs; "
+            f"allowed are {', '.join(allowed)}."
+        )
+    if len(recipe.fine_tuned()) < 2:
+        raise RecipeError(
+            f"{recipe.origin} has one fine-tuned model, whose delta needs no combination; "
+            f"allowed are two or more."
+        )
+    return Recipe({**recipe.content, "merge_method": method.name}, recipe.origin)
+
+
+def _weights_digest(source: SourceModel) -> str:
+    """Return the hash of a model's weights."""
+    from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
+
+    folder = str(source.folder())
+    try:
+        return Checkpoint(source.model, ShardedTensorIndex.from_disk(folder)).weights_digest()
+    # mergekit and torch raise many kinds of errors for files that are damaged or not a model's.
+    except Exception as error:
+        raise CheckpointError(f"{folder}: its weights cannot be read ({error}).") from error
+
+
+def _read_known(path: Path) -> ActivationsFile | None:
+    """Return the file of an earlier run; None if there is none that can be used."""
+    try:
+        file = ActivationsFile.open(str(path))
+        file.check_content()
+    except CheckpointError:
+        return None
+    return file

@@ -1,0 +1,396 @@
+"""Merges by inputs through mergekit, against the oracle's solution of the normal equations."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from checkpoints import recipe, save_family, tensors_of, unequal
+from commands import Merge, RunYaml
+from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
+from mergekit.merge_methods import merge_state_dicts, merge_tensors
+from numpy.typing import NDArray
+from regression_oracle import regress
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dppa_mergekit.checkpoints.headers import Checkpoint
+from dppa_mergekit.moments.activations_file import (
+    Observation,
+    ObservedInputs,
+    ObservedLinear,
+    write_activations,
+)
+from dppa_mergekit.moments.second_moment import SecondMoment
+
+Array = NDArray[np.float64]
+Moments = dict[str, Array]
+"""Tensor -> the second moments of its inputs."""
+
+KEPT = {"math": {"density": 0.3, "amplify_90": 2.0}, "law": {"density": 0.2, "weight": 0.5}}
+
+
+def inputs_first(architecture: str) -> bool:
+    return architecture == "gpt2"
+
+
+def linears_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The linears of a checkpoint, each 2-D."""
+    return {
+        name: tensor
+        for name, tensor in tensors_of(folder).items()
+        if oracle.classify(name, tensor.shape).linears == 1
+    }
+
+
+def draw_moments(folder: Path, model: str, seed: int, extra: tuple[str, ...] = ()) -> Moments:
+    """Full-rank moments of every linear, and of some tensors more."""
+    generator = np.random.default_rng(seed)
+    tensors = tensors_of(folder / model)
+    found = {}
+    for name in [*linears_of(folder / model), *extra]:
+        axis = 0 if inputs_first(folder.name) and name not in extra else 1
+        vectors = generator.normal(size=(tensors[name].shape[axis],) * 2)
+        # Exact in the file's float16.
+        vectors = vectors.astype(np.float16).astype(np.float64)
+        found[name] = vectors @ vectors.T / len(vectors)
+    return found
+
+
+def write_moments(path: Path, folder: Path, model: str, moments: Moments) -> str:
+    """An activations file of these moments, by their eigenvectors."""
+    index = ShardedTensorIndex.from_disk(str(folder / model))
+    entries, written = [], []
+    for name, moment in moments.items():
+        values, vectors = np.linalg.eigh(moment)
+        stored = ObservedLinear(
+            tensor=name, inputs_first=inputs_first(folder.name) and "lm_head" not in name
+        )
+        entries.append(ObservedInputs(linears=(stored,), tokens=10))
+        written.append(
+            SecondMoment(
+                torch.from_numpy(vectors),
+                torch.from_numpy(values.clip(0)),
+                torch.zeros(len(values), dtype=torch.float64),
+            )
+        )
+    observation = Observation(
+        model=model,
+        weights=Checkpoint(model, index).weights_digest(),
+        prompts=1,
+        prompts_sha256="",
+        answered=0,
+        tokens=10,
+        rank=len(values),
+        inputs=tuple(entries),
+    )
+    write_activations(path, observation, written)
+    return str(path)
+
+
+def read_moments(path: Path) -> Moments:
+    """The moments in a file, by its bytes alone."""
+    with safe_open(path, framework="np") as file:
+        described = json.loads(file.metadata()["dppa_activations"])
+        found = {}
+        for number, inputs in enumerate(described["inputs"]):
+            vectors, values, rest = (
+                file.get_tensor(f"{number}.{part}").astype(np.float64)
+                for part in ("vectors", "values", "rest")
+            )
+            for linear in inputs["linears"]:
+                found[linear["tensor"]] = (vectors * values) @ vectors.T + np.diag(rest)
+    return found
+
+
+@pytest.fixture(scope="session", params=["llama_untied", "gpt2"])
+def family_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_family(tmp_path_factory.mktemp("by inputs") / request.param, request.param)
+
+
+def expected(
+    folder: Path,
+    parameters: Mapping[str, Mapping[str, object]],
+    moments_of: Callable[[str, str, Array], Array],
+    heads: tuple[str, ...] = (),
+) -> dict[str, Array]:
+    """The oracle's merge: the single models' amplified deltas, combined by inputs.
+
+    `moments_of` takes a model, a tensor, and the model's whole delta, (outputs, inputs).
+    """
+    base = {name: tensor.numpy() for name, tensor in tensors_of(folder / "base").items()}
+    tuned = {
+        model: {name: tensor.numpy() for name, tensor in tensors_of(folder / model).items()}
+        for model in parameters
+    }
+    alone = {
+        model: oracle.merge(base, [tuned[model]], "dppa", [{**own, "weight": 1.0}])
+        for model, own in parameters.items()
+    }
+    weights = [float(own.get("weight", 1.0)) for own in parameters.values()]  # type: ignore[arg-type]
+    merged = {}
+    for name, stored in base.items():
+        deltas = [(alone[model][name] - stored).astype(np.float64) for model in parameters]
+        if not oracle.classify(name, stored.shape).linears and name not in heads:
+            mean = sum(w * delta for w, delta in zip(weights, deltas, strict=True)) / sum(weights)
+            merged[name] = stored + mean
+            continue
+        flipped = inputs_first(folder.name) and name not in heads
+        order = (1, 0) if flipped else (0, 1)
+        moments = [
+            moments_of(
+                model, name, (tuned[model][name] - stored).astype(np.float64).transpose(order)
+            )
+            for model in parameters
+        ]
+        solved = regress(
+            stored.astype(np.float64).transpose(order),
+            [delta.transpose(order) for delta in deltas],
+            moments,
+            weights,
+        )
+        merged[name] = solved.transpose(order)
+    return merged
+
+
+def assert_close(merged: Mapping[str, torch.Tensor], wanted: Mapping[str, Array]) -> None:
+    assert merged.keys() == wanted.keys()
+    for name, tensor in merged.items():
+        np.testing.assert_allclose(
+            tensor.double().numpy(), wanted[name], rtol=0, atol=2e-6, err_msg=name
+        )
+
+
+def heads_of(folder: Path) -> tuple[str, ...]:
+    return ("lm_head.weight",) if folder.name == "llama_untied" else ()
+
+
+def test_data_free_merges_equal_the_oracle(family_of: Path, merge: Merge) -> None:
+    merged = merge(recipe(family_of, "dppa_regmean", KEPT, parameters={"amplify": "none"}))
+    wanted = expected(
+        family_of, KEPT, lambda model, name, delta: delta.T @ delta, heads_of(family_of)
+    )
+    assert_close(merged, wanted)
+
+
+def test_observed_merges_equal_the_oracle(family_of: Path, merge: Merge, tmp_path: Path) -> None:
+    heads = heads_of(family_of)
+    drawn = {model: draw_moments(family_of, model, seed, heads) for seed, model in enumerate(KEPT)}
+    models = {
+        model: {
+            **own,
+            "activations": write_moments(
+                tmp_path / f"{model}.safetensors", family_of, model, drawn[model]
+            ),
+        }
+        for model, own in KEPT.items()
+    }
+    stored = {model: read_moments(Path(str(own["activations"]))) for model, own in models.items()}
+    for model, moments in drawn.items():
+        for name, moment in moments.items():
+            # float16 holds the eigenvectors to three digits.
+            largest = np.abs(moment).max()
+            np.testing.assert_allclose(stored[model][name], moment, atol=3e-3 * largest)
+    content = recipe(family_of, "dppa_regmean", models, parameters={"amplify": "none"})
+    wanted = expected(family_of, KEPT, lambda model, name, delta: stored[model][name], heads)
+    assert_close(merge(content), wanted)
+
+
+@pytest.mark.parametrize("method", ["dppa", "dare_dpa"])
+def test_one_model_alone_is_the_sum_bit_for_bit(method: str, bfloat16: Path, merge: Merge) -> None:
+    own = {"math": {"density": 0.3, "weight": 1.0, "amplify_90": 2.0, "amplify_dense": 0.5}}
+    summed = merge(recipe(bfloat16, method, own), output="summed")
+    by_inputs = {"dppa": "dppa_regmean", "dare_dpa": "dare_regmean"}[method]
+    assert not unequal(merge(recipe(bfloat16, by_inputs, own), output="solved"), summed)
+
+
+def test_the_weight_need_not_be_given(family: Path, merge: Merge) -> None:
+    kept = {"math": {"density": 0.3}, "law": {"density": 0.2}}
+    given = {model: {**own, "weight": 1.0} for model, own in kept.items()}
+    left_out = merge(recipe(family, "dppa_regmean", kept), output="left out")
+    assert not unequal(merge(recipe(family, "dppa_regmean", given), output="given"), left_out)
+
+
+@pytest.mark.parametrize("method", ["dppa_regmean", "dare_regmean"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_threads_order_and_repetition_change_no_byte(
+    method: str,
+    dtype: str,
+    tmp_path: Path,
+    merge: Merge,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Threads share the chunks of a tensor, and the pieces of a product: there must be several.
+    monkeypatch.setattr("dppa_mergekit.deltas.delta.CHUNK", 1 << 14)
+    monkeypatch.setattr("dppa_mergekit.deltas.products.ROWS", 16)
+    family = save_family(
+        tmp_path, dtype=getattr(torch, dtype), hidden_size=192, intermediate_size=520,
+        num_hidden_layers=1, tuned=("math", "law", "bank"),
+    )  # fmt: skip
+    models = {model: {"density": 0.3} for model in ("math", "law", "bank")}
+    found = []
+    for output, threads, order in (
+        ("one", 1, models),
+        ("again", 1, models),
+        ("two", 2, models),
+        ("back", 2, dict(reversed(models.items()))),
+    ):
+        torch.set_num_threads(threads)
+        merge(recipe(family, method, order), output=output)
+        found.append((tmp_path / output / "model.safetensors").read_bytes())
+    assert found[0] == found[1]
+    assert found[1] == found[2]
+    assert found[2] == found[3]
+
+
+def test_state_dicts_equal_the_command(family_of: Path, merge: Merge) -> None:
+    by_command = merge(recipe(family_of, "dppa_regmean", KEPT))
+    tensors = {model: tensors_of(family_of / model) for model in ("base", *KEPT)}
+    parameters = {
+        "density": {model: own["density"] for model, own in KEPT.items()},
+        "weight": {model: own.get("weight", 1.0) for model, own in KEPT.items()},
+        "amplify_90": {model: own.get("amplify_90", 1.0) for model, own in KEPT.items()},
+    }
+    merged = merge_state_dicts(tensors, "dppa_regmean", parameters=parameters, base="base")
+    assert not unequal(merged, by_command)
+
+
+def test_one_tensor_without_its_model() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(6, 4, generator=generator) for _ in range(3)]
+    merged = merge_tensors(
+        tensors, "dppa_regmean", parameters={"density": [1.0, 1.0]}, base_index=0
+    )
+    deltas = [(tensor - tensors[0]).double().numpy() for tensor in tensors[1:]]
+    wanted = regress(
+        tensors[0].double().numpy(), deltas, [delta.T @ delta for delta in deltas], [1.0, 1.0]
+    )
+    np.testing.assert_allclose(merged.double().numpy(), wanted, atol=1e-5)
+
+
+@pytest.fixture
+def observed(family: Path, tmp_path: Path) -> dict[str, dict[str, object]]:
+    """Models with activations, by name."""
+    return {
+        model: {
+            "density": 0.3,
+            "activations": write_moments(
+                tmp_path / f"{model}.safetensors",
+                family,
+                model,
+                draw_moments(family, model, seed),
+            ),
+        }
+        for seed, model in enumerate(("math", "law"))
+    }
+
+
+def refusal(run_yaml: RunYaml, content: Mapping[str, object], tmp_path: Path) -> str:
+    """The message of a merge that ends before its folder is made."""
+    result = run_yaml(content)
+    assert result.exit_code != 0
+    assert not (tmp_path / "out").exists()
+    return result.output
+
+
+def test_activations_of_some_models_only(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    del observed["law"]["activations"]
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert "law" in said
+    assert "allowed are activations for all models, or for none" in said
+
+
+def test_a_file_that_is_missing(family: Path, run_yaml: RunYaml, tmp_path: Path) -> None:
+    models = {model: {"activations": "nowhere.safetensors"} for model in ("math", "law")}
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", models), tmp_path)
+    assert "there is no file nowhere.safetensors" in said
+
+
+def test_a_file_of_another_model(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    observed["law"]["activations"] = observed["math"]["activations"]
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert "math.safetensors was observed in math" in said
+    assert "law has other weights, or was trained since" in said
+
+
+def test_a_file_that_is_something_else(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    observed["law"]["activations"] = str(family / "law" / "model.safetensors")
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert "was not written by this version's mergekit-dppa activations" in said
+
+
+def test_a_truncated_file(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    path.write_bytes(path.read_bytes()[:-100])
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_numbers_that_cannot_be(
+    value: float,
+    observed: dict[str, dict[str, object]],
+    family: Path,
+    run_yaml: RunYaml,
+    tmp_path: Path,
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    spoil(path, lambda tensors: tensors["0.rest"].__setitem__(1, value))
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged: the moments of" in said
+
+
+def test_moments_of_another_number_of_inputs(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        for part in ("vectors", "rest"):
+            tensors[f"0.{part}"] = tensors[f"0.{part}"][:16].contiguous()
+
+    spoil(path, halve)
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} has 16 inputs for" in said
+
+
+def spoil(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Write a file again with other tensors and its own metadata."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shared", "words"),
+    [
+        ({"weight": -0.5}, {}, "weight is -0.5; allowed is a finite float32 number of at least 0"),
+        ({}, {"moment_shrinkage": 1.5}, "moment_shrinkage is 1.5; allowed is a number from 0 to 1"),
+        ({}, {"moment_ridge": -1}, "moment_ridge is -1; allowed is"),
+        ({"activations": 3}, {}, "activations is 3"),
+    ],
+)
+def test_values_out_of_range(
+    parameters: dict[str, object],
+    shared: dict[str, object],
+    words: str,
+    family: Path,
+    run_yaml: RunYaml,
+    tmp_path: Path,
+) -> None:
+    models = {"math": parameters, "law": {}}
+    content = recipe(family, "dppa_regmean", models, parameters=shared)
+    assert words in refusal(run_yaml, content, tmp_path)
