@@ -63,3 +63,10 @@ def by_inputs(name: str) -> Method | None:
         ),
         None,
     )
+
+
+def default_weight(name: str) -> float | None:
+    """The weight that a method gives a model without one; None if every model must have one."""
+    known = method_of(name)
+    default = None if known is None else known.combination.weight.default
+    return float(default) if isinstance(default, (int, float)) else None

@@ -103,8 +103,11 @@ class Recipe:
         spelled = {identity(entry["model"]): str(entry["model"]) for entry in _inputs(self.content)}
         return [name for model, name in spelled.items() if model != base]
 
-    def weights(self) -> dict[str, float]:
+    def weights(self, default: float | None = None) -> dict[str, float]:
         """Return the weights of the fine-tuned models, under the recipe's spellings.
+
+        Args:
+            default: The weight of a model that has none; None if every model must have one.
 
         Raises:
             RecipeError: A weight is not a plain number, or differs between slices.
@@ -114,7 +117,7 @@ class Recipe:
             name = str(entry["model"])
             if identity(name) == identity(self.content.get("base_model")):
                 continue
-            weight = parameters.get("weight")
+            weight = parameters.get("weight", default)
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise RecipeError(
                     f"{self.origin}: the weight of {name} is {weight!r}; a search or AdaMerging "
@@ -170,6 +173,12 @@ class Recipe:
         for entry in _inputs(content):
             if identity(entry["model"]) == wanted:
                 entry["parameters"] = {**_parameters_of(entry), **values}
+        return Recipe(content, self.origin)
+
+    def with_shared(self, values: Mapping[str, object]) -> Recipe:
+        """Return the recipe with new values for parameters of the whole merge."""
+        content = deepcopy(self.content)
+        content["parameters"] = {**_parameters_of(content), **values}
         return Recipe(content, self.origin)
 
     def with_only(self, model: str) -> Recipe:

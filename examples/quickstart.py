@@ -51,6 +51,7 @@ OTHERS_REPLAY = 0.25  # share of the other domains in fine-tuning, with the base
 DEV_ITEMS = 100  # items per task to choose by
 WEIGHTS = [0.2, 0.3, 0.4, 0.6, 0.8, 1.0]  # candidates; all models of a merge share one
 AMPLIFICATIONS = [1.0, 1.5, 2.0]  # candidates for a single model's 90 partition
+OBSERVED = 25  # prompts of each domain on which its model is observed
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Recipe:
     def label(self) -> str:
         """The name, and the parameters that were chosen."""
         chosen = {name: value for name, value in self.parameters.items() if name != "density"}
-        return f"{self.name}: {', '.join(f'{name} {value:g}' for name, value in chosen.items())}"
+        values = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+        return f"{self.name}: {values}" if values else self.name
 
     def to_yaml(self) -> str:
         """Return the recipe as mergekit reads it, with paths relative to the output folder."""
@@ -106,17 +108,28 @@ def list_merges() -> list[Recipe]:
     ]
 
 
+def merge_by_inputs() -> Recipe:
+    """Return the merge of the three fine-tuned models by what enters their linears."""
+    return Recipe("merge_dppa_regmean_80", "dppa_regmean", tuple(DOMAINS), {"density": 0.2})
+
+
 def draw_for_base(random: Random) -> Item:
     """Draw an item of any task, with a light answer more often than not."""
     [task] = random.choices(TASKS, [BASE_SHARES.get(task.name, 1) for task in TASKS])
     return task.draw_for_training(random, light=random.random() > TRUE_SHARE)
 
 
+def choose_own(domain: str) -> Callable[[Random], Item]:
+    """Return a function that draws items of a domain alone."""
+    own = [task for task in TASKS if task.domain == domain]
+    return lambda random: random.choice(own).draw_for_training(random)
+
+
 def choose_draw(domain: str) -> Callable[[Random], Item]:
     """Return a function that draws a domain's items, mixed with items of the base's training."""
-    own = [task for task in TASKS if task.domain == domain]
+    own = choose_own(domain)
     general = [task for task in TASKS if task.domain == GENERAL]
-    others = [task for task in TASKS if task not in own + general]
+    others = [task for task in TASKS if task.domain not in (domain, GENERAL)]
 
     def draw(random: Random) -> Item:
         share = random.random()
@@ -125,7 +138,7 @@ def choose_draw(domain: str) -> Callable[[Random], Item]:
         if share < GENERAL_REPLAY + OTHERS_REPLAY:
             light = random.random() > TRUE_SHARE
             return random.choice(others).draw_for_training(random, light)
-        return random.choice(own).draw_for_training(random)
+        return own(random)
 
     return draw
 
@@ -205,8 +218,28 @@ def merge(output: Path, recipe: Recipe) -> None:
     """Write a recipe to `output` and merge it there with mergekit's own command."""
     (output / f"{recipe.name}.yml").write_text(recipe.to_yaml(), encoding="utf-8")
     command = Path(sys.executable).with_name("mergekit-yaml")
+    run(output, command, f"{recipe.name}.yml", recipe.name, "--random-seed", "0", "--quiet")
+
+
+def observe(output: Path, recipe: Recipe, seed: int) -> None:
+    """Observe a recipe's models on prompts of their domains, and merge by these inputs."""
+    prompts = []
+    for name in recipe.models:
+        draw, random = choose_own(name), Random(seed)
+        lines = [draw(random).prompt for _ in range(OBSERVED)]
+        (output / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        prompts += ["--prompts", f"{name}.txt"]
+    (output / "recipe.yml").write_text(recipe.to_yaml(), encoding="utf-8")
+    command = Path(sys.executable).with_name("mergekit-dppa")
+    observed = f"{recipe.name}.yml"
+    run(output, command, "activations", "recipe.yml", "--output", observed, *prompts)
+    run(output, command.with_name("mergekit-yaml"), observed, recipe.name, "--quiet")
+
+
+def run(output: Path, command: Path, *arguments: str) -> None:
+    """Run a command in the output folder."""
     finished = subprocess.run(
-        [command, f"{recipe.name}.yml", recipe.name, "--random-seed", "0", "--quiet"],
+        [command, *arguments],
         cwd=output,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # random masks depend on the thread count
         capture_output=True,
@@ -214,7 +247,8 @@ def merge(output: Path, recipe: Recipe) -> None:
         check=False,
     )
     if finished.returncode:
-        raise click.ClickException(f"mergekit-yaml {recipe.name}.yml failed: {finished.stderr}")
+        line = " ".join([command.name, *arguments])
+        raise click.ClickException(f"{line} failed: {finished.stderr}")
 
 
 def print_table(rows: dict[str, Scores], domains: dict[str, list[str]]) -> None:
@@ -258,6 +292,9 @@ def main(output: Path, seed: int) -> None:
     with ThreadPoolExecutor(max_workers=2) as pool:
         merges = pool.map(partial(merge, output), recipes)
         list(tqdm(merges, total=len(recipes), desc="merging"))
+    by_inputs = merge_by_inputs()
+    observe(output, by_inputs, seed)
+    recipes.append(by_inputs)
     scorer = Scorer.load("test")
     folders = {name: name for name in ["base", *DOMAINS]}
     folders |= {recipe.label: recipe.name for recipe in recipes}

@@ -28,6 +28,9 @@ import click
 )
 @click.option("--private", is_flag=True, help="Make the repository private.")
 @click.option(
+    "--with-activations", is_flag=True, help="Upload the files of the recipe's activations, too."
+)
+@click.option(
     "--dry-run", is_flag=True, help="Write the card and list the files, but upload nothing."
 )
 def publish(
@@ -37,6 +40,7 @@ def publish(
     names: tuple[str, ...],
     merge_license: str | None,
     private: bool,
+    with_activations: bool,
     dry_run: bool,
 ) -> None:
     """Complete the model card of the merge in FOLDER, and upload it to the Hub as REPO_ID.
@@ -53,11 +57,15 @@ def publish(
         if not model or not name:
             raise ParameterError(f"--name is {pair}; allowed is MODEL=HUB_NAME.")
         given[model] = name
-    publishing = Publishing(folder, repository, recipe_file, given, merge_license, private)
+    publishing = Publishing(
+        folder, repository, recipe_file, given, merge_license, private, with_activations
+    )
     files = publishing.prepare(dry_run)
     if dry_run:
         click.echo(f"The card is in {folder / 'README.md'}. The upload to {repository} would be:")
         for file in files:
             click.echo(f"{file.stat().st_size:>14,}  {file.relative_to(folder)}")
+        for path, name in publishing.activations().items() if with_activations else ():
+            click.echo(f"{Path(path).stat().st_size:>14,}  {name}")
         return
     click.echo(publishing.upload(files))

@@ -39,11 +39,11 @@ CURVES = (
 )
 @click.option(
     "--tune",
-    type=click.Choice(["factors", "weights"]),
+    type=click.Choice(["factors", "weights", "merge-factors"]),
     default="factors",
     show_default=True,
-    help="Tune the factors of every model, alone on the base, or the weights of all models in the "
-    "whole merge.",
+    help="factors: those of every model, alone on the base. weights: those of all models, in the "
+    "whole merge. merge-factors: the factors of all models, in the whole merge.",
 )
 @click.option("--shared", is_flag=True, help="For weights: tune one weight that all models share.")
 @click.option(
@@ -51,12 +51,12 @@ CURVES = (
     type=click.Choice(["mean", "worst"]),
     default="mean",
     show_default=True,
-    help="For weights: compare candidates by the mean or by the worst Domain-Ratio.",
+    help="For the whole merge: compare candidates by the mean or by the worst Domain-Ratio.",
 )
 @click.option(
     "--guard-loss",
     type=options.Finite(0, 1),
-    help="For weights: the share of the base model's score that a guard task may lose.  "
+    help="For the whole merge: the share of the base model's score that a guard task may lose.  "
     "[default: 0.05]",
 )
 @click.option(
@@ -97,7 +97,7 @@ CURVES = (
     "range_",
     type=(options.Finite(min=0), options.Finite(min=0)),
     help="The least and the largest value.  [default: 0.2 3 for factors, 0.1 1 for those of random "
-    "partitions, 0 1.5 for weights]",
+    "partitions, 0 1.5 for weights, 0.2 4 for merge-factors]",
 )
 @click.option(
     "--seed",
@@ -160,6 +160,8 @@ def search(
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.recipes import Recipe
     from dppa_mergekit.search.factor_search import FactorSearch
+    from dppa_mergekit.search.merge_factor_search import MergeFactorSearch
+    from dppa_mergekit.search.merge_search import MergeSearch
     from dppa_mergekit.search.weight_search import WeightSearch
     from dppa_mergekit.search.workers import Cluster
 
@@ -177,22 +179,20 @@ def search(
     )
     placement = options.placement(device, dtype, trust_remote_code)
     cluster = None if workers is None else Cluster(workers, ray_address)
+    given = (read, tasks, output, chosen, placement, score_command, cluster)
+    loss = MergeSearch.guard_loss if guard_loss is None else guard_loss
     run: RecipeSearch
     if tune == "factors":
-        prompts = _texts(prompts_file)
-        run = FactorSearch(
-            read, tasks, output, chosen, placement, score_command, cluster, tune_dense, prompts
-        )
+        run = FactorSearch(*given, tune_dense, _texts(prompts_file))
+    elif tune == "weights":
+        run = WeightSearch(*given, by == "worst", loss, shared)
     else:
-        loss = WeightSearch.guard_loss if guard_loss is None else guard_loss
-        worst = by == "worst"
-        run = WeightSearch(
-            read, tasks, output, chosen, placement, score_command, cluster, shared, worst, loss
-        )
+        run = MergeFactorSearch(*given, by == "worst", loss)
     verdict = _report(_results(run), read.method)
-    click.echo(f"{output}: the recipe with these {tune}")
+    found = "weights" if tune == "weights" else "factors"
+    click.echo(f"{output}: the recipe with these {found}")
     if html:
-        title = f"Search of {tune} for {recipe.name}"
+        title = f"Search of {found} for {recipe.name}"
         curves = {output.with_suffix(".png").name: CURVES}
         options.write_page(output, title, verdict, curves, [recipe, tasks_file])
 
@@ -212,13 +212,11 @@ def _refuse_idle_options(
     Raises:
         ParameterError: There is one.
     """
+    if tune != "weights":
+        options.refuse_idle({"--shared": shared}, "--tune weights")
     if tune == "factors":
-        of_weights = {
-            "--shared": shared,
-            "--by worst": by == "worst",
-            "--guard-loss": guard_loss is not None,
-        }
-        options.refuse_idle(of_weights, "--tune weights")
+        of_merges = {"--by worst": by == "worst", "--guard-loss": guard_loss is not None}
+        options.refuse_idle(of_merges, "--tune weights or merge-factors")
     else:
         of_factors = {"--tune-dense": tune_dense, "--per-block": per_block}
         options.refuse_idle(of_factors, "--tune factors")
@@ -263,11 +261,13 @@ def _search_options(
 
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.search.factor_search import default_options
+    from dppa_mergekit.search.merge_factor_search import MERGE_FACTOR_OPTIONS
     from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS
 
-    defaults = default_options(method) if tune == "factors" else WEIGHT_OPTIONS
+    of_merges = {"weights": WEIGHT_OPTIONS, "merge-factors": MERGE_FACTOR_OPTIONS}
+    defaults = default_options(method) if tune == "factors" else of_merges[tune]
     low, high = (defaults.low, defaults.high) if range_ is None else range_
-    if tune == "factors" and not low <= 1 <= high:
+    if tune != "weights" and not low <= 1 <= high:
         raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range with 1 in it.")
     if tune == "weights" and not low < high:
         raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range from less to more.")

@@ -83,7 +83,7 @@ class ByInputs:
         try:
             regression = regress(
                 moments,
-                tuple(contribution.weight for contribution in contributions),
+                [contribution.weight for contribution in contributions],
                 self.shrinkage,
                 self.ridge,
                 delta.device,
@@ -148,12 +148,12 @@ def _combine(deltas: Sequence[torch.Tensor], regression: InputRegression) -> tor
     return mean.addmm_(torch.cat(projected, 1), regression.correction)
 
 
-def _moments(contributions: Sequence[Contribution], shape: LinearShape) -> tuple[SecondMoment, ...]:
+def _moments(contributions: Sequence[Contribution], shape: LinearShape) -> list[SecondMoment]:
     """Return the moments of every model's inputs: all observed, or all estimated from deltas."""
     observed = [contribution.moment for contribution in contributions]
-    known = tuple(moment for moment in observed if moment is not None)
+    known = [moment for moment in observed if moment is not None]
     if len(known) == len(observed):
         return known
-    return tuple(
+    return [
         delta_moment(contribution.pruned.pruning.delta, shape) for contribution in contributions
-    )
+    ]

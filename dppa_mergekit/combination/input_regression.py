@@ -15,9 +15,9 @@ with U = [U_1, U_2, ...]. So the system has as many unknowns as the ranks togeth
 as there are inputs. M and C do not depend on the deltas: linears that share inputs share them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from weakref import WeakKeyDictionary, ref
 
 import torch
 
@@ -44,21 +44,23 @@ class InputRegression:
     correction: torch.Tensor
 
 
-@lru_cache(maxsize=4)
+_SOLVED: WeakKeyDictionary[SecondMoment, tuple[Hashable, InputRegression]] = WeakKeyDictionary()
+"""Moments of the first model -> what was solved with them last, for as long as they live: linears
+that share their inputs share the solution, and so do several merges in memory."""
+
+
 def regress(
-    moments: tuple[SecondMoment, ...],
-    weights: tuple[float, ...],
+    moments: Sequence[SecondMoment],
+    weights: Sequence[float],
     shrinkage: float,
     ridge: float,
     device: torch.device,
     dtype: torch.dtype,
 ) -> InputRegression:
-    """Solve the normal equations of linears with these inputs, in float64.
-
-    The last few results are kept, for linears that share their inputs.
+    """Solve the normal equations of linears with these inputs, unless that has been done.
 
     Args:
-        moments: Of each model.
+        moments: Of each model; at least one.
         weights: Of each model, above 0.
         shrinkage: Factor of the moments' off-diagonal entries, from 0 to 1.
         ridge: Added to the diagonal of moments whose mean diagonal is 1; at least 0.
@@ -68,6 +70,24 @@ def regress(
     Raises:
         SingularMomentsError: The equations have no unique solution.
     """
+    first, *others = moments
+    key = (*map(ref, others), *weights, shrinkage, ridge, device, dtype)
+    known, solution = _SOLVED.get(first, (None, None))
+    if solution is None or known != key:
+        solution = _solve(moments, weights, shrinkage, ridge, device, dtype)
+        _SOLVED[first] = key, solution
+    return solution
+
+
+def _solve(
+    moments: Sequence[SecondMoment],
+    weights: Sequence[float],
+    shrinkage: float,
+    ridge: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> InputRegression:
+    """Solve the normal equations in float64; see `regress`."""
     conditioned = alone(
         lambda: [moment.conditioned(shrinkage, ridge, device) for moment in moments], device
     )

@@ -32,7 +32,7 @@ def chunks(numel: int, device: torch.device) -> list[tuple[int, int]]:
     return [(start, min(start + length, numel)) for start in range(0, numel, length)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Delta:
     """fine_tuned - base, flat, in float64 if either tensor is float64 and in float32 otherwise.
 

@@ -72,9 +72,8 @@ class _Tensor:
             for model, contribution in zip(self.models, self.combined.contributions, strict=True)
         ]
 
-    def write(self, weights: Weights) -> None:
-        """Combine the contributions with other weights, and write the result."""
-        contributions = self.contributions(weights)
+    def write(self, contributions: Sequence[Contribution]) -> None:
+        """Combine contributions, and write the result."""
         write_combined(self.live, replace(self.combined, contributions=contributions))
 
 
@@ -163,13 +162,44 @@ class WeightedMerge:
         if self._tensors:
             by_identity = {identity(model): weight for model, weight in weights.items()}
             for tensor in self._tensors:
-                tensor.write(by_identity)
+                tensor.write(tensor.contributions(by_identity))
             return
         recipe = self.recipe.with_weights(weights)
         if recipe != self._written:
             self._written = None
             self._merge_anew(recipe)
             self._written = recipe
+
+    def rates(self) -> dict[str, list[int]]:
+        """Return fine-tuned model -> the pruning rates of its partitions, highest first."""
+        found: dict[object, set[int]] = {}
+        for tensor in self._tensors:
+            for model, contribution in zip(
+                tensor.models, tensor.combined.contributions, strict=True
+            ):
+                found.setdefault(model, set()).update(contribution.pruned.pruning.rates)
+        return {
+            model: sorted(found.get(identity(model), ()), reverse=True)
+            for model in self.recipe.fine_tuned()
+        }
+
+    def set_factors(self, factors: Mapping[str, Mapping[int, float]]) -> None:
+        """Write the merge for new factors of all partitions; methods of this package only.
+
+        Args:
+            factors: Fine-tuned model, as the recipe spells it -> rate -> factor of its partition;
+                1 where a rate is missing.
+        """
+        by_identity = {identity(model): of_model for model, of_model in factors.items()}
+        for tensor in self._tensors:
+            tensor.write(
+                [
+                    amplify(contribution, by_identity[model])
+                    for model, contribution in zip(
+                        tensor.models, tensor.combined.contributions, strict=True
+                    )
+                ]
+            )
 
     def _merge_anew(self, recipe: Recipe) -> None:
         """Let mergekit merge a recipe, and read the result into the live model."""
@@ -230,6 +260,16 @@ class WeightedMerge:
                 of_parameter = found.setdefault(first[id(every[name])], {})
                 of_parameter[tensor.combined.place.part.start] = tensor
         return {name: list(tensors.values()) for name, tensors in found.items()}
+
+
+def amplify(contribution: Contribution, factors: Mapping[int, float]) -> Contribution:
+    """Return a contribution with other factors of its partitions; dense tensors have none."""
+    pruned = contribution.pruned
+    rates = pruned.pruning.rates
+    if not rates:
+        return contribution
+    pruning = replace(pruned.pruning, factors=tuple(factors.get(rate, 1.0) for rate in rates))
+    return replace(contribution, pruned=replace(pruned, pruning=pruning))
 
 
 def _mean(weights: Sequence[tuple[float, int]]) -> float:

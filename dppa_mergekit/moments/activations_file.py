@@ -30,6 +30,10 @@ _KEY = "dppa_activations"
 _PARTS = ("vectors", "values", "rest")
 
 
+RECENT = 4
+"""Moments that are kept: those of one block, whose linears share them."""
+
+
 class ObservedLinear(pydantic.BaseModel, frozen=True):
     """A linear whose inputs were observed.
 
@@ -146,7 +150,7 @@ class ActivationsFile:
     @cached_property
     def _recent(self) -> Callable[[int], SecondMoment]:
         """Reads an entry, and keeps those that were read last."""
-        return lru_cache(maxsize=16)(partial(_read, self.path))
+        return lru_cache(maxsize=RECENT)(partial(_read, self.path))
 
     def sizes(self) -> Mapping[Linear, int]:
         """Return linear -> the number of its inputs, from the file's header."""

@@ -8,6 +8,7 @@ arXiv 1706.05736, algorithm 3).
 
 from collections.abc import Iterator
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -27,13 +28,24 @@ GROUPS = 8
 """Groups of rows whose sums are made one after the other within a group, and then in order."""
 
 
+_KNOWN: WeakKeyDictionary[Delta, SecondMoment] = WeakKeyDictionary()
+"""Moments that were estimated, for as long as their deltas live."""
+
+
 def delta_moment(delta: Delta, shape: LinearShape) -> SecondMoment:
-    """Return D^T D of a delta as low rank plus diagonal.
+    """Return D^T D of a delta as low rank plus diagonal, the same object if asked again.
 
     Args:
         delta: Of one linear, before it is pruned.
         shape: The shape of the linear.
     """
+    known = _KNOWN.get(delta)
+    if known is None:
+        known = _KNOWN[delta] = _estimate(delta, shape)
+    return known
+
+
+def _estimate(delta: Delta, shape: LinearShape) -> SecondMoment:
     columns = RANK + OVERSAMPLING
     if shape.inputs <= 2 * columns:
         gram, _ = _products(delta, shape, torch.eye(shape.inputs, dtype=torch.float64))

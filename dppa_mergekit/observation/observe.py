@@ -62,13 +62,13 @@ def observe(
     Raises:
         DppaError: A prompt cannot be used, an input is not finite, or no linear was called.
     """
-    linears = _linears_of(model)
+    linears = linears_of(model)
     collector = InputCollector(observing.rank)
     tokens = 0
     # One text at a time: experts do not see which tokens are padding.
     for text in read_texts(name, prompts, model, tokenizer, observing.reading):
         with ProductObserver(linears, collector.take):
-            _run(model, text)
+            run(model, text)
         tokens += len(text.prompt) + len(text.answer)
         progress()
     moments = collector.moments()
@@ -109,7 +109,7 @@ def prompts_digest(prompts: Sequence[Prompt], reading: Reading) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _linears_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def linears_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Name -> live tensor that holds linears, or is an output head of its own."""
     # Stacked experts then multiply one by one, by functions that can be observed.
     model.set_experts_implementation("eager")
@@ -124,7 +124,7 @@ def _linears_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _run(model: PreTrainedModel, text: Text) -> None:
+def run(model: PreTrainedModel, text: Text) -> None:
     """Compute a text once, for what enters the linears."""
     prompt = torch.tensor([list(text.prompt)], device=model.device)
     answer = torch.tensor([list(text.answer)], dtype=prompt.dtype, device=model.device)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dppa_mergekit.moments.activations_file import Observation
+from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.report.markdown_tables import table, with_error
 
 CARD = "README.md"
@@ -77,6 +79,7 @@ class Facts:
         report: How factors or weights were found, in Markdown; empty if it is not known.
         plot: The file name of the plot of densities; None if there is none.
         measurements: The scores of this model.
+        observed: Fine-tuned model -> how its inputs were observed; empty if they were not.
         recipe: The text of the recipe.
         versions: Package -> version.
         license: The license of the model; None if it is not known.
@@ -89,6 +92,7 @@ class Facts:
     report: str
     plot: str | None
     measurements: Measurements
+    observed: Mapping[str, Observation]
     recipe: str
     versions: Mapping[str, str]
     license: str | None
@@ -138,7 +142,8 @@ def _section(facts: Facts) -> Iterator[str]:
         yield "## Method"
         yield METHOD
     parameters = facts.parameters
-    names = list(dict.fromkeys(name for given in parameters.values() for name in given))
+    named = dict.fromkeys(name for given in parameters.values() for name in given)
+    names = [name for name in named if name != ACTIVATIONS.name]
     if names:
         yield "## Factors and weights"
         rows = [
@@ -146,6 +151,21 @@ def _section(facts: Facts) -> Iterator[str]:
             for model, given in parameters.items()
         ]
         yield table(["model", *names], rows).strip()
+    if facts.observed:
+        yield "## Inputs that were observed"
+        yield (
+            "The deltas are combined by what enters each linear of the fine-tuned models: its "
+            "second moments, on a few prompts of each model's domain."
+        )
+        head = ["model", "prompts", "own answers", "tokens", "rank"]
+        rows = [
+            [
+                _link(model),
+                *map(str, (seen.prompts, seen.answered, seen.tokens, seen.rank)),
+            ]
+            for model, seen in facts.observed.items()
+        ]
+        yield table(head, rows).strip()
     if facts.report:
         yield "## How they were found"
         yield facts.report.strip()

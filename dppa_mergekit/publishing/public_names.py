@@ -1,4 +1,4 @@
-"""Public names for the models of a recipe, in place of local folders."""
+"""Public names for the models and activations of a recipe, in place of local paths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.recipes import Recipe, identity
 
 MODEL_KEYS = ("model", "base_model", "lora", "path", "source", "tokenizer_source")
@@ -32,6 +33,16 @@ def public_names(content: object, given: Mapping[str, str]) -> dict[str, str]:
     return {model: public[identity(model)] for model in _spellings(content)}
 
 
+def public_files(content: object, shown_in: str) -> dict[str, str]:
+    """Return each activations file in a recipe -> its public name.
+
+    Args:
+        content: The content of the recipe.
+        shown_in: The folder of the public names; empty for none.
+    """
+    return {path: os.path.join(shown_in, os.path.basename(path)) for path in _activations(content)}
+
+
 def merged_models(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
     """Return each model that a recipe merges -> its public name; the base model comes first."""
     base = recipe.content.get("base_model")
@@ -45,13 +56,15 @@ def is_local(model: str) -> bool:
 
 
 def rename_models(content: object, names: Mapping[str, str]) -> object:
-    """Return a copy of a recipe's content with other names for its models."""
+    """Return a copy of a recipe's content with other names for its models and activations."""
     if isinstance(content, list):
         return [rename_models(item, names) for item in content]
     if not isinstance(content, dict):
         return content
     return {
-        key: names[value] if _is_model(key, value) else rename_models(value, names)
+        key: names[value]
+        if _is_model(key, value) or _is_activations(key, value)
+        else rename_models(value, names)
         for key, value in content.items()
     }
 
@@ -109,6 +122,21 @@ def _is_model(key: object, value: object) -> bool:
     """Return whether a key of a recipe and its value name a model."""
     is_keyword = str(key).endswith("source") and value in NO_MODELS
     return key in MODEL_KEYS and isinstance(value, str) and not is_keyword
+
+
+def _is_activations(key: object, value: object) -> bool:
+    """Return whether a key of a recipe and its value name a file of activations."""
+    return key == ACTIVATIONS.name and isinstance(value, str)
+
+
+def _activations(content: object) -> Iterator[str]:
+    """Yield every activations file in a recipe."""
+    if isinstance(content, (list, dict)):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            if _is_activations(key, value):
+                yield str(value)
+            else:
+                yield from _activations(value)
 
 
 def _spellings(content: object) -> Iterator[str]:

@@ -13,6 +13,8 @@ from dppa_mergekit import method_table
 from dppa_mergekit.checks.check import check_folder
 from dppa_mergekit.checks.merged_folder import RECIPE
 from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
+from dppa_mergekit.moments.activations_file import ActivationsFile, Observation
+from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.publishing.density_plot import plot_densities
 from dppa_mergekit.publishing.hub import check_login, check_name, find_license, upload_folder
 from dppa_mergekit.publishing.model_card import CARD, Facts, complete_card
@@ -21,6 +23,7 @@ from dppa_mergekit.publishing.public_names import (
     anonymize,
     is_local,
     merged_models,
+    public_files,
     public_names,
     public_yaml,
     refuse_paths,
@@ -50,6 +53,7 @@ class Publishing:
         names: Model of the recipe, in any spelling -> its name on the Hub.
         license: The license of the merge; None for the one that all models share.
         private: Whether a new repository is private.
+        with_activations: Whether the files of the activations are uploaded, too.
     """
 
     folder: Path
@@ -58,6 +62,7 @@ class Publishing:
     names: Mapping[str, str] = field(default_factory=dict)
     license: str | None = None
     private: bool = False
+    with_activations: bool = False
 
     def prepare(self, dry_run: bool) -> list[Path]:
         """Complete the card in the folder, and return the files to upload.
@@ -79,7 +84,10 @@ class Publishing:
         recipe = self._recipe()
         names = public_names(recipe.content, self.names)
         self._check_models(names)
-        refuse_paths(rename_models(recipe.content, names), self.names.values())
+        activations = self.activations()
+        shown = {**names, **activations}
+        allowed = [*self.names.values(), *activations.values()]
+        refuse_paths(rename_models(recipe.content, shown), allowed)
         self._warn_of_local_models(names)
         merge_license = self._license(merged_models(recipe, names), dry_run)
         for finding in check_folder(self.folder, None):
@@ -88,7 +96,7 @@ class Publishing:
         facts = self._facts(recipe, names, merge_license)
         path = self.folder / CARD
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        write_whole(path, anonymize(complete_card(anonymize(text, names), facts), names))
+        write_whole(path, anonymize(complete_card(anonymize(text, shown), facts), shown))
         return sorted(self._files())
 
     def upload(self, files: Sequence[Path]) -> str:
@@ -106,9 +114,18 @@ class Publishing:
             config = Path(staged) / RECIPE
             config.unlink(missing_ok=True)
             recipe = self._recipe()
-            names = public_names(recipe.content, self.names)
+            names = {**public_names(recipe.content, self.names), **self.activations()}
             config.write_text(public_yaml(recipe, names), encoding="utf-8")
+            for path, name in self.activations().items() if self.with_activations else ():
+                link = Path(staged) / name
+                link.parent.mkdir(exist_ok=True)
+                link.symlink_to(Path(path).resolve())
             return upload_folder(Path(staged), self.repository, self.private)
+
+    def activations(self) -> dict[str, str]:
+        """Return each activations file of the recipe -> its public name."""
+        folder = ACTIVATIONS.name if self.with_activations else ""
+        return public_files(self._recipe().content, folder)
 
     def _recipe(self) -> Recipe:
         """Return the recipe. Raises RecipeError if the folder was merged from another one."""
@@ -183,7 +200,8 @@ class Publishing:
             report="" if self.recipe_file is None else read_report(self.recipe_file),
             plot=plot_densities(recipe, self.folder) if is_dppa else None,
             measurements=last_measurements(self.folder, self.recipe_file),
-            recipe=public_yaml(recipe, names),
+            observed=_observations(recipe, public),
+            recipe=public_yaml(recipe, {**names, **self.activations()}),
             versions=versions(),
             license=merge_license,
         )
@@ -195,3 +213,13 @@ class Publishing:
             stays = any(fnmatch(path.name, pattern) for pattern in LOCAL_FILES)
             if path.is_file() and not is_hidden and not stays:
                 yield path
+
+
+def _observations(recipe: Recipe, public: Mapping[str, str]) -> dict[str, Observation]:
+    """Public name of a model -> how its inputs were observed, as far as the files are here."""
+    files = {model: recipe.parameters(model).get(ACTIVATIONS.name) for model in recipe.fine_tuned()}
+    return {
+        public[model]: ActivationsFile.open(file).observation
+        for model, file in files.items()
+        if isinstance(file, str) and Path(file).exists()
+    }

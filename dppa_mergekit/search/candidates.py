@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from dppa_mergekit.recipes import Setting
@@ -150,6 +150,22 @@ def weight_candidates(weights: Sequence[float]) -> MakeCandidates:
         return WeightCandidates(names, _space(weights, options), weights)
 
     return make
+
+
+def merge_factor_candidates(
+    names: Sequence[str], options: Options, _: Proposal | None
+) -> Candidates:
+    """Return the candidates of a search for all models' factors, which starts from factors 1.
+
+    Args:
+        names: Model and factor, separated by a blank; those of one model stand together.
+        options: How to search.
+    """
+    of_models: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        of_models.setdefault(name.rpartition(" ")[0], []).append(index)
+    space = replace(_space([1.0] * len(names), options), groups=list(of_models.values()))
+    return FactorCandidates(names, space)
 
 
 def describe(names: Sequence[str], candidate: Candidate) -> str:

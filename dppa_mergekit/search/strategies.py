@@ -31,6 +31,7 @@ class Space:
             whose deltas were divided by the density.
         patience: Steps in a row without gain after which a climb ends.
         proposal: The teacher's proposal, for a strategy that needs a teacher.
+        groups: Indices of values that are first tuned together, such as those of one model.
     """
 
     start: Candidate
@@ -39,6 +40,7 @@ class Space:
     downwards: bool = False
     patience: int = 1
     proposal: Candidate | None = None
+    groups: Sequence[Sequence[int]] = ()
 
     @property
     def size(self) -> int:
@@ -135,6 +137,29 @@ def search_model_by_model(contest: Contest, space: Space) -> None:
                     helped = True
 
 
+def search_group_by_group(contest: Contest, space: Space) -> None:
+    """Tune one value for all, then one for each group, then every value by itself.
+
+    Groups and single values move by steps that get finer; a step that helps is taken at once.
+    """
+    current = _tune(contest, space, space.start, range(space.size))
+    singles = [(index,) for index in range(space.size)]
+    for groups in (space.groups, singles):
+        for step in FINER if len(groups) > 1 else ():
+            for group in groups:
+                moved = [_move(current, group, step * sign) for sign in (-1, 1)]
+                inside = [candidate for candidate in moved if space.contains(candidate)]
+                best = contest.race([current, *inside])[0]
+                if contest.value(best) > contest.value(current):
+                    current = contest.preferred = best
+
+
+def _move(candidate: Candidate, indices: Sequence[int], move: int) -> Candidate:
+    return tuple(
+        value + move if index in indices else value for index, value in enumerate(candidate)
+    )
+
+
 def search_around_proposal(contest: Contest, space: Space) -> None:
     """Try the teacher's proposal and a handful of candidates around it, twice.
 
@@ -218,11 +243,15 @@ def _replace(candidate: Candidate, index: int, value: int) -> Candidate:
 
 
 WEIGHTS = "weights"
-"""The strategy for the weights of a merge; all others are for factors."""
+"""The strategy for the weights of a merge."""
+
+MERGE_FACTORS = "merge factors"
+"""The strategy for the factors of all models in a merge; all others are for those of one model."""
 
 STRATEGIES: dict[str, Strategy] = {
     "paper": Strategy(climb),
     "joint": Strategy(search_jointly),
     "distill": Strategy(search_around_proposal, needs_teacher=True),
     WEIGHTS: Strategy(search_model_by_model),
+    MERGE_FACTORS: Strategy(search_group_by_group),
 }

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.recipes import Recipe
-from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
-from dppa_mergekit.scoring.objectives import MergeObjective
 from dppa_mergekit.search.candidate_search import MERGE, CandidateSearch, SearchResult
-from dppa_mergekit.search.candidates import Settings, weight_candidates
+from dppa_mergekit.search.candidates import MakeCandidates, Settings, weight_candidates
+from dppa_mergekit.search.merge_search import MergeSearch
 from dppa_mergekit.search.options import Options
-from dppa_mergekit.search.recipe_search import Best, RecipeSearch, Scoring
 from dppa_mergekit.search.strategies import WEIGHTS
-from dppa_mergekit.search.trials import (
-    CallableScorer,
-    FolderTrials,
-    MemoryTrials,
-    ScoreCommand,
-    Trials,
-)
+from dppa_mergekit.search.trials import CallableScorer, MemoryTrials
 from dppa_mergekit.search.weight_trials import FolderWeights, LiveWeights, score_best, weights_of
-from dppa_mergekit.storage.journal import Journal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-LOG = logging.getLogger(__name__)
 
 # These names are mergekit's own; those of this package stand in `method_table`.
 MERGEKIT_METHODS = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
@@ -45,20 +33,14 @@ WEIGHT_OPTIONS = Options(strategy=WEIGHTS, low=0.0, high=1.5)
 
 
 @dataclass(frozen=True)
-class WeightSearch(RecipeSearch):
-    """A search for the weights of a whole merge; see `RecipeSearch`.
+class WeightSearch(MergeSearch):
+    """A search for the weights of a whole merge; see `MergeSearch`.
 
     Attributes:
         shared: Whether all models share one weight.
-        worst: Whether the least Domain-Ratio counts, in place of the mean.
-        guard_loss: The share of the base model's score that a guard task may lose, 0 to 1.
     """
 
-    guarded: ClassVar[bool] = True
-
     shared: bool = False
-    worst: bool = False
-    guard_loss: float = 0.05
 
     def check(self) -> None:
         """Refuse what can be refused before anything is loaded.
@@ -69,59 +51,25 @@ class WeightSearch(RecipeSearch):
         check_weighted(self.recipe, self.options)
         super().check()
 
-    def search(self, scoring: Scoring, journal: Journal, best: Best) -> list[SearchResult]:
-        """Search the weights; warn where guard tasks lose more than is allowed."""
+    def candidates(self) -> MakeCandidates:
+        """Start from the weights of the recipe."""
+        return weight_candidates(_start(self.recipe, self.shared))
 
-        def objective(fine_tuned: Mapping[str, float]) -> MergeObjective:
-            return objective_of(self.tasks, fine_tuned, self.worst, self.guard_loss)
+    def live_merge(self) -> LiveWeights:
+        """Return the merge in memory."""
+        return LiveWeights(self.recipe, self.workspace, self.placement, self.shared)
 
-        with self.open_trials(MERGE, scoring, 1) as trials:
-            result = CandidateSearch(
-                MERGE,
-                str(self.recipe.content["base_model"]),
-                {task: scoring.item_count(task) for task in self.metrics()},
-                trials,
-                self.options,
-                journal,
-                objective,
-                weight_candidates(_start(self.recipe, self.shared)),
-                partial(best.__setitem__, MERGE),
-                self.batch,
-            ).run()
-        if result.lost:
-            LOG.warning(
-                "No weights were found that keep the guard tasks: they lose more than --guard-loss "
-                "%g allows.",
-                self.guard_loss,
-            )
-        return [result]
-
-    def trials(self, domain: str, scoring: Scoring) -> Trials:
-        """Return the trials of the merge in this process."""
-        references = partial(score_experts, experts_of(self.tasks, self.recipe))
-        if isinstance(scoring, ScoreCommand):
-            return FolderTrials(
-                FolderWeights(self.recipe, self.shared),
-                references,
-                scoring,
-                self.workspace,
-                self.placement.trust_remote_code,
-            )
-        return MemoryTrials(
-            LiveWeights(self.recipe, self.workspace, self.placement, self.shared),
-            references,
-            scoring,
-            self.placement,
-        )
+    def folder_merge(self) -> FolderWeights:
+        """Return the merge that is made anew."""
+        return FolderWeights(self.recipe, self.shared)
 
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
         """Return the recipe with the weights of the merge."""
         return self.recipe.with_weights(weights_of(self.recipe, found[MERGE]))
 
-    def subject(self) -> dict[str, object]:
-        """Return the inputs of the search, part by part; the journal of others is not resumed."""
-        goal = {"shared": self.shared, "worst": self.worst, "guard_loss": self.guard_loss}
-        return super().subject() | {"merge": goal}
+    def goal(self) -> dict[str, object]:
+        """Return what is sought, as plain data."""
+        return {"shared": self.shared, **super().goal()}
 
 
 def search_weights(
@@ -206,10 +154,10 @@ def check_weighted(recipe: Recipe, options: Options) -> None:
         raise DppaError(
             f"Strategy {options.strategy} is for factors; weights are tuned in one way only."
         )
-    recipe.weights()
+    recipe.weights(method_table.default_weight(recipe.method))
 
 
 def _start(recipe: Recipe, shared: bool) -> list[float]:
     """Return the weights to start from; where they are shared, their mean."""
-    weights = list(recipe.weights().values())
+    weights = list(recipe.weights(method_table.default_weight(recipe.method)).values())
     return [sum(weights) / len(weights)] if shared else weights

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from regression_oracle import regress
 
+from dppa_mergekit.combination import input_regression
 from dppa_mergekit.combination.by_inputs import ByInputs
 from dppa_mergekit.combination.contribution import Contribution, Place
 from dppa_mergekit.combination.weighted_sum import WeightedSum
@@ -206,3 +207,22 @@ def test_a_model_whose_delta_is_zero_has_no_say_without_moments() -> None:
     ByInputs(0.95, 1e-6).merge(place(), base, [*given, idle], merged, torch.inf)
     ByInputs(0.95, 1e-6).merge(place(), base, given, wanted, torch.inf)
     torch.testing.assert_close(merged, wanted, rtol=0, atol=1e-3)
+
+
+def test_linears_that_share_their_inputs_share_the_solution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    solved = []
+    solve_anew = input_regression._solve
+
+    def count(*given: object) -> object:
+        solved.append(given)
+        return solve_anew(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(input_regression, "_solve", count)
+    moments, others = draw_moments(2, 0.5), draw_moments(3, 0.5)
+    for given in (moments, moments, others, moments):
+        merge(ByInputs(0.95, 0.01), given)
+    assert len(solved) == 2
+    merge(ByInputs(0.9, 0.01), moments)
+    assert len(solved) == 3

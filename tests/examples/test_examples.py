@@ -131,13 +131,13 @@ def test_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert logits.shape[-1] == len(tokenizer)
         assert bool(torch.isfinite(logits).all())
     recipes = {path.stem: yaml.safe_load(path.read_text()) for path in output.glob("*.yml")}
-    assert {name for name in names if name.endswith(("_90", "_80")) or "merge" in name} == set(
-        recipes
-    )
+    merges = {name for name in names if name.endswith(("_90", "_80")) or "merge" in name}
+    assert merges | {"recipe"} == set(recipes)
     assert {recipe["merge_method"] for recipe in recipes.values()} == {
         "task_arithmetic",
         "dare_linear",
         "dppa",
+        "dppa_regmean",
     }
 
 

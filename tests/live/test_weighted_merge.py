@@ -25,13 +25,14 @@ def check(
     method: str,
     of_models: dict[str, object],
     options: Sequence[str] = (),
+    candidates: Sequence[tuple[float, float]] = WEIGHTS,
     **changes: object,
 ) -> None:
     models = {"math": {"weight": 0.4, **of_models}, "law": {"weight": 0.3, **of_models}}
     whole = Recipe(recipe(folder, method, models, **changes))
     resident = WeightedMerge.load(whole, tmp_path)
     # The first once more at the end: nothing has drifted.
-    for weights in (*WEIGHTS, WEIGHTS[0]):
+    for weights in (*candidates, candidates[0]):
         named = dict(zip(whole.fine_tuned(), weights, strict=True))
         resident.set_weights(named)
         written = merge(whole.with_weights(named).content, *options)
@@ -57,6 +58,16 @@ def test_methods(method: str, tmp_path: Path, merge: Merge) -> None:
     check(family, tmp_path, merge, method, {"density": 0.3})
     shared = {"lambda": 0.8, "normalize": True}
     check(family, tmp_path, merge, method, {"density": 0.3}, parameters=shared)
+
+
+@pytest.mark.parametrize("architecture", ["llama_untied", "gpt2", "mixtral"])
+@pytest.mark.parametrize("method", ["dppa_regmean", "dare_regmean"])
+def test_combinations_by_inputs(
+    method: str, architecture: str, tmp_path: Path, merge: Merge
+) -> None:
+    family = save_family(tmp_path, architecture)
+    candidates = [(0.6, 0.5), (1.1, 0.0), (0.1, 0.9)]
+    check(family, tmp_path, merge, method, {"density": 0.3}, candidates=candidates)
 
 
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from activation_files import draw_moments, write_moments
 from checkpoints import recipe, tensors_of, unequal
 from commands import Merge
 from hub_names import NAMES
@@ -99,6 +100,42 @@ def test_no_old_weights_are_left(merged: Path, hub: Hub, merge: Merge) -> None:
     assert {path.name for path in uploaded.glob("model*") if path.is_file()} - {*others} == weights
     assert not unequal(tensors_of(merged / "out"), tensors)
     assert all((uploaded / name).exists() for name in others)
+
+
+@pytest.fixture
+def by_inputs(merged: Path, merge: Merge) -> Path:
+    """The same with a merge by inputs, whose activations lie beside the models."""
+    shutil.rmtree(merged / "out")
+    models = {
+        model: {
+            "activations": write_moments(
+                merged / f"{model}.safetensors", merged, model, draw_moments(merged, model, 0)
+            )
+        }
+        for model in ("math", "law")
+    }
+    merge(recipe(merged, "dppa_regmean", models))
+    return merged
+
+
+@pytest.mark.parametrize("uploaded", [False, True])
+def test_activations(uploaded: bool, by_inputs: Path, hub: Hub) -> None:
+    options = ["out", "me/merge", "--license", "mit", *NAMES]
+    asked = ["--with-activations"] if uploaded else []
+    dry = hub.publish(by_inputs, *options, *asked, "--dry-run")
+    assert ("activations/math.safetensors" in dry.stdout) == uploaded
+    done = hub.publish(by_inputs, *options, *asked)
+    assert done.returncode == 0, done.stderr
+    folder = hub.root / "me" / "merge"
+    assert (folder / "activations" / "math.safetensors").exists() == uploaded
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "## Inputs that were observed" in card
+    (row,) = [line for line in card.splitlines() if line.startswith("| [org/math](")]
+    assert row.split()[3::2] == ["1", "0", "10", "32"]
+    config = yaml.safe_load((folder / "mergekit_config.yml").read_text(encoding="utf-8"))
+    shown = "activations/math.safetensors" if uploaded else "math.safetensors"
+    assert config["models"][0]["parameters"]["activations"] == shown
+    assert str(by_inputs) not in card
 
 
 def test_a_failed_upload_can_be_repeated(merged: Path, hub: Hub) -> None:
