@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from dppa_mergekit.deltas.products import alone, multiply, solve
+from dppa_mergekit.deltas.products import alone, multiply_lower, solve
 from dppa_mergekit.moments.second_moment import SecondMoment
 
 
@@ -118,16 +118,16 @@ def _correction(vectors: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
     transposed = vectors.t().contiguous()
     if ranks < inputs and bool((diagonal > 0).all()):
         scaled = vectors / diagonal[:, None]
-        system = multiply(transposed, scaled)
+        system = multiply_lower(transposed, scaled)
         system.diagonal().add_(1)
         return solve(_factor(system), scaled.t().contiguous())
-    system = multiply(vectors, transposed)
+    system = multiply_lower(vectors, transposed)
     system.diagonal().add_(diagonal)
     return solve(_factor(system), vectors).t().contiguous()
 
 
 def _factor(system: torch.Tensor) -> torch.Tensor:
-    """Return the Cholesky factor of a symmetric system."""
+    """Return the Cholesky factor of a symmetric system, of which the lower triangle is given."""
     factor: torch.Tensor
     factor, failed = alone(lambda: torch.linalg.cholesky_ex(system), system.device)
     # Rounding may let a singular system pass: its smallest pivot is then no larger than the error.

@@ -23,16 +23,21 @@ def pieces(rows: int, device: torch.device) -> list[tuple[int, int]]:
     return [(start, min(start + length, rows)) for start in range(0, rows, length)]
 
 
-def multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return the new tensor left @ right, (rows, inner) by (inner, columns)."""
-    product = left.new_empty(left.shape[0], right.shape[1])
+def multiply_lower(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the new tensor left @ right where that is symmetric; above the diagonal, zeros.
+
+    Args:
+        left: (size, inner).
+        right: (inner, size).
+    """
+    product = left.new_zeros(len(left), len(left))
 
     def work(shared: Iterator[tuple[int, int]]) -> None:
         for start, stop in shared:
-            torch.mm(left[start:stop], right, out=product[start:stop])
+            product[start:stop, :stop] = left[start:stop] @ right[:, :stop]
 
-    share(work, pieces(left.shape[0], left.device), left.device, summing=True)
-    return product
+    share(work, pieces(len(left), left.device), left.device, summing=True)
+    return product.tril_()
 
 
 def solve(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -94,6 +94,14 @@ def test_what_it_writes(
     assert not any("norm" in line for line in differing)
     checked = CliRunner().invoke(main, ["check", str(tmp_path / "tuned.yml")])
     assert checked.exit_code == 0, checked.output
+    LoaderCache.loaders.clear()
+    verified = CliRunner().invoke(main, ["check", str(tmp_path / "observed"), "--verify", "all"])
+    assert verified.exit_code == 0, verified.output
+    (tmp_path / "tuned.activations" / "law.safetensors").unlink()
+    LoaderCache.loaders.clear()
+    verified = CliRunner().invoke(main, ["check", str(tmp_path / "observed"), "--verify", "all"])
+    assert verified.exit_code == 1
+    assert "activations: there is no file" in " ".join(verified.output.split())
 
 
 @pytest.mark.parametrize(
