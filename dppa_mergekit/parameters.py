@@ -228,7 +228,7 @@ AMPLIFY = Choice(
     "amplify",
     False,
     "Whether a linear whose partitions have no factors gets one that restores its outputs.",
-    "auto",
+    "none",
     choices=("auto", "none"),
 )
 MOMENT_SHRINKAGE = Number(

@@ -54,7 +54,7 @@ DEV_ITEMS = 100
 WEIGHTS = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 """Candidates for the weight that all models of a sum share."""
 
-LAMBDAS = (0.8, 1.0, 1.2, 1.4)
+LAMBDAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
 """Candidates for lambda of a combination by inputs."""
 
 ANSWER_TOKENS = 8

@@ -293,12 +293,20 @@ def _state_in_memory(
     multiples = [chosen.allocation.multiples for chosen in parameters]
     wanted = [pair for pair in multiples if pair is not None]
     shapes = {_name(group): tuple(_base_of(group).tensor.shape) for group in groups}
-    inputs = LinearInputs(stores_inputs_first(shapes))
+    inputs = LinearInputs(stores_inputs_first(shapes), _tied_names(groups))
     for group, chosen in zip(groups, parameters, strict=True):
         shape = shapes[_name(group)]
         linears = _linears_of(group, is_alone, shape)
         inputs.check(chosen.models, _name(group), shape, linears, {})
     return SharedState(ModelAllocation(sources, densities, wanted), Thresholds(), inputs)
+
+
+def _tied_names(groups: Sequence[TensorGroup]) -> set[str]:
+    """The names of tensors of the base that have the memory of another one."""
+    places = [_base_of(group).tensor.data_ptr() for group in groups]
+    return {
+        _name(group) for group, place in zip(groups, places, strict=True) if places.count(place) > 1
+    }
 
 
 def _source_in_memory(

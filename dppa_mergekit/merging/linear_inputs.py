@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dppa_mergekit.checkpoints.headers import Checkpoint
@@ -21,9 +21,11 @@ class LinearInputs:
     Attributes:
         inputs_first: Whether linears of which no file says it are stored as (inputs, outputs); None
             until all tensors of the merge are known.
+        embeddings: Names of output heads that are embeddings under another name.
     """
 
     inputs_first: bool | None = None
+    embeddings: Collection[str] = ()
     _files: dict[str, ActivationsFile] = field(default_factory=dict)
     _sizes: dict[str, Mapping[Linear, int]] = field(default_factory=dict)
     _checked: set[tuple[str, Hashable]] = field(default_factory=set)
@@ -84,7 +86,11 @@ class LinearInputs:
             for path in paths
             if path is not None and (entry := self._file(path).entries.get(Linear(name)))
         ]
-        is_head = len(shape) == 2 and (len(entries) == len(paths) or is_output_head(name))
+        is_head = (
+            len(shape) == 2
+            and name not in self.embeddings
+            and (len(entries) == len(paths) or is_output_head(name))
+        )
         if not linears and not is_head:
             return None
         inputs_first = entries[0].inputs_first if entries else bool(self.inputs_first)

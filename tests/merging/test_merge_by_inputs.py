@@ -7,7 +7,13 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from activation_files import draw_moments, inputs_first, read_moments, write_moments
+from activation_files import (
+    draw_moments,
+    inputs_first,
+    linears_of,
+    read_moments,
+    write_moments,
+)
 from checkpoints import recipe, save_family, tensors_of, unequal
 from commands import Merge, RunYaml
 from mergekit.merge_methods import merge_state_dicts, merge_tensors
@@ -84,7 +90,7 @@ def heads_of(folder: Path) -> tuple[str, ...]:
 
 
 def test_data_free_merges_equal_the_oracle(family_of: Path, merge: Merge) -> None:
-    merged = merge(recipe(family_of, "dppa_regmean", KEPT, parameters={"amplify": "none"}))
+    merged = merge(recipe(family_of, "dppa_regmean", KEPT))
     wanted = expected(
         family_of, KEPT, lambda model, name, delta: delta.T @ delta, heads_of(family_of)
     )
@@ -109,9 +115,33 @@ def test_observed_merges_equal_the_oracle(family_of: Path, merge: Merge, tmp_pat
             # float16 holds the eigenvectors to three digits.
             largest = np.abs(moment).max()
             np.testing.assert_allclose(stored[model][name], moment, atol=3e-3 * largest)
-    content = recipe(family_of, "dppa_regmean", models, parameters={"amplify": "none"})
+    content = recipe(family_of, "dppa_regmean", models)
     wanted = expected(family_of, KEPT, lambda model, name, delta: stored[model][name], heads)
     assert_close(merge(content), wanted)
+
+
+def test_automatic_factors_restore_outputs(family: Path, merge: Merge) -> None:
+    """Of the output's part along the whole delta's outputs, nothing is missing."""
+    models = {"math": {"density": 0.3}, "law": {"density": 0.3, "amplify_90": 1.5}}
+    base, math = (tensors_of(family / name) for name in ("base", "math"))
+    alone = merge(recipe(family, "dppa", {"math": {"density": 0.3, "weight": 1.0}}), output="alone")
+    factors = {}
+    for name in linears_of(family / "math"):
+        whole, kept = ((tensors[name] - base[name]).double().numpy() for tensors in (math, alone))
+        moment = whole.T @ whole
+        factors[name] = float(
+            np.trace(whole @ moment @ whole.T) / np.trace(whole @ moment @ kept.T)
+        )
+    found = merge(
+        recipe(family, "dppa_regmean", models, parameters={"amplify": "auto"}), output="auto"
+    )
+    by_filters = [{"filter": name, "value": factor} for name, factor in factors.items()]
+    rates = [f"amplify_{rate}" for rate in (90, 80, 70)]
+    models["math"] = {"density": 0.3, **{rate: [*by_filters, {"value": 1.0}] for rate in rates}}
+    wanted = merge(recipe(family, "dppa_regmean", models), output="given")
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=2e-6, msg=name)
+    assert max(factors.values()) > 1.05
 
 
 @pytest.mark.parametrize("method", ["dppa", "dare_dpa"])
@@ -170,6 +200,21 @@ def test_state_dicts_equal_the_command(family_of: Path, merge: Merge) -> None:
         "amplify_90": {model: own.get("amplify_90", 1.0) for model, own in KEPT.items()},
     }
     merged = merge_state_dicts(tensors, "dppa_regmean", parameters=parameters, base="base")
+    assert not unequal(merged, by_command)
+
+
+def test_a_tied_head_stays_an_embedding(family: Path, merge: Merge) -> None:
+    by_command = merge(recipe(family, "dppa_regmean", KEPT))
+    tensors = {model: tensors_of(family / model) for model in ("base", *KEPT)}
+    for of_model in tensors.values():
+        of_model["lm_head.weight"] = of_model["model.embed_tokens.weight"]
+    parameters = {
+        "density": {model: own["density"] for model, own in KEPT.items()},
+        "weight": {model: own.get("weight", 1.0) for model, own in KEPT.items()},
+        "amplify_90": {model: own.get("amplify_90", 1.0) for model, own in KEPT.items()},
+    }
+    merged = merge_state_dicts(tensors, "dppa_regmean", parameters=parameters, base="base")
+    assert torch.equal(merged.pop("lm_head.weight"), merged["model.embed_tokens.weight"])
     assert not unequal(merged, by_command)
 
 
