@@ -87,20 +87,40 @@ def is_output_head(name: str) -> bool:
     return components[-1] == "weight" and any(part in VOCABULARY for part in components)
 
 
-def stores_inputs_first(shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Return whether a model stores its linears as (inputs, outputs), as GPT-2 does.
+def stores_inputs_first(name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Return whether a tensor stores its linears as (inputs, outputs), as far as shapes show it.
 
-    Its biases show it: each has as many elements as its linear has outputs.
+    A bias has as many elements as its linear has outputs. Of stacked experts, what leaves
+    gate_up_proj, twice what enters down_proj, shows it, too. A square linear is stored as the
+    others of its model are, GPT-2's as (inputs, outputs).
 
     Args:
-        shapes: Name of a tensor -> its shape.
+        name: The name of the tensor.
+        shapes: Name -> shape, of all tensors of the model.
     """
-    for name, shape in shapes.items():
-        if len(shape) == 2 and shape[0] != shape[1] and linears_in(name, shape):
-            bias = shapes.get(f"{name.removesuffix('weight')}bias")
-            if bias is not None and tuple(bias) == (shape[1],):
-                return True
-    return False
+    shown = _shown_order(name, shapes)
+    if shown is not None:
+        return shown
+    if len(shapes.get(name, ())) != 2:
+        return False
+    return any(_shown_order(other, shapes) for other, shape in shapes.items() if len(shape) == 2)
+
+
+def _shown_order(name: str, shapes: Mapping[str, Sequence[int]]) -> bool | None:
+    """Return whether a tensor's own bias or sibling shows (inputs, outputs); None for neither."""
+    shape = tuple(shapes.get(name, ()))
+    if len(shape) < 2 or shape[-2] == shape[-1] or not linears_in(name, shape):
+        return None
+    stem = name.removesuffix(".weight")
+    for bias in (shapes.get(f"{stem}.bias"), shapes.get(f"{stem}_bias")):
+        if bias is not None and bias[-1] in shape[-2:]:
+            return bias[-1] == shape[-1]
+    if len(shape) == 3:
+        prefix = stem.removesuffix("gate_up_proj").removesuffix("down_proj")
+        joint, down = (shapes.get(f"{prefix}{part}") for part in ("gate_up_proj", "down_proj"))
+        if joint is not None and down is not None:
+            return joint[-1] == 2 * down[-2] and joint[-2] == down[-1]
+    return None
 
 
 def linears_alone(name: str | None, shape: Sequence[int], vocabulary: bool = False) -> int:

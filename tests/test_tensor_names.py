@@ -1,6 +1,12 @@
 import pytest
 
-from dppa_mergekit.tensor_names import Block, block_of, linears_in, natural_order
+from dppa_mergekit.tensor_names import (
+    Block,
+    block_of,
+    linears_in,
+    natural_order,
+    stores_inputs_first,
+)
 
 NAMES = [
     ("model.layers.3.mlp.up_proj.weight", (8, 4), Block("model.layers", 3), 1),
@@ -61,3 +67,57 @@ def test_vocabularies_are_dense() -> None:
 def test_natural_order() -> None:
     names = ["layers.10.q", "layers.2.q", "embed", "layers.2.k"]
     assert sorted(names, key=natural_order) == ["embed", "layers.2.k", "layers.2.q", "layers.10.q"]
+
+
+BLOCK = "model.layers.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "inputs_first"),
+    [
+        # GPT-2: a bias, and a square linear that is stored as the others are.
+        ("h.0.c_fc.weight", {"h.0.c_fc.weight": (4, 16), "h.0.c_fc.bias": (16,)}, True),
+        (
+            "h.0.c_proj.weight",
+            {
+                "h.0.c_proj.weight": (4, 4),
+                "h.0.c_proj.bias": (4,),
+                "h.0.c_fc.weight": (4, 16),
+                "h.0.c_fc.bias": (16,),
+            },
+            True,
+        ),
+        # Qwen2, with biases of its own; Llama, without.
+        (f"{BLOCK}.k.weight", {f"{BLOCK}.k.weight": (2, 8), f"{BLOCK}.k.bias": (2,)}, False),
+        (f"{BLOCK}.k.weight", {f"{BLOCK}.k.weight": (2, 8)}, False),
+        # gpt-oss, by the biases of its experts.
+        (
+            f"{BLOCK}.mlp.experts.down_proj",
+            {
+                f"{BLOCK}.mlp.experts.down_proj": (2, 3, 8),
+                f"{BLOCK}.mlp.experts.down_proj_bias": (2, 8),
+            },
+            True,
+        ),
+        # Llama 4 and Mixtral, by what leaves one tensor and enters the other.
+        *(
+            (
+                f"{BLOCK}.mlp.experts.{part}",
+                {
+                    f"{BLOCK}.mlp.experts.gate_up_proj": joint,
+                    f"{BLOCK}.mlp.experts.down_proj": down,
+                },
+                first,
+            )
+            for joint, down, first in (
+                ((2, 8, 6), (2, 3, 8), True),
+                ((2, 6, 8), (2, 8, 3), False),
+            )
+            for part in ("gate_up_proj", "down_proj")
+        ),
+    ],
+)
+def test_how_linears_are_stored(
+    name: str, shapes: dict[str, tuple[int, ...]], inputs_first: bool
+) -> None:
+    assert stores_inputs_first(name, shapes) == inputs_first

@@ -67,6 +67,16 @@ def is_convertible(load: Load) -> bool:
     return bool(get_checkpoint_conversion_mapping(config.model_type))  # type: ignore[no-untyped-call]
 
 
+def is_tied(load: Load) -> bool:
+    """Return whether the model of an output head ties it to the embeddings."""
+    if _is_raw(load):
+        return False
+    from mergekit.io.tasks import LoaderCache
+
+    config = load.model.config(trust_remote_code=LoaderCache().trust_remote_code)
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
 def read(load: Load, model: object) -> torch.Tensor | None:
     """Return the tensor as the merge will see it, on the CPU; None if it is optional and missing.
 

@@ -11,7 +11,6 @@ from dppa_mergekit.errors import DppaError
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.recipes import holders, identity, inputs_of
-from dppa_mergekit.tensor_names import linears_in
 
 if TYPE_CHECKING:
     from dppa_mergekit.moments.activations_file import ActivationsFile
@@ -49,9 +48,20 @@ def check_activations(
             "it is the only fine-tuned model, so its delta is added as it is; a combination by "
             "inputs needs two.",
         )
-    for model, path in given.items():
-        if isinstance(path, str):
+    for model, setting in given.items():
+        for path in _paths(setting):
             yield from _check_file(model, path, inspected.get(model))
+
+
+def _paths(setting: object) -> Iterator[str]:
+    """Yield the files in a setting, which may have filters."""
+    if isinstance(setting, list):
+        for part in setting:
+            yield from _paths(part)
+    elif isinstance(setting, dict):
+        yield from _paths(setting.get("value"))
+    elif isinstance(setting, str):
+        yield setting
 
 
 def _check_file(model: str, path: str, facts: CheckpointFacts | None) -> Iterator[Finding]:
@@ -68,7 +78,6 @@ def _check_file(model: str, path: str, facts: CheckpointFacts | None) -> Iterato
     if facts is None:
         return
     yield from _check_weights(model, file, facts)
-    observed = {linear.tensor for linear in file.entries}
     sizes = {linear.tensor: size for linear, size in file.sizes().items()}
     first = {linear.tensor: stored.inputs_first for linear, (_, stored) in file.entries.items()}
     for name, header in facts.tensors.items():
@@ -80,18 +89,14 @@ def _check_file(model: str, path: str, facts: CheckpointFacts | None) -> Iterato
                     f"activations: {path} has {sizes[name]} inputs for {name}, which has {inputs}.",
                 )
                 return
-    missing = [
-        name
-        for name, header in facts.tensors.items()
-        if linears_in(name, header.shape) and name not in observed
-    ]
-    if missing:
+    unused = file.observation.unused
+    if unused:
         sentence = such_as(
-            missing,
-            f"tensor with linears has no moments in {path}",
-            f"tensors with linears have no moments in {path}",
+            unused,
+            f"tensor with linears was reached by no token in {path}",
+            f"tensors with linears were reached by no token in {path}",
         )
-        yield note(model, f"{sentence}; a merge takes them from the deltas.")
+        yield note(model, f"{sentence}; a merge takes the moments of their deltas.")
 
 
 def _check_weights(model: str, file: ActivationsFile, facts: CheckpointFacts) -> Iterator[Finding]:

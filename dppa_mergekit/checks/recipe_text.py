@@ -172,7 +172,9 @@ class _KeyCheck:
                 )
             return
         for value in _iterate_values(setting):
-            if isinstance(value, dict):
+            if value is None:
+                yield error(where, f"{name} has no value, and mergekit refuses that: leave it out.")
+            elif isinstance(value, dict):
                 yield error(
                     where,
                     f"{name} has a condition with {', '.join(map(str, value))}; allowed are filter "

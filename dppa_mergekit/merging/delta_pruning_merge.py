@@ -36,7 +36,7 @@ from dppa_mergekit.merging.tensor_parameters import TensorParameters, resolve_pa
 from dppa_mergekit.merging.thresholds import Thresholds
 from dppa_mergekit.sparsification.partitions import boundary_densities
 from dppa_mergekit.sparsification.pruning import Pruning, plan_pruning
-from dppa_mergekit.tensor_names import Linear, linears_alone, linears_in, stores_inputs_first
+from dppa_mergekit.tensor_names import Linear, linears_alone, linears_in
 
 LOG = logging.getLogger(__name__)
 
@@ -293,7 +293,7 @@ def _state_in_memory(
     multiples = [chosen.allocation.multiples for chosen in parameters]
     wanted = [pair for pair in multiples if pair is not None]
     shapes = {_name(group): tuple(_base_of(group).tensor.shape) for group in groups}
-    inputs = LinearInputs(stores_inputs_first(shapes), _tied_names(groups))
+    inputs = LinearInputs(shapes, _tied_names(groups))
     for group, chosen in zip(groups, parameters, strict=True):
         shape = shapes[_name(group)]
         linears = _linears_of(group, is_alone, shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from dppa_mergekit.errors import CheckpointError, RecipeError
 from dppa_mergekit.merging.tensor_parameters import ModelParameters
 from dppa_mergekit.moments.activations_file import ActivationsFile
 from dppa_mergekit.moments.second_moment import SecondMoment
-from dppa_mergekit.tensor_names import Linear, is_output_head
+from dppa_mergekit.tensor_names import Linear, is_output_head, stores_inputs_first
 
 
 @dataclass
@@ -19,12 +20,11 @@ class LinearInputs:
     """The activations files of one merge.
 
     Attributes:
-        inputs_first: Whether linears of which no file says it are stored as (inputs, outputs); None
-            until all tensors of the merge are known.
+        shapes: Name -> shape of the base's tensors, as far as they are known.
         embeddings: Names of output heads that are embeddings under another name.
     """
 
-    inputs_first: bool | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     embeddings: Collection[str] = ()
     _files: dict[str, ActivationsFile] = field(default_factory=dict)
     _sizes: dict[str, Mapping[Linear, int]] = field(default_factory=dict)
@@ -81,21 +81,28 @@ class LinearInputs:
             linears: Number of linears in the tensor.
             paths: The activations file of each model.
         """
-        entries = [
-            entry[1]
-            for path in paths
-            if path is not None and (entry := self._file(path).entries.get(Linear(name)))
-        ]
+        if len(shape) < 2 or math.prod(shape) != max(1, linears) * shape[-2] * shape[-1]:
+            return None
+        observed = [self._order(path, name, linears) for path in paths if path is not None]
+        orders = [order for order in observed if order is not None]
         is_head = (
             len(shape) == 2
             and name not in self.embeddings
-            and (len(entries) == len(paths) or is_output_head(name))
+            and (len(orders) == len(paths) or is_output_head(name))
         )
         if not linears and not is_head:
             return None
-        inputs_first = entries[0].inputs_first if entries else bool(self.inputs_first)
-        first, second = shape[-2:]
-        return LinearShape.of((first, second), inputs_first and not is_output_head(name))
+        inputs_first = orders[0] if orders else stores_inputs_first(name, self.shapes)
+        return LinearShape.of((shape[-2], shape[-1]), inputs_first)
+
+    def _order(self, path: str, name: str, linears: int) -> bool | None:
+        """Whether a tensor is stored as (inputs, outputs), by a file; None if it does not say."""
+        entries = self._file(path).entries
+        for expert in range(max(1, linears)):
+            entry = entries.get(Linear(name, expert))
+            if entry is not None:
+                return entry[1].inputs_first
+        return None
 
     def moment(
         self, path: str | None, linear: Linear, shape: LinearShape | None

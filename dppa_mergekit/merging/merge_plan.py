@@ -15,7 +15,7 @@ import torch
 
 from dppa_mergekit.allocation.measurement import TensorSource
 from dppa_mergekit.checkpoints.headers import FLOATING
-from dppa_mergekit.checkpoints.tensor_loading import read
+from dppa_mergekit.checkpoints.tensor_loading import is_tied, read
 from dppa_mergekit.combination.contribution import Listener
 from dppa_mergekit.merging.cache_entries import (
     delta_dependencies,
@@ -29,7 +29,7 @@ from dppa_mergekit.merging.model_allocation import ModelAllocation
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
 from dppa_mergekit.merging.thresholds import Thresholds
 from dppa_mergekit.report.progress import progress_bar
-from dppa_mergekit.tensor_names import natural_order, stores_inputs_first
+from dppa_mergekit.tensor_names import is_output_head, natural_order
 
 
 @dataclass
@@ -101,13 +101,20 @@ class Plan:
     def inputs(self) -> LinearInputs:
         """What enters this merge's linears; all tensors are planned."""
         with self._lock:
-            if self._inputs.inputs_first is None:
-                shapes = {
-                    name: header.shape
-                    for name, planned in self.tensors.items()
-                    if (header := self.headers.header(planned.base, planned.loads[planned.base]))
+            if not self._inputs.shapes:
+                loads = {
+                    name: planned.loads[planned.base] for name, planned in self.tensors.items()
                 }
-                self._inputs.inputs_first = stores_inputs_first(shapes)
+                headers = {
+                    name: self.headers.header(self.tensors[name].base, load)
+                    for name, load in loads.items()
+                }
+                self._inputs.shapes = {
+                    name: header.shape for name, header in headers.items() if header is not None
+                }
+                self._inputs.embeddings = {
+                    name for name, load in loads.items() if is_output_head(name) and is_tied(load)
+                }
             return self._inputs
 
     def end(self, names: Iterable[str]) -> None:
@@ -117,6 +124,7 @@ class Plan:
             if self._merged >= self._awaited:
                 self._merged.clear()
                 self._allocation = self._thresholds = self.listener = None
+                self._inputs = LinearInputs()
                 self.has_ended = True
 
     def fingerprint(self) -> list[object]:

@@ -67,6 +67,8 @@ class Observation(pydantic.BaseModel, frozen=True):
         version: The version of the format.
         model: The model, as the recipe spelt it.
         weights: Hash of the model's weights (`Checkpoint.weights_digest`).
+        reads: Hash of the weights and of all files by which the model reads and answers.
+        dtype: The dtype in which the model was observed, as asked for.
         prompts: The number of prompts.
         prompts_sha256: Hash of the prompts and completions.
         answered: The number of prompts that the model answered itself.
@@ -79,6 +81,8 @@ class Observation(pydantic.BaseModel, frozen=True):
     version: Literal[1] = 1
     model: str
     weights: str
+    reads: str
+    dtype: str
     prompts: int
     prompts_sha256: str
     answered: int
@@ -206,8 +210,27 @@ def write_activations(
             {f"{number}.{part}": tensor for part, tensor in zip(_PARTS, parts, strict=True)}
         )
     with stage_file(path) as staged:
-        metadata = {_KEY: observation.model_dump_json(), "format": "pt"}
-        safetensors.torch.save_file(tensors, staged, metadata=metadata)
+        _save(tensors, staged, observation)
+
+
+def rename_observed_model(path: str, target: Path, names: Mapping[str, str]) -> None:
+    """Copy a file, with another name for its model.
+
+    Args:
+        path: The file.
+        target: The copy.
+        names: Model -> its name in the copy; the last part of its path where it has none.
+    """
+    observation = ActivationsFile.open(path).observation
+    name = names.get(observation.model, Path(observation.model).name)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    _save(tensors, target, observation.model_copy(update={"model": name}))
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, observation: Observation) -> None:
+    metadata = {_KEY: observation.model_dump_json(), "format": "pt"}
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
 
 
 def _read(path: str, number: int) -> SecondMoment:

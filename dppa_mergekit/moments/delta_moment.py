@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from dppa_mergekit.deltas.delta import Buffer, Delta, delta_chunks
+from dppa_mergekit.deltas.delta import RUN, Buffer, Delta, delta_chunks
 from dppa_mergekit.deltas.linear_shape import LinearShape
 from dppa_mergekit.deltas.products import alone
 from dppa_mergekit.deltas.threads import in_order, share
@@ -23,6 +23,9 @@ RANK = 64
 
 OVERSAMPLING = 16
 """Columns of the random matrix beyond the rank."""
+
+SAMPLE = 16
+"""Every so many runs of a delta are looked at for its size."""
 
 GROUPS = 8
 """Groups of rows whose sums are made one after the other within a group, and then in order."""
@@ -112,6 +115,10 @@ def _products(
         right: (inputs, columns) float64.
     """
     device = delta.device
+    # Squares of deltas that are very large or small would not fit float32.
+    stride = max(1, min(SAMPLE, delta.numel // (RUN * SAMPLE)))
+    largest = float(delta.sample(stride).abs().max())
+    scale = 1 / largest if largest > 0 else 1.0
     basis = right.to(device, delta.dtype)
     whole = _read_whole(delta, shape) if shape.inputs_first else None
     rows = shape.rows(device)
@@ -133,6 +140,7 @@ def _products(
                     block = read.view(stop - start, shape.inputs)
                 else:
                     block = whole[start:stop].contiguous()
+                block.mul_(scale)
                 projected = projection.of((stop - start) * basis.shape[1]).view(stop - start, -1)
                 torch.mm(block, basis, out=projected)
                 product.addmm_(block.t(), projected)
@@ -144,7 +152,7 @@ def _products(
     product, squares = (
         torch.stack([part.double() for part in parts]).sum(0) for parts in zip(*found, strict=True)
     )
-    return product.cpu(), squares.cpu()
+    return product.cpu() / scale**2, squares.cpu() / scale**2
 
 
 def _read_whole(delta: Delta, shape: LinearShape) -> torch.Tensor:

@@ -53,6 +53,9 @@ class InputCollector:
         """
         memory = _memory(vectors)
         sharing = next((first for known, _, first in self._recent if known == memory), None)
+        if not bool((vectors != 0).any()):
+            # Some experts get rows of zeros for tokens that are not theirs.
+            return
         if linear not in self._first:
             self._first[linear] = linear if sharing is None else sharing
             self._linears[linear] = ObservedLinear(

@@ -27,6 +27,23 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Subject:
+    """A model that is observed, as it is stored.
+
+    Attributes:
+        model: The model, as the recipe spells it.
+        weights: Hash of its weights (`Checkpoint.weights_digest`).
+        reads: Hash of its weights and of all files by which it reads and answers.
+        dtype: The dtype in which it is observed, as asked for.
+    """
+
+    model: str
+    weights: str
+    reads: str
+    dtype: str
+
+
+@dataclass(frozen=True)
 class Observing:
     """How a model is observed.
 
@@ -40,8 +57,7 @@ class Observing:
 
 
 def observe(
-    name: str,
-    weights: str,
+    subject: Subject,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
@@ -51,8 +67,7 @@ def observe(
     """Return the moments of the inputs of a model's linears, and what they are of.
 
     Args:
-        name: The model, as the recipe spells it.
-        weights: Hash of the model's weights.
+        subject: The model, as it is stored.
         model: The live model.
         tokenizer: Its tokenizer.
         prompts: At least one prompt.
@@ -62,6 +77,7 @@ def observe(
     Raises:
         DppaError: A prompt cannot be used, an input is not finite, or no linear was called.
     """
+    name = subject.model
     linears = linears_of(model)
     collector = InputCollector(observing.rank)
     tokens = 0
@@ -88,8 +104,7 @@ def observe(
             unused[0],
         )
     observation = Observation(
-        model=name,
-        weights=weights,
+        **asdict(subject),
         prompts=len(prompts),
         prompts_sha256=prompts_digest(prompts, observing.reading),
         answered=0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from dppa_mergekit import method_table
 from dppa_mergekit.checkpoints.headers import Checkpoint
-from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
-from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.errors import CheckpointError, DppaError, ParameterError, RecipeError
+from dppa_mergekit.live.source_model import Placement, SourceModel, fingerprint
 from dppa_mergekit.moments.activations_file import ActivationsFile, write_activations
-from dppa_mergekit.observation.observe import Observing, observe, prompts_digest
+from dppa_mergekit.observation.observe import Observing, Subject, observe, prompts_digest
 from dppa_mergekit.observation.overlap import InputsOfModels, compare_inputs
 from dppa_mergekit.observation.summary import draw_inputs, observation_summary
 from dppa_mergekit.parameters import ACTIVATIONS
@@ -79,6 +79,8 @@ class RecipeActivations:
         recipe = regression_recipe(self.recipe)
         domains = self._domains()
         check_recipe_output(self.output)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise DppaError(f"{self.folder} is a file, and activations are written to a folder.")
         check_output_folder(self.folder, "model.safetensors")
         self.folder.mkdir(exist_ok=True)
         files = {}
@@ -94,6 +96,12 @@ class RecipeActivations:
         """Fine-tuned model -> the domain whose prompts it is observed on."""
         models = self.recipe.fine_tuned()
         names = [Path(model).name for model in models]
+        for name in names:
+            if names.count(name) > 1:
+                raise DppaError(
+                    f"Two models are in folders called {name}, so prompts files cannot be named "
+                    f"after them: link one of the folders under another name."
+                )
         for name in self.prompts:
             if names.count(name) != 1:
                 raise DppaError(
@@ -111,20 +119,21 @@ class RecipeActivations:
     def _observe(self, model: str, prompts: Sequence[Prompt], path: Path) -> ActivationsFile:
         """Observe one model, unless its file is there already."""
         source = SourceModel(model, self.placement)
-        weights = _weights_digest(source)
+        subject = _subject(source)
         known = _read_known(path)
-        wanted = (weights, prompts_digest(prompts, self.observing.reading), self.observing.rank)
-        if known is not None and wanted == (
-            known.observation.weights,
-            known.observation.prompts_sha256,
-            known.observation.rank,
-        ):
-            LOG.info("%s: %s is of the same weights, prompts and rank; it is kept.", model, path)
+        digest = prompts_digest(prompts, self.observing.reading)
+        wanted = {
+            **asdict(subject),
+            "prompts_sha256": digest,
+            "rank": self.observing.rank,
+        }
+        if known is not None and wanted == known.observation.model_dump(include=set(wanted)):
+            LOG.info("%s: %s is of the same model, prompts and rank; it is kept.", model, path)
             return known
         live, tokenizer = source.load()
         with tqdm(total=len(prompts), desc=f"observing {model}", unit="prompt", delay=2) as bar:
             observation, moments = observe(
-                model, weights, live, tokenizer, prompts, self.observing, bar.update
+                subject, live, tokenizer, prompts, self.observing, bar.update
             )
         write_activations(path, observation, moments)
         return ActivationsFile.open(str(path))
@@ -169,19 +178,40 @@ def regression_recipe(recipe: Recipe) -> Recipe:
             f"{recipe.origin} has one fine-tuned model, whose delta needs no combination; "
             f"allowed are two or more."
         )
+    weight = method.combination.weight
+    for model in recipe.fine_tuned():
+        for value in _numbers(recipe.parameters(model).get(weight.name)):
+            try:
+                weight.check(value)
+            except ParameterError as problem:
+                raise RecipeError(f"{model}: {problem}") from problem
     return Recipe({**recipe.content, "merge_method": method.name}, recipe.origin)
 
 
-def _weights_digest(source: SourceModel) -> str:
-    """Return the hash of a model's weights."""
+def _numbers(setting: object) -> Iterator[float]:
+    """Yield the numbers in a setting, which may be a gradient or have filters."""
+    if isinstance(setting, list):
+        for part in setting:
+            yield from _numbers(part)
+    elif isinstance(setting, dict):
+        yield from _numbers(setting.get("value"))
+    elif isinstance(setting, (int, float)):
+        yield setting
+
+
+def _subject(source: SourceModel) -> Subject:
+    """Return a model as it is stored.
+
+    Raises:
+        DppaError: The model cannot be found, or its weights cannot be read.
+    """
     from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 
-    folder = str(source.folder())
-    try:
-        return Checkpoint(source.model, ShardedTensorIndex.from_disk(folder)).weights_digest()
-    # mergekit and torch raise many kinds of errors for files that are damaged or not a model's.
-    except Exception as error:
-        raise CheckpointError(f"{folder}: its weights cannot be read ({error}).") from error
+    folder = source.folder()
+    reads = fingerprint(folder, dated=False)
+    index = ShardedTensorIndex.from_disk(str(folder))
+    weights = Checkpoint(source.model, index).weights_digest()
+    return Subject(source.model, weights, reads, str(source.placement.dtype))
 
 
 def _read_known(path: Path) -> ActivationsFile | None:

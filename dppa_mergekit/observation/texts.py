@@ -99,14 +99,18 @@ def _complete(
     reading: Reading,
 ) -> Iterator[Text]:
     """Yield the texts of prompts with completions, cut to the model's context."""
-    begins, wholes = [], []
-    for prompt in prompts:
-        begin = _tokenize(name, prompt.text, tokenizer, reading)
-        rest = _tokenize(name, prompt.text, tokenizer, reading, prompt.completion or "")
-        begins.append(begin)
-        wholes.append(rest)
-    for begin, cut in zip(begins, shorten(name, wholes, model, 0), strict=True):
-        length = min(len(begin), len(cut))
+    begins = [_tokenize(name, prompt.text, tokenizer, reading) for prompt in prompts]
+    if model.config.is_encoder_decoder:
+        for begin, prompt in zip(shorten(name, begins, model, 0), prompts, strict=True):
+            yield Text(begin, tokenizer(prompt.completion or "")["input_ids"])
+        return
+    wholes = [
+        _tokenize(name, prompt.text, tokenizer, reading, prompt.completion or "")
+        for prompt in prompts
+    ]
+    short = shorten(name, wholes, model, 0)
+    for begin, whole, cut in zip(begins, wholes, short, strict=True):
+        length = max(0, len(begin) - (len(whole) - len(cut)))
         yield Text(cut[:length], cut[length:])
 
 

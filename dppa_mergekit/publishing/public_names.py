@@ -63,10 +63,24 @@ def rename_models(content: object, names: Mapping[str, str]) -> object:
         return content
     return {
         key: names[value]
-        if _is_model(key, value) or _is_activations(key, value)
+        if _is_model(key, value)
+        else _rename_files(value, names)
+        if key == ACTIVATIONS.name
         else rename_models(value, names)
         for key, value in content.items()
     }
+
+
+def _rename_files(setting: object, names: Mapping[str, str]) -> object:
+    """Return a setting of activations, which may have filters, with other names for its files."""
+    if isinstance(setting, list):
+        return [_rename_files(part, names) for part in setting]
+    if isinstance(setting, dict):
+        return {
+            key: _rename_files(value, names) if key == "value" else value
+            for key, value in setting.items()
+        }
+    return names.get(setting, setting) if isinstance(setting, str) else setting
 
 
 def public_yaml(recipe: Recipe, names: Mapping[str, str]) -> str:
@@ -124,19 +138,17 @@ def _is_model(key: object, value: object) -> bool:
     return key in MODEL_KEYS and isinstance(value, str) and not is_keyword
 
 
-def _is_activations(key: object, value: object) -> bool:
-    """Return whether a key of a recipe and its value name a file of activations."""
-    return key == ACTIVATIONS.name and isinstance(value, str)
-
-
-def _activations(content: object) -> Iterator[str]:
-    """Yield every activations file in a recipe."""
-    if isinstance(content, (list, dict)):
-        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
-            if _is_activations(key, value):
-                yield str(value)
-            else:
-                yield from _activations(value)
+def _activations(content: object, inside: bool = False) -> Iterator[str]:
+    """Yield every activations file in a recipe, or in the setting of that name."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            named = key == ACTIVATIONS.name or (inside and key == "value")
+            yield from _activations(value, named)
+    elif isinstance(content, list):
+        for part in content:
+            yield from _activations(part, inside)
+    elif inside and isinstance(content, str):
+        yield content
 
 
 def _spellings(content: object) -> Iterator[str]:

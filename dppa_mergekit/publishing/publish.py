@@ -13,7 +13,11 @@ from dppa_mergekit import method_table
 from dppa_mergekit.checks.check import check_folder
 from dppa_mergekit.checks.merged_folder import RECIPE
 from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
-from dppa_mergekit.moments.activations_file import ActivationsFile, Observation
+from dppa_mergekit.moments.activations_file import (
+    ActivationsFile,
+    Observation,
+    rename_observed_model,
+)
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.publishing.density_plot import plot_densities
 from dppa_mergekit.publishing.hub import check_login, check_name, find_license, upload_folder
@@ -85,6 +89,8 @@ class Publishing:
         names = public_names(recipe.content, self.names)
         self._check_models(names)
         activations = self.activations()
+        for file in activations if self.with_activations else ():
+            ActivationsFile.open(file)
         shown = {**names, **activations}
         allowed = [*self.names.values(), *activations.values()]
         refuse_paths(rename_models(recipe.content, shown), allowed)
@@ -116,10 +122,10 @@ class Publishing:
             recipe = self._recipe()
             names = {**public_names(recipe.content, self.names), **self.activations()}
             config.write_text(public_yaml(recipe, names), encoding="utf-8")
-            for path, name in self.activations().items() if self.with_activations else ():
-                link = Path(staged) / name
-                link.parent.mkdir(exist_ok=True)
-                link.symlink_to(Path(path).resolve())
+            for activations, name in self.activations().items() if self.with_activations else ():
+                target = Path(staged) / name
+                target.parent.mkdir(exist_ok=True)
+                rename_observed_model(activations, target, names)
             return upload_folder(Path(staged), self.repository, self.private)
 
     def activations(self) -> dict[str, str]:

@@ -39,6 +39,8 @@ def write(model: Path, file: Path, rank: int) -> None:
     observation = Observation(
         model=str(model),
         weights=checkpoint.weights_digest(),
+        reads="",
+        dtype="None",
         prompts=1,
         prompts_sha256="random",
         answered=0,

@@ -15,6 +15,7 @@ from mergekit.io.tasks import LoaderCache
 from dppa_mergekit.cli.main import main
 from dppa_mergekit.moments.activations_file import ActivationsFile
 from dppa_mergekit.observation import recipe_activations
+from dppa_mergekit.observation.observe import Subject
 
 Activations = Callable[..., Result]
 
@@ -35,6 +36,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_recipe(
         folder / "owl.yml", recipe(folder, "owl", {"math": {"weight": 1}, "law": {"weight": 1}})
     )
+    negative = {"math": weighted["math"], "law": {"weight": -0.3}}
+    write_recipe(folder / "negative.yml", recipe(folder, "dppa", negative))
     write_recipe(folder / "alone.yml", recipe(folder, "dppa", {"math": weighted["math"]}))
     return folder
 
@@ -124,9 +127,9 @@ def test_files_that_are_there_are_kept(
     observed = []
     observe = recipe_activations.observe
 
-    def count(name: str, *rest: object) -> object:
-        observed.append(Path(name).name)
-        return observe(name, *rest)  # type: ignore[arg-type]
+    def count(subject: Subject, *rest: object) -> object:
+        observed.append(Path(subject.model).name)
+        return observe(subject, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(recipe_activations, "observe", count)
     assert activations(*prompts(saved)).exit_code == 0
@@ -182,6 +185,7 @@ def test_options_that_cannot_be(
     ("name", "words"),
     [
         ("owl.yml", "the deltas of owl cannot be combined by their inputs; allowed are dppa, "),
+        ("negative.yml", "law: weight is -0.3; allowed is a finite float32 number of at least 0"),
         ("alone.yml", "has one fine-tuned model, whose delta needs no combination"),
     ],
 )

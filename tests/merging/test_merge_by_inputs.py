@@ -1,5 +1,6 @@
 """Merges by inputs through mergekit, against the oracle's solution of the normal equations."""
 
+import gc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from numpy.typing import NDArray
 from regression_oracle import regress
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from dppa_mergekit import method_table
+from dppa_mergekit.combination import input_regression
+from dppa_mergekit.moments import delta_moment
 
 Array = NDArray[np.float64]
 
@@ -231,6 +236,47 @@ def test_one_tensor_without_its_model() -> None:
     np.testing.assert_allclose(merged.double().numpy(), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", method_table.names())
+@pytest.mark.parametrize("shape", [(7,), (3, 4, 5), (2, 3, 4, 5), (0, 3), ()])
+def test_tensors_that_are_no_matrices(method: str, shape: tuple[int, ...]) -> None:
+    """By inputs they are averaged; every other method knew them before."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator) for _ in range(3)]
+    parameters = {"density": [1.0, 1.0], "weight": [0.5, 0.5]}
+    merged = merge_tensors(tensors, method, parameters=parameters, base_index=0)
+    assert merged.shape == shape
+    if method.endswith("_regmean"):
+        torch.testing.assert_close(merged, (tensors[1] + tensors[2]) / 2)
+
+
+def test_a_tied_head_that_is_stored_stays_an_embedding(tmp_path: Path, merge: Merge) -> None:
+    family = save_family(tmp_path / "family")
+    for model in ("base", *KEPT):
+        path = family / model / "model.safetensors"
+        tensors = load_file(path)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, path, {"format": "pt"})
+    merged = merge(recipe(family, "dppa_regmean", KEPT))
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+
+
+def test_an_ended_merge_keeps_nothing(family: Path, merge: Merge, tmp_path: Path) -> None:
+    models = {
+        model: {
+            "activations": write_moments(
+                tmp_path / f"{model}.safetensors", family, model, draw_moments(family, model, 0)
+            )
+        }
+        for model in ("math", "law")
+    }
+    held = []
+    for output in ("one", "two", "three"):
+        merge(recipe(family, "dppa_regmean", models), output=output)
+        gc.collect()
+        held.append((len(input_regression._SOLVED), len(delta_moment._KNOWN)))
+    assert held == [(0, 0)] * 3
+
+
 @pytest.fixture
 def observed(family: Path, tmp_path: Path) -> dict[str, dict[str, object]]:
     """Models with activations, by name."""
@@ -276,7 +322,7 @@ def test_a_file_of_another_model(
 ) -> None:
     observed["law"]["activations"] = observed["math"]["activations"]
     said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
-    assert "math.safetensors was observed in math" in said
+    assert f"math.safetensors was observed in {family / 'math'}" in said
     assert "law has other weights, or was trained since" in said
 
 

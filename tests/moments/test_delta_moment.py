@@ -88,3 +88,13 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(other.vectors, found[0].vectors)
         assert torch.equal(other.values, found[0].values)
         assert torch.equal(other.rest, found[0].rest)
+
+
+@pytest.mark.parametrize("size", [1e-22, 1e20])
+@pytest.mark.parametrize("inputs", [30, INPUTS])
+def test_deltas_of_any_size(size: float, inputs: int) -> None:
+    delta = draw(20, 0.1)[:, :inputs].contiguous() * size
+    values = delta.double().numpy() / size
+    wanted = values.T @ values
+    found = dense(moment_of(delta)) / size**2
+    assert np.linalg.norm(wanted - found) < 0.03 * np.linalg.norm(wanted)

@@ -7,14 +7,16 @@ import pytest
 import torch
 from checkpoints import VOCABULARY, fine_tune, new_model, tokenizer
 from numpy.typing import NDArray
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.moments.activations_file import Observation
 from dppa_mergekit.moments.second_moment import SecondMoment
-from dppa_mergekit.observation.observe import Observing, observe
-from dppa_mergekit.observation.texts import Reading
+from dppa_mergekit.observation.input_collector import InputCollector
+from dppa_mergekit.observation.observe import Observing, Subject, observe
+from dppa_mergekit.observation.texts import Reading, read_texts
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.tensor_names import Linear, linears_in
 
@@ -25,6 +27,7 @@ PROMPTS = [
     Prompt("w10 w3 w2 w20 w21", completion=" w22"),
 ]
 OBSERVING = Observing(512, Reading())
+MATH = Subject("math", "", "", "None")
 
 
 def dense(moment: SecondMoment) -> Array:
@@ -85,7 +88,7 @@ def by_hooks(model: PreTrainedModel, run: Callable[[PreTrainedModel], None]) -> 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma", "mistral", "gpt2"])
 def test_equal_to_hooks_on_modules(architecture: str) -> None:
     model = fine_tune(new_model(architecture, 0), 1)
-    found = by_linear(observe("math", "", model, tokenizer(), PROMPTS, OBSERVING))
+    found = by_linear(observe(MATH, model, tokenizer(), PROMPTS, OBSERVING))
     wanted = by_hooks(model, run)
     assert set(wanted) == set(found)
     for linear, moment in wanted.items():
@@ -97,7 +100,7 @@ def test_equal_to_hooks_on_modules(architecture: str) -> None:
 def test_an_encoder_and_a_decoder() -> None:
     model = fine_tune(new_model("t5", 0), 1)
     prompt = Prompt("w1 w2 w3", completion=" w4 w5")
-    observation, moments = observe("math", "", model, tokenizer(), [prompt], OBSERVING)
+    observation, moments = observe(MATH, model, tokenizer(), [prompt], OBSERVING)
     found = by_linear((observation, moments))
 
     def run_both(model: PreTrainedModel) -> None:
@@ -112,9 +115,27 @@ def test_an_encoder_and_a_decoder() -> None:
         np.testing.assert_allclose(found[linear][0], moment, atol=1e-5 * np.abs(moment).max())
 
 
+def test_an_encoder_gets_the_whole_prompt() -> None:
+    """T5's tokenizer ends every text; the answer begins in the decoder."""
+    ending = tokenizer()
+    ending._tokenizer.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    model = new_model("t5", 0)
+    (text,) = read_texts("math", [Prompt("w1 w2", " w3")], model, ending, Reading())
+    assert (list(text.prompt), list(text.answer)) == ([5, 6, 2], [7, 2])
+
+
+def test_tokens_of_other_experts_do_not_count() -> None:
+    """Some mixtures multiply rows of zeros with the experts that a token is not for."""
+    collector = InputCollector(8)
+    collector.take(Linear("experts", 0), False, torch.ones(2, 4))
+    collector.take(Linear("experts", 1), False, torch.zeros(2, 4))
+    (inputs,) = collector.inputs()
+    assert [linear.expert for linear in inputs.linears] == [0]
+
+
 def test_stacked_experts_are_observed_one_by_one() -> None:
     model = fine_tune(new_model("mixtral", 0), 1)
-    observation, moments = observe("math", "", model, tokenizer(), PROMPTS, OBSERVING)
+    observation, moments = observe(MATH, model, tokenizer(), PROMPTS, OBSERVING)
     found = by_linear((observation, moments))
     rows: dict[Linear, list[Array]] = {}
 
@@ -145,7 +166,7 @@ def test_stacked_experts_are_observed_one_by_one() -> None:
 
 def test_shared_inputs_are_stored_once() -> None:
     model = new_model("llama", 0)
-    observation, _ = observe("math", "", model, tokenizer(), PROMPTS, OBSERVING)
+    observation, _ = observe(MATH, model, tokenizer(), PROMPTS, OBSERVING)
     groups = {
         tuple(linear.tensor.split(".", 3)[-1] for linear in inputs.linears)
         for inputs in observation.inputs
@@ -163,7 +184,7 @@ def test_an_untied_head_is_observed_and_a_tied_one_is_not() -> None:
     heads = {}
     for architecture in ("llama", "llama_untied"):
         model = new_model(architecture, 0)
-        observation, _ = observe("math", "", model, tokenizer(), PROMPTS, OBSERVING)
+        observation, _ = observe(MATH, model, tokenizer(), PROMPTS, OBSERVING)
         observed = {linear.tensor for inputs in observation.inputs for linear in inputs.linears}
         heads[architecture] = {name for name in observed if "layers" not in name}
     assert heads == {"llama": set(), "llama_untied": {"lm_head.weight"}}
@@ -173,11 +194,11 @@ def test_a_model_answers_prompts_without_completion() -> None:
     model = fine_tune(new_model("llama", 0), 1)
     asked = [Prompt(prompt.text) for prompt in PROMPTS]
     own = Observing(512, Reading(max_new_tokens=5, batch_size=2))
-    observation, _ = observe("math", "", model, tokenizer(), asked, own)
+    observation, _ = observe(MATH, model, tokenizer(), asked, own)
     assert observation.answered == 3
     assert observation.tokens > sum(len(prompt.text.split()) for prompt in PROMPTS)
     silent = Observing(512, Reading(max_new_tokens=0))
-    alone, _ = observe("math", "", model, tokenizer(), asked, silent)
+    alone, _ = observe(MATH, model, tokenizer(), asked, silent)
     assert (alone.answered, alone.tokens) == (0, 11)
 
 
@@ -191,8 +212,8 @@ def test_own_answers_are_those_of_generate() -> None:
         answer = model.generate(tokens, max_new_tokens=5, do_sample=False, pad_token_id=0)
         words = tokenizer().convert_ids_to_tokens(answer[0, tokens.shape[1] :])
         given.append(Prompt(prompt.text, completion=" " + " ".join(words)))
-    by_model = observe("math", "", model, tokenizer(), asked, Observing(512, reading))
-    by_text = observe("math", "", model, tokenizer(), given, OBSERVING)
+    by_model = observe(MATH, model, tokenizer(), asked, Observing(512, reading))
+    by_text = observe(MATH, model, tokenizer(), given, OBSERVING)
     assert by_model[0].tokens == by_text[0].tokens
     for one, other in zip(by_model[1], by_text[1], strict=True):
         np.testing.assert_allclose(dense(one), dense(other), atol=1e-5)
@@ -201,7 +222,7 @@ def test_own_answers_are_those_of_generate() -> None:
 def test_prompts_longer_than_the_context_are_cut(caplog: pytest.LogCaptureFixture) -> None:
     model = new_model("llama", 0)
     words = " ".join(f"w{number % 50}" for number in range(100))
-    observation, _ = observe("math", "", model, tokenizer(), [Prompt(words, " w1")], OBSERVING)
+    observation, _ = observe(MATH, model, tokenizer(), [Prompt(words, " w1")], OBSERVING)
     assert observation.tokens == 64
     assert "1 of 1 prompts do not fit the context of 64 tokens" in caplog.text
 
@@ -209,7 +230,7 @@ def test_prompts_longer_than_the_context_are_cut(caplog: pytest.LogCaptureFixtur
 def test_a_model_that_answers_nothing(caplog: pytest.LogCaptureFixture) -> None:
     model = new_model("llama", 0)
     model.generation_config.eos_token_id = list(range(VOCABULARY))
-    observe("math", "", model, tokenizer(), [Prompt("w1 w2")], Observing(64, Reading(4)))
+    observe(MATH, model, tokenizer(), [Prompt("w1 w2")], Observing(64, Reading(4)))
     assert "math: it answers nothing to 1 of 1 prompts" in caplog.text
 
 
@@ -234,9 +255,9 @@ def test_a_chat_template_is_applied() -> None:
     reading = Reading(chat=True, system_instruction="w9")
     prompt = Prompt("w1 w2", completion="w3")
     model = new_model("llama", 0)
-    by_template = observe("math", "", model, chat, [prompt], Observing(64, reading))
+    by_template = observe(MATH, model, chat, [prompt], Observing(64, reading))
     plain = Prompt("system w9 user w1 w2 model", completion=" w3")
-    by_hand = observe("math", "", model, chat, [plain], Observing(64, Reading()))
+    by_hand = observe(MATH, model, chat, [plain], Observing(64, Reading()))
     assert by_template[0].tokens == by_hand[0].tokens == 7
     for one, other in zip(by_template[1], by_hand[1], strict=True):
         np.testing.assert_allclose(dense(one), dense(other), atol=1e-6)
@@ -247,4 +268,4 @@ def test_inputs_that_are_not_finite() -> None:
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(DppaError, match=r"math: the inputs of model\.layers\.0\S* are not finite"):
-        observe("math", "", model, tokenizer(), PROMPTS, OBSERVING)
+        observe(MATH, model, tokenizer(), PROMPTS, OBSERVING)

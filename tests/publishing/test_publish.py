@@ -128,6 +128,9 @@ def test_activations(uploaded: bool, by_inputs: Path, hub: Hub) -> None:
     assert done.returncode == 0, done.stderr
     folder = hub.root / "me" / "merge"
     assert (folder / "activations" / "math.safetensors").exists() == uploaded
+    if uploaded:
+        raw = (folder / "activations" / "math.safetensors").read_bytes()
+        assert str(by_inputs).encode() not in raw
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "## Inputs that were observed" in card
     (row,) = [line for line in card.splitlines() if line.startswith("| [org/math](")]

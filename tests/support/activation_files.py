@@ -69,8 +69,10 @@ def write_moments(path: Path, folder: Path, model: str, moments: Moments) -> str
             )
         )
     observation = Observation(
-        model=model,
+        model=str(folder / model),
         weights=Checkpoint(model, index).weights_digest(),
+        reads="",
+        dtype="None",
         prompts=1,
         prompts_sha256="",
         answered=0,
