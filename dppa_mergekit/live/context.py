@@ -30,7 +30,7 @@ def shorten(
     """
     if not tokens or not all(tokens):
         raise DppaError(f"The prompts of {domain} are missing, or one of them is empty.")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model)
     if context is None:
         return list(tokens)
     longest = max(1, context - room)
@@ -44,3 +44,9 @@ def shorten(
             context,
         )
     return [prompt[-longest:] for prompt in tokens]
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return the number of tokens that a model can read; None if it has no such limit."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if context is None else int(context)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.answers import answer, ending_tokens, padding_token
-from dppa_mergekit.live.context import shorten
+from dppa_mergekit.live.context import context_of, shorten
 from dppa_mergekit.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def read_texts(
     if not asked:
         return
     tokens = [_tokenize(name, prompt.text, tokenizer, reading) for prompt in asked]
-    short = shorten(name, tokens, model, reading.max_new_tokens)
+    short = shorten(name, tokens, model, min(reading.max_new_tokens, 1))
     if reading.max_new_tokens == 0:
         yield from (Text(prompt, ()) for prompt in short)
         return
@@ -77,7 +77,7 @@ def read_texts(
     silent = 0
     for start in range(0, len(short), reading.batch_size):
         batch = short[start : start + reading.batch_size]
-        answers = answer(model, batch, pad, reading.max_new_tokens)
+        answers = answer(model, batch, pad, _room(model, batch, reading.max_new_tokens))
         for prompt, found in zip(batch, answers.tokens, strict=True):
             tokens_found = found.tolist()
             silent += all(token in stops for token in tokens_found)
@@ -89,6 +89,14 @@ def read_texts(
             silent,
             len(asked),
         )
+
+
+def _room(model: PreTrainedModel, prompts: Sequence[Sequence[int]], wanted: int) -> int:
+    """Return how many tokens answers to prompts may have: so many, or what the context leaves."""
+    context = context_of(model)
+    if context is None or model.config.is_encoder_decoder:
+        return wanted
+    return min(wanted, context - max(map(len, prompts)))
 
 
 def _complete(

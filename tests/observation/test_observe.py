@@ -227,6 +227,21 @@ def test_prompts_longer_than_the_context_are_cut(caplog: pytest.LogCaptureFixtur
     assert "1 of 1 prompts do not fit the context of 64 tokens" in caplog.text
 
 
+def test_room_for_an_answer_cuts_no_prompt(caplog: pytest.LogCaptureFixture) -> None:
+    """The context is 64 tokens; the answer gets what the prompt leaves of it."""
+    model = fine_tune(new_model("llama", 0), 1)
+    model.generation_config.eos_token_id = None
+    words = [" ".join(f"w{number}" for number in range(length)) for length in (3, 20, 64)]
+    texts = list(
+        read_texts(
+            "math", [Prompt(word) for word in words], model, tokenizer(), Reading(64, batch_size=1)
+        )
+    )
+    assert [len(text.prompt) for text in texts] == [3, 20, 63]
+    assert [len(text.answer) for text in texts] == [61, 44, 1]
+    assert "1 of 3 prompts do not fit the context" in caplog.text
+
+
 def test_a_model_that_answers_nothing(caplog: pytest.LogCaptureFixture) -> None:
     model = new_model("llama", 0)
     model.generation_config.eos_token_id = list(range(VOCABULARY))
