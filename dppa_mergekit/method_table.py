@@ -6,6 +6,8 @@ Importing the table imports neither torch nor mergekit; `methods.py` registers i
 from dppa_mergekit.allocation import allocations
 from dppa_mergekit.combination.combinations import BY_INPUTS, TIES, WEIGHTED_SUM
 from dppa_mergekit.merging.method import Method
+from dppa_mergekit.parameters import AMPLIFY
+from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.sparsification.selections import MAGNITUDE, RANDOM
 
 DPPA = Method("dppa", "DPPA", allocations.DP, MAGNITUDE, WEIGHTED_SUM)
@@ -70,3 +72,11 @@ def default_weight(name: str) -> float | None:
     known = method_of(name)
     default = None if known is None else known.combination.weight.default
     return float(default) if isinstance(default, (int, float)) else None
+
+
+def without_automatic(recipe: Recipe) -> Recipe:
+    """The recipe without factors that the merge finds itself where all are 1."""
+    known = method_of(recipe.method)
+    if known is None or AMPLIFY not in known.parameters:
+        return recipe
+    return recipe.with_shared({AMPLIFY.name: "none"})

@@ -227,8 +227,8 @@ ACTIVATIONS = FilePath(
 AMPLIFY = Choice(
     "amplify",
     False,
-    "Whether a linear whose partitions have no factors gets one that restores its outputs.",
-    "none",
+    "Whether a pruned linear without factors gets one that makes its outputs as large as before.",
+    "auto",
     choices=("auto", "none"),
 )
 MOMENT_SHRINKAGE = Number(

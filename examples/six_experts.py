@@ -69,11 +69,13 @@ class Row:
         method: The merge method.
         density: Density of every delta; None if the method has none.
         prompts: Prompts that every expert is observed on; None for none.
+        amplify: Whether pruned linears get factors, for a combination by inputs.
     """
 
     method: str
     density: float | None = None
     prompts: int | None = None
+    amplify: str = "auto"
 
     @property
     def by_inputs(self) -> bool:
@@ -86,7 +88,8 @@ class Row:
         if not self.by_inputs:
             return self.method
         observed = "data-free" if self.prompts is None else f"{self.prompts} prompts"
-        return f"{self.method}, {observed}"
+        plain = ", no factors" if self.amplify == "none" else ""
+        return f"{self.method}, {observed}{plain}"
 
     @property
     def key(self) -> str:
@@ -94,7 +97,7 @@ class Row:
         return f"{self.label}, density {self.density or 1:g}"
 
 
-DENSITIES = (0.2, 0.1)
+DENSITIES = (0.2, 0.1, 0.05)
 ROWS = [
     Row("task_arithmetic"),
     *(
@@ -108,6 +111,7 @@ ROWS = [
         for prompts in (None, 5, 25, 100)
         for density in DENSITIES
     ),
+    *(Row("dppa_regmean", density, 25, "none") for density in DENSITIES),
 ]
 
 
@@ -210,6 +214,7 @@ class Bench:
             parameters["density"] = dict.fromkeys(names, row.density)
         if row.by_inputs:
             parameters["lambda"] = value
+            parameters["amplify"] = row.amplify
             parameters["weight"] = dict.fromkeys(names, 1.0)
             if row.prompts is not None:
                 if row.prompts not in self._observed:

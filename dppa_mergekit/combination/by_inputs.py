@@ -132,8 +132,10 @@ class ByInputs:
 
 
 def is_plainly_pruned(pruned: Pruned) -> bool:
-    """Whether a delta lost elements, and none of those kept has a factor."""
-    return pruned.pruning.keys is not None and all(factor == 1 for factor in pruned.pruning.factors)
+    """Whether a delta lost elements, and those kept have neither factors nor a divisor."""
+    pruning = pruned.pruning
+    lost = pruning.keys is not None and pruning.divisor == 1
+    return lost and all(factor == 1 for factor in pruning.factors)
 
 
 def _combine(deltas: Sequence[torch.Tensor], regression: InputRegression) -> torch.Tensor:

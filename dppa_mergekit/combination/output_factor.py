@@ -1,14 +1,10 @@
-"""The factor that gives back to a pruned delta the outputs that pruning took from it.
+"""The factor that makes the outputs of a pruned delta as large as those of the whole delta.
 
-With D the whole delta of a linear, P the pruned one, and G the second moments of the inputs,
-
-    a = tr(D G D^T) / tr(D G P^T)
-
-is the factor with which a P has, in the mean over the inputs, all of D's outputs along D's own
-outputs: a P is then D and something besides that has no part in it. DARE divides a random choice of
-elements by its density for the same reason; for such a choice, a is 1 but for chance.
+With D the whole delta of a linear, P the pruned one, and G the second moments of the inputs, the
+factor is (tr(D G D^T) / tr(P G P^T))^(1/2): the outputs of both then have the same mean square.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +21,7 @@ DIRECTIONS = 64
 
 
 def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> float:
-    """The factor a; 1 where pruning leaves nothing of the outputs.
+    """The factor; 1 where pruning leaves no outputs.
 
     Args:
         pruned: The delta of one linear, pruned.
@@ -43,12 +39,12 @@ def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> f
             part, whole = (
                 torch.cat([rows @ roots, rows.mul_(root)], 1).double() for rows in read(start, stop)
             )
-            sums.append((start, (float((whole * whole).sum()), float((whole * part).sum()))))
+            sums.append((start, (float(whole.square().sum()), float(part.square().sum()))))
         return sums
 
     found = in_order(share(work, shape.rows(delta.device), delta.device, summing=True))
     outputs, kept = (sum(values) for values in zip(*found, strict=True))
-    return outputs / kept if kept > 0 else 1.0
+    return math.sqrt(outputs / kept) if kept > 0 else 1.0
 
 
 def _roots(moment: SecondMoment) -> tuple[torch.Tensor, torch.Tensor]:

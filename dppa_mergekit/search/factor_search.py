@@ -140,7 +140,7 @@ class FactorSearch(RecipeSearch):
 
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
         """Return the recipe with the factors of domains."""
-        recipe = self.recipe
+        recipe = method_table.without_automatic(self.recipe)
         for domain, factors in found.items():
             recipe = recipe.with_parameters(self._model(domain), factors)
         return recipe

@@ -18,7 +18,7 @@ from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY, RATES
+from dppa_mergekit.parameters import AMPLIFICATIONS, RATES
 from dppa_mergekit.recipes import Recipe, at_layer, identity
 from dppa_mergekit.search.candidate_search import MERGE
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, merge_factor_candidates
@@ -140,25 +140,21 @@ class MergeFactorSearch(MergeSearch):
 
     def live_merge(self) -> LiveMergeFactors:
         """Return the merge in memory."""
-        return LiveMergeFactors(without_automatic(self.recipe), self.workspace, self.placement)
+        return LiveMergeFactors(
+            method_table.without_automatic(self.recipe), self.workspace, self.placement
+        )
 
     def folder_merge(self) -> FolderMergeFactors:
         """Return the merge that is made anew."""
         return FolderMergeFactors(
-            without_automatic(self.recipe), self.workspace, self.placement.trust_remote_code
+            method_table.without_automatic(self.recipe),
+            self.workspace,
+            self.placement.trust_remote_code,
         )
 
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
         """Return the recipe with the factors of all models."""
-        return with_factors(without_automatic(self.recipe), found[MERGE])
-
-
-def without_automatic(recipe: Recipe) -> Recipe:
-    """Return the recipe without factors that the merge finds itself where all are 1."""
-    method = method_table.method_of(recipe.method)
-    if method is None or AMPLIFY not in method.parameters:
-        return recipe
-    return recipe.with_shared({AMPLIFY.name: "none"})
+        return with_factors(method_table.without_automatic(self.recipe), found[MERGE])
 
 
 def with_factors(recipe: Recipe, settings: Settings) -> Recipe:

@@ -11,6 +11,7 @@ from commands import Merge
 from mergekit.io.tasks import LoaderCache
 from search_models import save_search
 
+from dppa_mergekit import method_table
 from dppa_mergekit.cli.main import main
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.search.candidates import merge_factor_candidates
@@ -19,7 +20,6 @@ from dppa_mergekit.search.merge_factor_search import (
     FolderMergeFactors,
     LiveMergeFactors,
     with_factors,
-    without_automatic,
 )
 from dppa_mergekit.search.racing import Candidate
 from dppa_mergekit.search.strategies import search_group_by_group
@@ -29,7 +29,7 @@ from dppa_mergekit.search.strategies import search_group_by_group
 def test_factors_in_memory_are_those_of_a_merge(method: str, tmp_path: Path, merge: Merge) -> None:
     family = save_family(tmp_path, dtype=torch.bfloat16)
     models = {"math": {"density": 0.3, "weight": 0.6}, "law": {"density": 0.1, "weight": 0.5}}
-    whole = without_automatic(Recipe(recipe(family, method, models)))
+    whole = method_table.without_automatic(Recipe(recipe(family, method, models)))
     live = LiveMergeFactors(whole, tmp_path)
     math, law = (str(family / name) for name in ("math", "law"))
     names = [f"{math} amplify_90", f"{math} amplify_80", f"{math} amplify_70", f"{law} amplify_90"]
