@@ -100,4 +100,5 @@ def _draw_kind(panel: Axes, kind: str, found: Sequence[InputsOfModels]) -> None:
     panel.set_ylim(0, 105)
     panel.set_title(kind, fontsize="small")
     panel.set_xlabel("block")
+    panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_ylabel("angle, degrees")
