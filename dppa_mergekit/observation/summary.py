@@ -76,6 +76,8 @@ def draw_inputs(found: Sequence[InputsOfModels], path: Path) -> None:
 
 def _draw_kind(panel: Axes, kind: str, found: Sequence[InputsOfModels]) -> None:
     """Draw, block by block, the angle of every two models, and the share of the trace held."""
+    from matplotlib.ticker import MaxNLocator
+
     blocks = sorted({inputs.block or 0 for inputs in found})
     pairs = dict.fromkeys(pair for inputs in found for pair in inputs.angles)
     for index, pair in enumerate(pairs):
@@ -100,5 +102,5 @@ def _draw_kind(panel: Axes, kind: str, found: Sequence[InputsOfModels]) -> None:
     panel.set_ylim(0, 105)
     panel.set_title(kind, fontsize="small")
     panel.set_xlabel("block")
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_ylabel("angle, degrees")

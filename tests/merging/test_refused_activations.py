@@ -1,0 +1,137 @@
+"""Activations that cannot be used end a merge by inputs before its folder is made."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from activation_files import draw_moments, write_moments
+from checkpoints import recipe
+from commands import RunYaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def observed(family: Path, tmp_path: Path) -> dict[str, dict[str, object]]:
+    """Models with activations, by name."""
+    return {
+        model: {
+            "density": 0.3,
+            "activations": write_moments(
+                tmp_path / f"{model}.safetensors",
+                family,
+                model,
+                draw_moments(family, model, seed),
+            ),
+        }
+        for seed, model in enumerate(("math", "law"))
+    }
+
+
+def refusal(run_yaml: RunYaml, content: Mapping[str, object], tmp_path: Path) -> str:
+    """The message of a merge that ends before its folder is made."""
+    result = run_yaml(content)
+    assert result.exit_code != 0
+    assert not (tmp_path / "out").exists()
+    return result.output
+
+
+def test_activations_of_some_models_only(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    del observed["law"]["activations"]
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert "law" in said
+    assert "allowed are activations for all models, or for none" in said
+
+
+def test_a_file_that_is_missing(family: Path, run_yaml: RunYaml, tmp_path: Path) -> None:
+    models = {model: {"activations": "nowhere.safetensors"} for model in ("math", "law")}
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", models), tmp_path)
+    assert "there is no file nowhere.safetensors" in said
+
+
+def test_a_file_of_another_model(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    observed["law"]["activations"] = observed["math"]["activations"]
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"math.safetensors was observed in {family / 'math'}" in said
+    assert "law has other weights, or was trained since" in said
+
+
+def test_a_file_that_is_something_else(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    observed["law"]["activations"] = str(family / "law" / "model.safetensors")
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert "was not written by this version's mergekit-dppa activations" in said
+
+
+def test_a_truncated_file(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    path.write_bytes(path.read_bytes()[:-100])
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), -1.0])
+def test_numbers_that_cannot_be(
+    value: float,
+    observed: dict[str, dict[str, object]],
+    family: Path,
+    run_yaml: RunYaml,
+    tmp_path: Path,
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    spoil(path, lambda tensors: tensors["0.rest"].__setitem__(1, value))
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged: the moments of" in said
+
+
+def test_moments_of_another_number_of_inputs(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        for part in ("vectors", "rest"):
+            tensors[f"0.{part}"] = tensors[f"0.{part}"][:16].contiguous()
+
+    spoil(path, halve)
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} has 16 inputs for" in said
+
+
+def spoil(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Write a file again with other tensors and its own metadata."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shared", "words"),
+    [
+        ({"weight": -0.5}, {}, "weight is -0.5; allowed is a finite float32 number of at least 0"),
+        ({}, {"moment_shrinkage": 1.5}, "moment_shrinkage is 1.5; allowed is a number from 0 to 1"),
+        ({}, {"moment_ridge": -1}, "moment_ridge is -1; allowed is"),
+        ({"activations": 3}, {}, "activations is 3"),
+    ],
+)
+def test_values_out_of_range(
+    parameters: dict[str, object],
+    shared: dict[str, object],
+    words: str,
+    family: Path,
+    run_yaml: RunYaml,
+    tmp_path: Path,
+) -> None:
+    models = {"math": parameters, "law": {}}
+    content = recipe(family, "dppa_regmean", models, parameters=shared)
+    assert words in refusal(run_yaml, content, tmp_path)
