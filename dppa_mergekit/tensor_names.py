@@ -87,23 +87,24 @@ def is_output_head(name: str) -> bool:
     return components[-1] == "weight" and any(part in VOCABULARY for part in components)
 
 
-def stores_inputs_first(name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Return whether a tensor stores its linears as (inputs, outputs), as far as shapes show it.
+def names_with_inputs_first(shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """Return the tensors that store their linears as (inputs, outputs), as far as shapes show it.
 
     A bias has as many elements as its linear has outputs. Of stacked experts, what leaves
-    gate_up_proj, twice what enters down_proj, shows it, too. A square linear is stored as the
-    others of its model are, GPT-2's as (inputs, outputs).
+    gate_up_proj, twice what enters down_proj, shows it, too. A linear of which nothing shows it,
+    such as a square one, is stored as the others of its model are, GPT-2's as (inputs, outputs).
 
     Args:
-        name: The name of the tensor.
         shapes: Name -> shape, of all tensors of the model.
     """
-    shown = _shown_order(name, shapes)
-    if shown is not None:
-        return shown
-    if len(shapes.get(name, ())) != 2:
-        return False
-    return any(_shown_order(other, shapes) for other, shape in shapes.items() if len(shape) == 2)
+    shown = {name: _shown_order(name, shapes) for name in shapes}
+    flat = {name for name, shape in shapes.items() if len(shape) == 2 and linears_in(name, shape)}
+    others = any(shown[name] for name in flat)
+    return {
+        name
+        for name, order in shown.items()
+        if order or (order is None and others and name in flat)
+    }
 
 
 def _shown_order(name: str, shapes: Mapping[str, Sequence[int]]) -> bool | None:

@@ -4,8 +4,8 @@ from dppa_mergekit.tensor_names import (
     Block,
     block_of,
     linears_in,
+    names_with_inputs_first,
     natural_order,
-    stores_inputs_first,
 )
 
 NAMES = [
@@ -120,4 +120,4 @@ BLOCK = "model.layers.0"
 def test_how_linears_are_stored(
     name: str, shapes: dict[str, tuple[int, ...]], inputs_first: bool
 ) -> None:
-    assert stores_inputs_first(name, shapes) == inputs_first
+    assert (name in names_with_inputs_first(shapes)) == inputs_first

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,8 @@ class ByInputs:
         lambda_: Factor of the combined delta.
         amplify: Whether deltas without factors get the one of `output_factor`.
     """
+
+    by_inputs: ClassVar[bool] = True
 
     shrinkage: float
     ridge: float

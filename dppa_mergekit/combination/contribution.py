@@ -47,6 +47,11 @@ class Place:
 class Combination(Protocol):
     """A way to make one delta of several, with its parameters resolved."""
 
+    @property
+    def by_inputs(self) -> bool:
+        """Whether it needs the shapes of linears, and the moments of their inputs."""
+        ...
+
     def merge(
         self,
         place: Place,

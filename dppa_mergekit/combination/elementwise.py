@@ -39,6 +39,9 @@ class ElementwiseCombination(ABC):
     normalize: bool = False
     lambda_: float = 1.0
 
+    by_inputs: ClassVar[bool] = False
+    """An element does not depend on others, so shapes do not matter."""
+
     compiled: ClassVar[Literal["sum", "consensus"] | None] = None
     """The compiled pass that writes the same bytes as `combine`; None if there is none."""
 

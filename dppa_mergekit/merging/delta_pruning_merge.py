@@ -103,9 +103,11 @@ def merge_tensor(
     parts = max(1, inputs.linears)
     size = base.numel() // parts
     paths = {model: own.activations for model, own in parameters.models.items()}
-    shape = shared.inputs.shape(
-        inputs.name, inputs.base.shape, inputs.linears, [paths[model] for model in deltas]
-    )
+    shape = None
+    if parameters.combination.by_inputs:
+        shape = shared.inputs.shape(
+            inputs.name, inputs.base.shape, inputs.linears, [paths[model] for model in deltas]
+        )
     overflow = False
     for expert in range(parts):
         linear = Linear(inputs.name, expert)

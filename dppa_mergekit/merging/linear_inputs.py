@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.deltas.linear_shape import LinearShape
@@ -12,7 +13,7 @@ from dppa_mergekit.errors import CheckpointError, RecipeError
 from dppa_mergekit.merging.tensor_parameters import ModelParameters
 from dppa_mergekit.moments.activations_file import ActivationsFile
 from dppa_mergekit.moments.second_moment import SecondMoment
-from dppa_mergekit.tensor_names import Linear, is_output_head, stores_inputs_first
+from dppa_mergekit.tensor_names import Linear, is_output_head, names_with_inputs_first
 
 
 @dataclass
@@ -92,8 +93,13 @@ class LinearInputs:
         )
         if not linears and not is_head:
             return None
-        inputs_first = orders[0] if orders else stores_inputs_first(name, self.shapes)
+        inputs_first = orders[0] if orders else name in self._inputs_first
         return LinearShape.of((shape[-2], shape[-1]), inputs_first)
+
+    @cached_property
+    def _inputs_first(self) -> set[str]:
+        """The tensors that store (inputs, outputs), by the shapes."""
+        return names_with_inputs_first(self.shapes)
 
     def _order(self, path: str, name: str, linears: int) -> bool | None:
         """Whether a tensor is stored as (inputs, outputs), by a file; None if it does not say."""
