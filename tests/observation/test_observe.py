@@ -250,15 +250,9 @@ def test_a_model_that_answers_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_model_without_chat_template() -> None:
+    observing = Observing(8, Reading(chat=True))
     with pytest.raises(DppaError, match="math has no chat template"):
-        observe(
-            "math",
-            "",
-            new_model("llama", 0),
-            tokenizer(),
-            PROMPTS,
-            Observing(8, Reading(chat=True)),
-        )
+        observe(MATH, new_model("llama", 0), tokenizer(), PROMPTS, observing)
 
 
 def test_a_chat_template_is_applied() -> None:
