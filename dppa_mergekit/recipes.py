@@ -306,6 +306,17 @@ def _parameters_of(holder: Mapping[str, object]) -> Node:
     return parameters if isinstance(parameters, dict) else {}
 
 
+def values_in(setting: object) -> Iterator[object]:
+    """Yield the values of a parameter, which may be a gradient or have filters."""
+    if isinstance(setting, list):
+        for part in setting:
+            yield from values_in(part)
+    elif isinstance(setting, dict):
+        yield from values_in(setting.get("value"))
+    elif setting is not None:
+        yield setting
+
+
 def identity(model: object) -> object:
     """Return a text that is the same for all spellings of one model.
 

@@ -10,7 +10,7 @@ from dppa_mergekit.checks.findings import Finding, error, note, such_as, warning
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import ACTIVATIONS
-from dppa_mergekit.recipes import holders, identity, inputs_of
+from dppa_mergekit.recipes import holders, identity, inputs_of, values_in
 
 if TYPE_CHECKING:
     from dppa_mergekit.moments.activations_file import ActivationsFile
@@ -49,19 +49,9 @@ def check_activations(
             "inputs needs two.",
         )
     for model, setting in given.items():
-        for path in _paths(setting):
-            yield from _check_file(model, path, inspected.get(model))
-
-
-def _paths(setting: object) -> Iterator[str]:
-    """Yield the files in a setting, which may have filters."""
-    if isinstance(setting, list):
-        for part in setting:
-            yield from _paths(part)
-    elif isinstance(setting, dict):
-        yield from _paths(setting.get("value"))
-    elif isinstance(setting, str):
-        yield setting
+        for path in values_in(setting):
+            if isinstance(path, str):
+                yield from _check_file(model, path, inspected.get(model))
 
 
 def _check_file(model: str, path: str, facts: CheckpointFacts | None) -> Iterator[Finding]:

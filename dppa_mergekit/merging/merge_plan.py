@@ -28,6 +28,7 @@ from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.model_allocation import ModelAllocation
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
 from dppa_mergekit.merging.thresholds import Thresholds
+from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.report.progress import progress_bar
 from dppa_mergekit.tensor_names import is_output_head, natural_order
 
@@ -101,7 +102,7 @@ class Plan:
     def inputs(self) -> LinearInputs:
         """What enters this merge's linears; all tensors are planned."""
         with self._lock:
-            if not self._inputs.shapes:
+            if not self._inputs.shapes and ACTIVATIONS in self.method.parameters:
                 loads = {
                     name: planned.loads[planned.base] for name, planned in self.tensors.items()
                 }

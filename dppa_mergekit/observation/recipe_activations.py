@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dppa_mergekit.observation.overlap import InputsOfModels, compare_inputs
 from dppa_mergekit.observation.summary import draw_inputs, observation_summary
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes import Recipe, values_in
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.storage.output_files import (
     check_output_folder,
@@ -180,23 +180,12 @@ def regression_recipe(recipe: Recipe) -> Recipe:
         )
     weight = method.combination.weight
     for model in recipe.fine_tuned():
-        for value in _numbers(recipe.parameters(model).get(weight.name)):
+        for value in values_in(recipe.parameters(model).get(weight.name)):
             try:
                 weight.check(value)
             except ParameterError as problem:
                 raise RecipeError(f"{model}: {problem}") from problem
     return Recipe({**recipe.content, "merge_method": method.name}, recipe.origin)
-
-
-def _numbers(setting: object) -> Iterator[float]:
-    """Yield the numbers in a setting, which may be a gradient or have filters."""
-    if isinstance(setting, list):
-        for part in setting:
-            yield from _numbers(part)
-    elif isinstance(setting, dict):
-        yield from _numbers(setting.get("value"))
-    elif isinstance(setting, (int, float)):
-        yield setting
 
 
 def _subject(source: SourceModel) -> Subject:

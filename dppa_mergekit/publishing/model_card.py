@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from dppa_mergekit.moments.activations_file import Observation
 from dppa_mergekit.parameters import ACTIVATIONS
+from dppa_mergekit.recipes import values_in
 from dppa_mergekit.report.markdown_tables import table, with_error
 
 CARD = "README.md"
@@ -206,17 +207,12 @@ def _link(model: str) -> str:
 
 def _format(parameter: object) -> str:
     """Return a parameter as text: a number, or the range of one that differs between blocks."""
-    numbers = list(_numbers(parameter))
+    numbers = [
+        float(value)
+        for value in values_in(parameter)
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
     if not numbers:
         return str(parameter)
     low, high = min(numbers), max(numbers)
     return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-
-
-def _numbers(parameter: object) -> Iterator[float]:
-    """Yield the numbers in a parameter, which may be a gradient or have filters."""
-    if isinstance(parameter, (int, float)) and not isinstance(parameter, bool):
-        yield float(parameter)
-    elif isinstance(parameter, list):
-        for item in parameter:
-            yield from _numbers(item.get("value") if isinstance(item, dict) else item)
