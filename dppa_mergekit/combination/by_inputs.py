@@ -98,17 +98,16 @@ class ByInputs:
                 f"moment_ridge above {self.ridge:g} adds to their diagonal what they lack."
             ) from None
         origin, result = shape.matrix(base), shape.matrix(merged)
-        open_reader = open_rows([contribution.pruned for contribution in contributions], shape)
-        factors = self._factors(contributions, moments, shape)
+        open_reader = open_rows(
+            [contribution.pruned for contribution in contributions],
+            shape,
+            self._factors(contributions, moments, shape),
+        )
 
         def work(pieces: Iterator[tuple[int, int]]) -> bool:
             read, overflow = open_reader(), False
             for start, stop in pieces:
-                deltas = read(start, stop)
-                for delta, factor in zip(deltas, factors, strict=True):
-                    if factor != 1:
-                        delta.mul_(factor)
-                total = _combine(deltas, regression)
+                total = _combine(read(start, stop), regression)
                 if self.lambda_ != 1:
                     total.mul_(self.lambda_)
                 total.add_(origin[start:stop])

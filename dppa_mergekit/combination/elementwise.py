@@ -16,9 +16,9 @@ import torch
 
 from dppa_mergekit.combination.contribution import Contribution, Place
 from dppa_mergekit.deltas.delta import Buffer, buffers, chunks, delta_chunks
-from dppa_mergekit.deltas.kernel import AmplifiedDelta, CombinePass
+from dppa_mergekit.deltas.kernel import CombinePass
 from dppa_mergekit.deltas.threads import share
-from dppa_mergekit.sparsification.pruning import PrunedChunks
+from dppa_mergekit.sparsification.pruning import PrunedChunks, amplify
 
 Chunk: TypeAlias = Callable[[int, int, torch.Tensor], bool]
 """Writes the merged chunk [start, stop); returns whether a sum exceeds the limit."""
@@ -80,10 +80,10 @@ class ElementwiseCombination(ABC):
         self, contributions: Sequence[Contribution], limit: float
     ) -> Callable[[], Chunk] | None:
         """The compiled pass, if it takes all of the deltas."""
-        models = compiled_models(contributions)
+        weights = [contribution.weight for contribution in contributions]
+        models = amplify([contribution.pruned for contribution in contributions], weights)
         if models is None or self.compiled is None:
             return None
-        weights = [contribution.weight for contribution in contributions]
         divisor = self.divisor(weights, torch.float32)
         consensus = self.compiled == "consensus"
         return lambda: CombinePass(models, consensus, divisor, self.lambda_, limit)
@@ -118,14 +118,3 @@ class ElementwiseCombination(ABC):
             return chunk
 
         return compute
-
-
-def compiled_models(contributions: Sequence[Contribution]) -> list[AmplifiedDelta] | None:
-    """The arguments of the compiled passes; None if they do not take all of the deltas."""
-    amplified = [
-        contribution.pruned.amplified(contribution.weight) for contribution in contributions
-    ]
-    models = [model for model in amplified if model is not None]
-    if len(models) < len(amplified) or len({model.passes.base.dtype for model in models}) > 1:
-        return None
-    return models

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from dppa_mergekit.deltas.products import alone, multiply_lower, solve
+from dppa_mergekit.deltas.products import alone, each_alone, multiply_lower, solve
 from dppa_mergekit.moments.second_moment import SecondMoment
 
 
@@ -88,8 +88,8 @@ def _solve(
     dtype: torch.dtype,
 ) -> InputRegression:
     """Solve the normal equations in float64; see `regress`."""
-    conditioned = alone(
-        lambda: [moment.conditioned(shrinkage, ridge, device) for moment in moments], device
+    conditioned = each_alone(
+        lambda moment: moment.conditioned(shrinkage, ridge, device), moments, device
     )
     rests = torch.stack(
         [weight * moment.rest for moment, weight in zip(conditioned, weights, strict=True)]
@@ -97,33 +97,34 @@ def _solve(
     total = rests.sum(0)
     plain = torch.tensor(weights, dtype=torch.float64, device=device)
     shares = torch.where(total > 0, rests / total, (plain / plain.sum())[:, None])
-    vectors = [
-        moment.vectors * (weight * moment.values).sqrt()
-        for moment, weight in zip(conditioned, weights, strict=True)
-    ]
-    correction = _correction(torch.cat(vectors, 1), total)
+    ranks = [len(moment.values) for moment in conditioned]
+    transposed = torch.empty(sum(ranks), len(total), dtype=torch.float64, device=device)
+    parts = torch.split(transposed, ranks)
+    for part, moment, weight in zip(parts, conditioned, weights, strict=True):
+        torch.mul(moment.vectors.t(), (weight * moment.values).sqrt()[:, None], out=part)
     return InputRegression(
-        shares.to(dtype), [part.to(dtype) for part in vectors], correction.to(dtype)
+        shares.to(dtype),
+        [part.t().to(dtype) for part in parts],
+        _correction(transposed, total).to(dtype),
     )
 
 
-def _correction(vectors: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
+def _correction(transposed: torch.Tensor, diagonal: torch.Tensor) -> torch.Tensor:
     """Return C = U^T (U U^T + diag(p))^-1, by whichever system is smaller.
 
     Args:
-        vectors: U, (inputs, sum of ranks).
+        transposed: U^T, (sum of ranks, inputs).
         diagonal: p, (inputs,).
     """
-    inputs, ranks = vectors.shape
-    transposed = vectors.t().contiguous()
+    ranks, inputs = transposed.shape
     if ranks < inputs and bool((diagonal > 0).all()):
-        scaled = vectors / diagonal[:, None]
-        system = multiply_lower(transposed, scaled)
+        scaled = transposed / diagonal
+        system = multiply_lower(transposed, scaled.t())
         system.diagonal().add_(1)
-        return solve(_factor(system), scaled.t().contiguous())
-    system = multiply_lower(vectors, transposed)
+        return solve(_factor(system), scaled)
+    system = multiply_lower(transposed.t(), transposed)
     system.diagonal().add_(diagonal)
-    return solve(_factor(system), vectors).t().contiguous()
+    return solve(_factor(system), transposed.t()).t()
 
 
 def _factor(system: torch.Tensor) -> torch.Tensor:

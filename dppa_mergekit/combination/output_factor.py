@@ -16,8 +16,15 @@ from dppa_mergekit.moments.second_moment import SecondMoment
 from dppa_mergekit.sparsification.linear_rows import keep_whole, open_rows
 from dppa_mergekit.sparsification.pruning import Pruned
 
-DIRECTIONS = 64
-"""Leading directions of the moments that count as such; the others count by their diagonal."""
+DIRECTIONS = 16
+"""Leading directions of the moments that count as such; the others count by their diagonal. With
+16, the factors of SmolLM2's linears differ by less than half a percent from those with all 256."""
+
+OUTPUTS = 512
+"""How many outputs are looked at, evenly spread over a linear that has more."""
+
+ADJACENT = 16
+"""Outputs that are read together."""
 
 
 def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> float:
@@ -31,20 +38,33 @@ def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> f
     delta = pruned.pruning.delta
     roots, root = alone(lambda: _roots(moment), moment.rest.device)
     roots, root = (part.to(delta.device, delta.dtype) for part in (roots, root))
-    open_reader = open_rows([pruned, keep_whole(delta)], shape)
+    open_reader = open_rows([pruned, keep_whole(delta)], shape, (1.0, 1.0))
 
     def work(pieces: Iterator[tuple[int, int]]) -> list[tuple[int, tuple[float, float]]]:
         read, sums = open_reader(), []
         for start, stop in pieces:
             part, whole = (
-                torch.cat([rows @ roots, rows.mul_(root)], 1).double() for rows in read(start, stop)
+                _sum_squares(rows @ roots) + _sum_squares(rows.mul_(root))
+                for rows in read(start, stop)
             )
-            sums.append((start, (float(whole.square().sum()), float(part.square().sum()))))
+            sums.append((start, (whole, part)))
         return sums
 
-    found = in_order(share(work, shape.rows(delta.device), delta.device, summing=True))
+    found = in_order(share(work, _spread(shape.outputs), delta.device, summing=True))
     outputs, kept = (sum(values) for values in zip(*found, strict=True))
-    return math.sqrt(outputs / kept) if kept > 0 else 1.0
+    return math.sqrt(outputs / kept) if kept > 0 and outputs < math.inf else 1.0
+
+
+def _spread(outputs: int) -> list[tuple[int, int]]:
+    """Return (start, stop) of the outputs to look at."""
+    stride = max(1, round(outputs / OUTPUTS))
+    return [
+        (start, min(start + ADJACENT, outputs)) for start in range(0, outputs, ADJACENT * stride)
+    ]
+
+
+def _sum_squares(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) ** 2
 
 
 def _roots(moment: SecondMoment) -> tuple[torch.Tensor, torch.Tensor]:

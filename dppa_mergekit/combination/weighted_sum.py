@@ -5,7 +5,7 @@ merged = base + lambda * sum_k weight_k * amplified_pruned_delta_k
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -14,12 +14,11 @@ from dppa_mergekit.combination.contribution import Contribution
 from dppa_mergekit.combination.elementwise import (
     Combine,
     ElementwiseCombination,
-    compiled_models,
 )
 from dppa_mergekit.deltas.delta import Buffer, buffers, delta_chunks
 from dppa_mergekit.deltas.kernel import CombinePass
 from dppa_mergekit.deltas.threads import in_order, share
-from dppa_mergekit.sparsification.pruning import PrunedChunks
+from dppa_mergekit.sparsification.pruning import Pruned, PrunedChunks, amplify
 
 Products: TypeAlias = Callable[[int, int, torch.Tensor], list[float]]
 """Given the chunk [start, stop) of a gradient, returns its product with the delta of each model."""
@@ -62,8 +61,8 @@ class WeightedSum(ElementwiseCombination):
         """
         delta = contributions[0].pruned.pruning.delta
         gradient = of_merged.to(delta.device)
-        unweighted = [replace(contribution, weight=1.0) for contribution in contributions]
-        products = _compiled_products(unweighted) or _products_by_torch(unweighted)
+        pruned = [contribution.pruned for contribution in contributions]
+        products = _compiled_products(pruned) or _products_by_torch(pruned)
 
         def work(spans: Iterator[tuple[int, int]]) -> list[tuple[int, list[float]]]:
             of_chunk, buffer = products(), Buffer(delta.dtype, delta.device)
@@ -86,30 +85,29 @@ class WeightedSum(ElementwiseCombination):
         return [(value - mean) / divisor for value in found]
 
 
-def _compiled_products(contributions: Sequence[Contribution]) -> Callable[[], Products] | None:
-    models = compiled_models(contributions)
+def _compiled_products(pruned: Sequence[Pruned]) -> Callable[[], Products] | None:
+    models = amplify(pruned, [1.0] * len(pruned))
     if models is None:
         return None
     return lambda: CombinePass(models, False, None, 1.0, math.inf).products
 
 
-def _products_by_torch(contributions: Sequence[Contribution]) -> Callable[[], Products]:
-    deltas = [contribution.pruned.pruning.delta for contribution in contributions]
+def _products_by_torch(pruned: Sequence[Pruned]) -> Callable[[], Products]:
+    deltas = [one.pruning.delta for one in pruned]
     dtype, device = deltas[0].dtype, deltas[0].device
 
     def compute() -> Products:
         readers, _ = delta_chunks(deltas)
         kept, buffer = buffers(3, dtype, device), Buffer(dtype, device)
-        pruned = [
-            PrunedChunks(contribution.pruned, reader, kept)
-            for contribution, reader in zip(contributions, readers, strict=True)
+        chunks = [
+            PrunedChunks(one, reader, kept) for one, reader in zip(pruned, readers, strict=True)
         ]
 
         def products(start: int, stop: int, gradient: torch.Tensor) -> list[float]:
             found = []
-            for chunks in pruned:
+            for chunk in chunks:
                 values = buffer.of(stop - start).zero_()
-                chunks.add_to(values, 1.0, start, stop)
+                chunk.add_to(values, 1.0, start, stop)
                 found.append(float(torch.dot(values, gradient)))
             return found
 

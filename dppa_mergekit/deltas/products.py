@@ -4,13 +4,14 @@ A product is cut into pieces of a fixed number of rows. One thread computes a pi
 the order of its sums is the same whatever the other threads do.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
-from dppa_mergekit.deltas.threads import share
+from dppa_mergekit.deltas.threads import in_order, share
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ROWS = 128
@@ -41,19 +42,23 @@ def multiply_lower(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def solve(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return the new tensor A^-1 right, (size, columns), by columns.
+    """Return the new tensor A^-1 right, (size, columns).
+
+    A^-1 itself is computed first: its product with many columns takes half the time of solving for
+    them.
 
     Args:
         factor: (size, size) the lower Cholesky factor of A.
         right: (size, columns).
     """
+    inverse = alone(lambda: torch.cholesky_inverse(factor), factor.device)
     solution = torch.empty_like(right)
 
     def work(shared: Iterator[tuple[int, int]]) -> None:
         for start, stop in shared:
-            solution[:, start:stop] = torch.cholesky_solve(right[:, start:stop], factor)
+            torch.mm(inverse[start:stop], right, out=solution[start:stop])
 
-    share(work, pieces(right.shape[1], right.device), right.device, summing=True)
+    share(work, pieces(len(right), right.device), right.device, summing=True)
     return solution
 
 
@@ -64,5 +69,21 @@ def alone(compute: Callable[[], Result], device: torch.device) -> Result:
         compute: A function of tensors on `device`.
         device: The device.
     """
-    results = share(lambda items: [compute() for _ in items], [None], device, summing=True)
-    return results[0][0]
+    return each_alone(lambda _: compute(), [None], device)[0]
+
+
+def each_alone(
+    compute: Callable[[Item], Result], items: Sequence[Item], device: torch.device
+) -> list[Result]:
+    """Return the results of a function of several items, each computed by one thread.
+
+    Args:
+        compute: A function of an item and of tensors on `device`.
+        items: At least one.
+        device: The device.
+    """
+
+    def work(shared: Iterator[tuple[int, Item]]) -> list[tuple[int, Result]]:
+        return [(number, compute(item)) for number, item in shared]
+
+    return in_order(share(work, list(enumerate(items)), device, summing=True))

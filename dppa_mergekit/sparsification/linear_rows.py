@@ -5,9 +5,9 @@ from typing import TypeAlias
 
 import torch
 
-from dppa_mergekit.deltas.delta import Buffer, Delta, buffers, delta_chunks
+from dppa_mergekit.deltas.delta import Delta, buffers
 from dppa_mergekit.deltas.linear_shape import LinearShape
-from dppa_mergekit.sparsification.pruning import Pruned, PrunedChunks, Pruning, materialize
+from dppa_mergekit.sparsification.pruning import Pruned, Pruning, materialize, open_chunks
 
 ReadRows: TypeAlias = Callable[[int, int], list[torch.Tensor]]
 """Returns rows [start, stop) of every delta, (rows, inputs); free to change, and valid until the
@@ -19,7 +19,9 @@ def keep_whole(delta: Delta) -> Pruned:
     return Pruned(Pruning.keep_all(delta, 1.0), ())
 
 
-def open_rows(pruned: Sequence[Pruned], shape: LinearShape) -> Callable[[], ReadRows]:
+def open_rows(
+    pruned: Sequence[Pruned], shape: LinearShape, weights: Sequence[float]
+) -> Callable[[], ReadRows]:
     """A function that opens a reader of rows for one thread.
 
     Deltas that are stored as (inputs, outputs) are held whole, in their dtype.
@@ -27,34 +29,31 @@ def open_rows(pruned: Sequence[Pruned], shape: LinearShape) -> Callable[[], Read
     Args:
         pruned: Deltas of one linear, of one base.
         shape: The shape of the linear.
+        weights: Of each delta; multiplies it.
     """
     if shape.inputs_first:
-        matrices = [shape.matrix(materialize(one)) for one in pruned]
+        matrices = [
+            shape.matrix(materialize(one, weight))
+            for one, weight in zip(pruned, weights, strict=True)
+        ]
         return lambda: (
             lambda start, stop: [
                 matrix[start:stop].clone(memory_format=torch.contiguous_format)
                 for matrix in matrices
             ]
         )
-    deltas = [one.pruning.delta for one in pruned]
-    dtype, device = deltas[0].dtype, deltas[0].device
+    delta = pruned[0].pruning.delta
+    open_writer = open_chunks(pruned, weights)
 
     def open_reader() -> ReadRows:
-        readers, _ = delta_chunks(deltas)
-        kept = buffers(3, dtype, device)
-        chunks = [
-            PrunedChunks(one, reader, kept) for one, reader in zip(pruned, readers, strict=True)
-        ]
-        own = [Buffer(dtype, device) for _ in chunks]
+        write = open_writer()
+        own = buffers(len(pruned), delta.dtype, delta.device)
 
         def read(start: int, stop: int) -> list[torch.Tensor]:
             first, last = start * shape.inputs, stop * shape.inputs
-            rows = []
-            for chunk, buffer in zip(chunks, own, strict=True):
-                values = buffer.of(last - first).zero_()
-                chunk.add_to(values, 1.0, first, last)
-                rows.append(values.view(stop - start, shape.inputs))
-            return rows
+            values = [buffer.of(last - first) for buffer in own]
+            write(first, last, values)
+            return [part.view(stop - start, shape.inputs) for part in values]
 
         return read
 

@@ -6,18 +6,23 @@ in the same order. So a factor that was tried gives, bit for bit, the weights of
 factor.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks, buffers, delta_chunks
-from dppa_mergekit.deltas.kernel import AmplifiedDelta, passes_over
+from dppa_mergekit.deltas.kernel import AmplifiedDelta, CombinePass, passes_over
 from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys
 from dppa_mergekit.deltas.threads import share
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.sparsification.selections import Selection
 from dppa_mergekit.sparsification.threshold_search import Request, select
+
+WriteChunks: TypeAlias = Callable[[int, int, Sequence[torch.Tensor]], None]
+"""Writes elements [start, stop) of every delta, (stop - start,)."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +131,58 @@ def prune(prunings: Sequence[Pruning]) -> list[Pruned]:
     return [Pruned(pruning, () if pruning.keys is None else next(selected)) for pruning in prunings]
 
 
-def materialize(pruned: Pruned) -> torch.Tensor:
-    """The whole pruned, amplified delta, (numel,), in its dtype."""
+def amplify(pruned: Sequence[Pruned], weights: Sequence[float]) -> list[AmplifiedDelta] | None:
+    """Deltas of one base as the compiled passes take them; None if those do not know all.
+
+    Args:
+        pruned: At least one.
+        weights: Of each; multiplies the amplified delta.
+    """
+    models = [one.amplified(weight) for one, weight in zip(pruned, weights, strict=True)]
+    known = [model for model in models if model is not None]
+    if len(known) < len(models) or len({model.passes.base.dtype for model in known}) > 1:
+        return None
+    return known
+
+
+def open_chunks(pruned: Sequence[Pruned], weights: Sequence[float]) -> Callable[[], WriteChunks]:
+    """A function that opens a writer of weighted, amplified, pruned deltas for one thread.
+
+    Args:
+        pruned: At least one, of one base and dtype.
+        weights: Of each; multiplies the amplified delta.
+    """
+    models = amplify(pruned, weights)
+    if models is not None:
+        return lambda: CombinePass(models, False, None, 1.0, math.inf).amplify
+    deltas = [one.pruning.delta for one in pruned]
+
+    def open_writer() -> WriteChunks:
+        readers, _ = delta_chunks(deltas)
+        kept = buffers(3, deltas[0].dtype, deltas[0].device)
+        chunks = [
+            PrunedChunks(one, reader, kept) for one, reader in zip(pruned, readers, strict=True)
+        ]
+
+        def write(start: int, stop: int, values: Sequence[torch.Tensor]) -> None:
+            for chunk, weight, part in zip(chunks, weights, values, strict=True):
+                chunk.add_to(part.zero_(), weight, start, stop)
+
+        return write
+
+    return open_writer
+
+
+def materialize(pruned: Pruned, weight: float = 1.0) -> torch.Tensor:
+    """The whole weighted, amplified, pruned delta, (numel,), in its dtype."""
     delta = pruned.pruning.delta
-    result = torch.zeros(delta.numel, dtype=delta.dtype, device=delta.device)
+    result = torch.empty(delta.numel, dtype=delta.dtype, device=delta.device)
+    open_writer = open_chunks([pruned], [weight])
 
     def work(spans: Iterator[tuple[int, int]]) -> None:
-        (reader,), _ = delta_chunks([delta])
-        chunks = PrunedChunks(pruned, reader, buffers(3, delta.dtype, delta.device))
+        write = open_writer()
         for start, stop in spans:
-            chunks.add_to(result[start:stop], 1.0, start, stop)
+            write(start, stop, [result[start:stop]])
 
     share(work, delta.chunks(), delta.device)
     return result

@@ -54,9 +54,9 @@ METHODS = {
     "dppa cached": Method("dppa", _AMPLIFIED, cached=True),
     "dppa_ties": Method("dppa_ties", _AMPLIFIED),
     "dare_dpa": Method("dare_dpa", _AMPLIFIED),
-    "dppa_regmean": Method("dppa_regmean", _AMPLIFIED, observed=True),
-    "dare_regmean": Method("dare_regmean", _AMPLIFIED, observed=True),
-    "dppa_regmean data-free": Method("dppa_regmean", _AMPLIFIED),
+    "dppa_regmean": Method("dppa_regmean", _DENSITY, observed=True),
+    "dare_regmean": Method("dare_regmean", _DENSITY, observed=True),
+    "dppa_regmean data-free": Method("dppa_regmean", _DENSITY),
 }
 
 

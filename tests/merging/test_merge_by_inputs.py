@@ -23,7 +23,7 @@ from regression_oracle import regress
 from safetensors.torch import load_file, save_file
 
 from dppa_mergekit import method_table
-from dppa_mergekit.combination import input_regression
+from dppa_mergekit.combination import input_regression, output_factor
 from dppa_mergekit.moments import delta_moment
 
 Array = NDArray[np.float64]
@@ -124,8 +124,11 @@ def test_observed_merges_equal_the_oracle(family_of: Path, merge: Merge, tmp_pat
     assert_close(merge(content), wanted)
 
 
-def test_automatic_factors_restore_outputs(family: Path, merge: Merge) -> None:
+def test_automatic_factors_restore_outputs(
+    family: Path, merge: Merge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The pruned delta's outputs are as large as the whole delta's."""
+    monkeypatch.setattr(output_factor, "DIRECTIONS", 1000)
     models = {"math": {"density": 0.3}, "law": {"density": 0.3, "amplify_90": 1.5}}
     base, math = (tensors_of(family / name) for name in ("base", "math"))
     alone = merge(recipe(family, "dppa", {"math": {"density": 0.3, "weight": 1.0}}), output="alone")

@@ -83,6 +83,7 @@ class CombinePass:
         self._models = models
         self._base = first.base
         self._combine = library.function_of_dtype(first.compiled, "combine", first.base.dtype)
+        self._amplify = library.function_of_dtype(first.compiled, "amplify", first.base.dtype)
         self._products = library.function_of_dtype(first.compiled, "products", first.base.dtype)
         # The library gets addresses only: the arrays must live as long as this object.
         self._above = [
@@ -138,6 +139,19 @@ class CombinePass:
             total.data_ptr(),
         )
         return beyond > 0
+
+    def amplify(self, start: int, stop: int, deltas: Sequence[torch.Tensor]) -> None:
+        """Write one chunk of each model's weighted delta.
+
+        Args:
+            start: Where the chunk begins.
+            stop: Where it ends.
+            deltas: Of each model, (stop - start,) float32, contiguous; overwritten.
+        """
+        addresses = (POINTER * len(deltas))(*(delta.data_ptr() for delta in deltas))
+        self._amplify(
+            self._base.data_ptr(), start, stop, ctypes.byref(self._combination), addresses
+        )
 
     def products(self, start: int, stop: int, gradient: torch.Tensor) -> list[float]:
         """Return, for each model, the scalar product of its weighted delta with a gradient.

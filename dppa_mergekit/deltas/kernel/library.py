@@ -50,6 +50,7 @@ _OF_DTYPE: Mapping[str, tuple[_Result, Sequence[_Argument]]] = {
         [POINTER, POINTER, INT64, POINTER, INT64, FLOAT, FLOAT, FLOAT, POINTER],
     ),
     "combine": (INT64, [POINTER, INT64, INT64, POINTER, POINTER, POINTER]),
+    "amplify": (None, [POINTER, INT64, INT64, POINTER, POINTER]),
     "products": (None, [POINTER, INT64, INT64, POINTER, POINTER, POINTER, POINTER]),
 }
 """Name of a function that exists for each dtype -> the types of its result and arguments."""

@@ -250,6 +250,28 @@ void OF_DTYPE(products)(const DTYPE *base, int64_t start, int64_t stop,
     }
 }
 
+/* Write, for each model, its weighted delta of the chunk [start, stop) to out[model]. */
+FOR_THIS_PROCESSOR
+void OF_DTYPE(amplify)(const DTYPE *base, int64_t start, int64_t stop,
+                       const struct combination *combination, float *const *out) {
+    for (int64_t at = start; at < stop; at += BLOCK) {
+        int size = stop - at < BLOCK ? (int)(stop - at) : BLOCK, hashed = 0;
+        float wide[BLOCK], weighted[BLOCK];
+        uint32_t hash[BLOCK];
+        for (int i = 0; i < BLOCK; i++)
+            wide[i] = i < size ? WIDEN(base[at + i]) : 0.0f;
+        for (int64_t m = 0; m < combination->models; m++) {
+            const struct amplified_delta *model = &combination->model[m];
+            OF_DTYPE(weight_delta)((const DTYPE *)model->fine_tuned + at, wide, size, model,
+                                   (uint32_t)at, hash, &hashed, weighted);
+            /* 0 is added, as in a sum, so that no -0 remains. */
+            for (int i = 0; i < BLOCK; i++)
+                weighted[i] = 0.0f + weighted[i];
+            memcpy(out[m] + (at - start), weighted, (size_t)size * sizeof *weighted);
+        }
+    }
+}
+
 /* Write base + weight * (factor * (delta / divisor)), rounded to the dtype, to the elements of
    `out` whose bit is set. The inputs hold the values of these elements only, in order. */
 FOR_THIS_PROCESSOR
