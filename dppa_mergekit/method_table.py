@@ -4,7 +4,7 @@ Importing the table imports neither torch nor mergekit; `methods.py` registers i
 """
 
 from dppa_mergekit.allocation import allocations
-from dppa_mergekit.combination.combinations import BY_INPUTS, TIES, WEIGHTED_SUM
+from dppa_mergekit.combination.combinations import BY_INPUTS, TIES, WEIGHTED_SUM, Coefficient
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.parameters import AMPLIFY
 from dppa_mergekit.recipes import Recipe
@@ -36,9 +36,15 @@ def amplified() -> list[str]:
     return [method.name for method in METHODS if method.amplified]
 
 
-def summing() -> list[str]:
-    """The names of the methods whose merge has derivatives in the weights."""
-    return [method.name for method in METHODS if method.combination.differentiable]
+def learnable() -> list[str]:
+    """The names of the methods whose merge has derivatives in its weights or factors."""
+    return [method.name for method in METHODS if method.combination.coefficient is not None]
+
+
+def coefficient_of(name: str) -> Coefficient:
+    """The numbers in which a method's merge has derivatives; None for none."""
+    known = method_of(name)
+    return None if known is None else known.combination.coefficient
 
 
 def fluctuating() -> list[str]:

@@ -26,8 +26,8 @@ Setting: TypeAlias = float | Sequence[float]
 """A number, or mergekit's gradient: knots from the first layer to the last."""
 
 Weight: TypeAlias = float | Mapping[Block | None, float]
-"""The weight of a model: one number, or one for each block and, under None, for tensors outside
-all blocks."""
+"""A weight or factor of a model: one number, or one for each block and, under None, for tensors
+outside all blocks."""
 
 YAML_ERRORS = (yaml.YAMLError, ValueError)
 """The errors of PyYAML for a text that is not YAML; a ValueError for a date such as 2024-02-30."""
@@ -211,9 +211,21 @@ class Recipe:
         """
         recipe = self
         for model, weight in weights.items():
-            value = weight if isinstance(weight, (int, float)) else _filters(weight)
-            recipe = recipe.with_parameters(model, {"weight": value})
+            recipe = recipe.with_by_block(model, {"weight": weight})
         return recipe
+
+    def with_by_block(self, model: str, values: Mapping[str, Weight]) -> Recipe:
+        """Return the recipe with new values for parameters of one fine-tuned model.
+
+        Args:
+            model: Any spelling of the model.
+            values: Parameter -> number, or one for each block.
+        """
+        settings = {
+            name: value if isinstance(value, (int, float)) else _filters(value)
+            for name, value in values.items()
+        }
+        return self.with_parameters(model, settings)
 
     def with_default_weight(self, weight: float) -> Recipe:
         """Return the recipe with a weight for the fine-tuned models that have none."""
@@ -229,20 +241,20 @@ class Recipe:
         return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
 
 
-def _filters(weights: Mapping[Block | None, float]) -> list[Node]:
-    """Return mergekit's filters for the weight of each block; its gradients would round.
+def _filters(values: Mapping[Block | None, float]) -> list[Node]:
+    """Return mergekit's filters for the number of each block; its gradients would round.
 
     A filter is a part of a tensor's name, and the first match counts. So longer stacks come first,
     since one stack's name may end with another's.
     """
     blocks = sorted(
-        (block for block in weights if block is not None),
+        (block for block in values if block is not None),
         key=lambda block: (-len(block.stack), block),
     )
     filters: list[Node] = [
-        {"filter": f"{block.stack}.{block.number}.", "value": weights[block]} for block in blocks
+        {"filter": f"{block.stack}.{block.number}.", "value": values[block]} for block in blocks
     ]
-    return [*filters, {"value": weights[None]}] if None in weights else filters
+    return [*filters, {"value": values[None]}] if None in values else filters
 
 
 def at_layer(setting: Setting, layer: int, layers: int) -> float:

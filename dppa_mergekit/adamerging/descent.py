@@ -1,7 +1,8 @@
-"""AdaMerging (paper 3.4, arXiv 2310.02575): the weights of a merge by gradient descent.
+"""AdaMerging (paper 3.4, arXiv 2310.02575): the coefficients of a merge by gradient descent.
 
 The derivative of a loss in the weight of a model and block is <dL/dW, amplified pruned delta>, so
-one backward pass through the merged model gives it for all models and blocks.
+one backward pass through the merged model gives it for all models and blocks. In a merge by inputs,
+whose coefficients are factors, the regression applied to that delta takes its place.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from dppa_mergekit.adamerging.batches import draw_batches
+from dppa_mergekit.adamerging.coefficients import coefficients_of
 from dppa_mergekit.adamerging.states import (
     DevScore,
     LearningResult,
@@ -49,15 +51,15 @@ class LossError(DppaError):
 
 @dataclass(frozen=True)
 class Descent:
-    """The settings of gradient descent on weights.
+    """The settings of gradient descent on coefficients.
 
     Attributes:
         steps: The number of steps of Adam.
-        learning_rate: The largest move of a weight in a step.
+        learning_rate: The largest move of a coefficient in a step.
         batch_size: The number of examples of every domain in a step.
-        anchor: The factor of the mean squared distance of the weights from their start, which is
-            added to a loss that is 1 at the start.
-        per_block: Whether every model has a weight for each block, or one for all.
+        anchor: The factor of the mean squared distance of the coefficients from their start, which
+            is added to a loss that is 1 at the start.
+        per_block: Whether every model has a coefficient for each block, or one for all.
         every: The number of steps from one state that is kept and evaluated to the next.
         patience: The number of dev scores in a row without improvement after which learning ends.
         checkpointing: Whether to recompute activations in the backward pass: less memory, more
@@ -83,14 +85,14 @@ def descend(
     store: StateStore | None = None,
     evaluate: Callable[[], DevScore] | None = None,
 ) -> LearningResult:
-    """Learn the weights of a live merge by descending the losses of its domains.
+    """Learn the coefficients of a live merge by descending the losses of its domains.
 
     Every step draws equally from the domains, and the loss of every domain counts by its ratio to
     its loss at the start. If the merge is evaluated, the result is the best state, the start
     included; else it is the last state.
 
     Args:
-        merge: The live merge; it ends with the learned weights.
+        merge: The live merge; it ends with the learned coefficients.
         losses: Domain -> its loss.
         descent: The settings.
         store: Keeps the states; the run goes on after the last one that it has.
@@ -98,7 +100,7 @@ def descend(
 
     Raises:
         LossError: A loss is not finite; the states before that are in the store.
-        DppaError: A weight of the recipe is not within 0 to 1.
+        DppaError: A coefficient of the recipe is not within its range.
     """
     run = _Run(merge, losses, descent, evaluate)
     states = [] if store is None else states_until(store.states(), descent.steps)
@@ -113,19 +115,22 @@ def descend(
     for state in run.steps(states):
         keep(state)
     result = take_best(merge, states)
-    merge.set_weights(result.weights)
+    coefficients_of(merge).set(result.coefficients)
     return result
 
 
 def take_best(merge: WeightedMerge, states: Sequence[State]) -> LearningResult:
-    """Return the weights of the best of some states."""
+    """Return the coefficients of the best of some states."""
+    learned = coefficients_of(merge)
     best = best_state(states)
-    return LearningResult(_weights(merge, best.settled), best, states)
+    values = _by_model(merge, learned.blocks, best.settled)
+    return LearningResult(learned.recipe(values), learned.word, values, best, states)
 
 
-def _weights(merge: WeightedMerge, table: Table) -> dict[str, Weight]:
-    """Fine-tuned model -> its weight, of a table (models, blocks) or (models, 1)."""
-    blocks: list[Block | None] = merge.blocks
+def _by_model(
+    merge: WeightedMerge, blocks: Sequence[Block | None], table: Table
+) -> dict[str, Weight]:
+    """Fine-tuned model -> its coefficient, of a table (models, blocks) or (models, 1)."""
     return {
         model: dict(zip(blocks, row, strict=True)) if len(row) == len(blocks) > 1 else row[0]
         for model, row in zip(merge.recipe.fine_tuned(), table, strict=True)
@@ -144,16 +149,19 @@ class _Run:
     ) -> None:
         self._merge, self._losses = merge, losses
         self._descent, self._evaluate = descent, evaluate
-        by_block = merge.weights()
+        self._learned = coefficients_of(merge)
+        self._blocks = self._learned.blocks
+        by_block = self._learned.start()
         self._table = [list(by_block[model].values()) for model in merge.recipe.fine_tuned()]
         if not descent.per_block:
             self._table = [[sum(row) / len(row)] for row in self._table]
         for model, row in zip(merge.recipe.fine_tuned(), self._table, strict=True):
-            for weight in row:
-                if not 0 <= weight <= 1:
+            for value in row:
+                if not 0 <= value <= self._learned.largest:
                     raise DppaError(
-                        f"{merge.recipe.origin}: the weight of {model} starts at {weight:g}; "
-                        f"learned weights lie from 0 to 1."
+                        f"{merge.recipe.origin}: the {self._learned.word} of {model} starts at "
+                        f"{value:g}; learned {self._learned.word}s lie from 0 to "
+                        f"{self._learned.largest:g}."
                     )
 
     def start(self) -> State:
@@ -161,10 +169,16 @@ class _Run:
         begun = time.perf_counter()
         zeros = [[0.0] * len(row) for row in self._table]
         state = State(0, self._table, (zeros, zeros), {}, None, 0.0)
-        self._merge.set_weights(_weights(self._merge, state.settled))
+        self._set(state.settled)
         losses = self._start_losses()
         evaluation = None if self._evaluate is None else self._evaluate()
         return State(0, self._table, state.moments, losses, evaluation, time.perf_counter() - begun)
+
+    def _set(self, table: Table) -> dict[str, Weight]:
+        """Write the merge with coefficients, and return them by model."""
+        values = _by_model(self._merge, self._blocks, table)
+        self._learned.set(values)
+        return values
 
     def _start_losses(self) -> dict[str, float]:
         """Domain -> its mean loss over the first batches, one round or START_BATCHES at most."""
@@ -190,9 +204,9 @@ class _Run:
         """
         descent, first, last = self._descent, states[0], states[-1]
         begun = time.perf_counter() - last.seconds
-        weights = torch.tensor(last.weights, dtype=torch.float32)
-        origin = torch.tensor(first.weights, dtype=torch.float32)
-        optimizer = _resume_adam(weights, last, descent.learning_rate)
+        table = torch.tensor(last.coefficients, dtype=torch.float32)
+        origin = torch.tensor(first.coefficients, dtype=torch.float32)
+        optimizer = _resume_adam(table, last, descent.learning_rate)
         scales = _scales(first.losses)
         batches = self._batches(last.step)
         sums = dict.fromkeys(self._losses, 0.0)
@@ -203,11 +217,11 @@ class _Run:
             for step in range(last.step + 1, descent.steps + 1):
                 if is_out_of_patience(states, descent.patience):
                     return
-                gradients, losses = self._backward(weights, scales, batches, step)
-                pull = 2 * descent.anchor * (weights - origin) / weights.numel()
-                weights.grad = gradients + pull
+                gradients, losses = self._backward(table, scales, batches, step)
+                pull = 2 * descent.anchor * (table - origin) / table.numel()
+                table.grad = gradients + pull
                 optimizer.step()
-                weights.clamp_(0, 1)
+                table.clamp_(0, self._learned.largest)
                 bar.update()
                 sums = {name: total + losses[name] for name, total in sums.items()}
                 if step % descent.every and step < descent.steps:
@@ -215,32 +229,31 @@ class _Run:
                 since = step - states[-1].step
                 means = {name: total / since for name, total in sums.items()}
                 sums = dict.fromkeys(self._losses, 0.0)
-                yield self._state(step, weights, optimizer, means, begun)
+                yield self._state(step, table, optimizer, means, begun)
                 bar.set_postfix_str(describe(states[-1]), refresh=False)
 
     def _backward(
         self,
-        weights: torch.Tensor,
+        table: torch.Tensor,
         scales: Mapping[str, float],
         batches: Mapping[str, Iterator[torch.Tensor]],
         step: int,
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Compute the gradient of the scaled losses in the weights, on the next batches.
+        """Compute the gradient of the scaled losses in the coefficients, on the next batches.
 
         Args:
-            weights: (models, blocks), or (models, 1).
+            table: (models, blocks), or (models, 1).
             scales: Domain -> the factor of its loss.
             batches: Domain -> its batches.
             step: The number of the step, for messages.
 
         Returns:
-            The gradient, float32 of the shape of the weights, and domain -> its loss.
+            The gradient, float32 of the shape of the table, and domain -> its loss.
         """
-        live = _weights(self._merge, weights.tolist())
-        self._merge.set_weights(live)
+        values = self._set(table.tolist())
         losses = {}
         with (
-            self._merge.weight_gradients(live) as gradients,
+            self._learned.gradients(values) as gradients,
             # Not while the merge is evaluated: some releases of transformers then generate
             # without keys and values.
             _checkpointing(self._merge.model) if self._descent.checkpointing else nullcontext(),
@@ -258,21 +271,21 @@ class _Run:
     def _state(
         self,
         step: int,
-        weights: torch.Tensor,
+        table: torch.Tensor,
         optimizer: torch.optim.Adam,
         losses: Mapping[str, float],
         begun: float,
     ) -> State:
         """Return the state after a step, evaluated if there is something to evaluate it by."""
-        adam = optimizer.state[weights]
+        adam = optimizer.state[table]
         moments = (adam["exp_avg"].tolist(), adam["exp_avg_sq"].tolist())
-        state = State(step, weights.tolist(), moments, losses, None, 0.0)
+        state = State(step, table.tolist(), moments, losses, None, 0.0)
         evaluation = None
         if self._evaluate is not None:
-            self._merge.set_weights(_weights(self._merge, state.settled))
+            self._set(state.settled)
             evaluation = self._evaluate()
         seconds = time.perf_counter() - begun
-        return State(step, state.weights, moments, losses, evaluation, seconds)
+        return State(step, state.coefficients, moments, losses, evaluation, seconds)
 
     def _batches(self, step: int) -> dict[str, Iterator[torch.Tensor]]:
         """Domain -> its batches from a step on."""
@@ -283,12 +296,12 @@ class _Run:
         }
 
 
-def _resume_adam(weights: torch.Tensor, state: State, learning_rate: float) -> torch.optim.Adam:
+def _resume_adam(table: torch.Tensor, state: State, learning_rate: float) -> torch.optim.Adam:
     """Return Adam with the moments of a state."""
-    optimizer = torch.optim.Adam([weights], lr=learning_rate)
+    optimizer = torch.optim.Adam([table], lr=learning_rate)
     if state.step:
-        mean, square = (torch.tensor(moment, dtype=weights.dtype) for moment in state.moments)
-        optimizer.state[weights] = {
+        mean, square = (torch.tensor(moment, dtype=table.dtype) for moment in state.moments)
+        optimizer.state[table] = {
             "step": torch.tensor(float(state.step)),
             "exp_avg": mean,
             "exp_avg_sq": square,

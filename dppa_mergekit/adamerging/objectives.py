@@ -16,7 +16,7 @@ from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.source_model import Placement, SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.method_table import summing
+from dppa_mergekit.method_table import default_weight, learnable
 from dppa_mergekit.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OBJECTIVES = ("distill", "entropy", "loss")
 
 START = 0.3
-"""The starting weight of a model that has none in the recipe (AdaMerging's own)."""
+"""The starting weight of a model in a sum that has none in the recipe (AdaMerging's own)."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class DomainPrompts:
 
 
 def check_method(recipe: Recipe) -> None:
-    """Refuse a recipe whose weights cannot be learned.
+    """Refuse a recipe whose weights or factors cannot be learned.
 
     Raises:
-        RecipeError: The method is not a weighted sum, so its weights have no derivative, or it is
-            not of this package, so the live merge cannot set its weights in place.
+        RecipeError: The merge has no derivative in the weights or factors of the method, or the
+            method is not of this package, so the live merge cannot set them in place.
     """
-    allowed = summing()
+    allowed = learnable()
     if recipe.method not in allowed:
         hint = " (task_arithmetic is dp at density 1)" if recipe.method == "task_arithmetic" else ""
         raise RecipeError(
@@ -115,7 +115,7 @@ def load_merge_and_losses(
     placement: Placement,
     workspace: Path,
 ) -> tuple[WeightedMerge, dict[str, DomainLoss]]:
-    """Load the live merge of a recipe, and make the losses by which its weights are learned.
+    """Load the live merge of a recipe, and make the losses by which it is learned.
 
     Args:
         recipe: The recipe of the merge.
@@ -148,22 +148,20 @@ def load_merge_and_losses(
 
 
 def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> WeightedMerge:
-    """Load the live merge of a recipe; a model without a weight starts at START.
+    """Load the live merge of a recipe; a model without a weight has the default, or START.
 
     Raises:
         DppaError: The recipe cannot be merged, or the merged model has an encoder.
     """
     merge = WeightedMerge.load(
-        recipe.with_default_weight(START),
+        recipe.with_default_weight(default_weight(recipe.method) or START),
         workspace,
         placement.device,
         placement.dtype,
         placement.trust_remote_code,
     )
     if merge.model.config.is_encoder_decoder:
-        raise DppaError(
-            "The merged model has an encoder; weights can be learned for causal models only."
-        )
+        raise DppaError("The merged model has an encoder; AdaMerging is for causal models only.")
     return merge
 
 

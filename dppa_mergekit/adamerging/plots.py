@@ -1,4 +1,4 @@
-"""Plots of AdaMerging: the weights of every block, and losses and dev scores by step."""
+"""Plots of AdaMerging: the coefficients of every block, and losses and dev scores by step."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 
 def draw_learning(result: LearningResult, path: Path) -> None:
-    """Write a PNG with a panel of weights, a panel of losses and, if any, one of dev scores."""
+    """Write a PNG with panels of coefficients, of losses and, if there are any, of dev scores."""
     from matplotlib.figure import Figure
 
     number = 2 if result.states[0].evaluation is None else 3
     figure = Figure(figsize=(PANEL[0] * number, PANEL[1]), layout="constrained")
-    of_weights, of_losses, *of_scores = figure.subplots(1, number)
-    _draw_weights(of_weights, result)
+    of_coefficients, of_losses, *of_scores = figure.subplots(1, number)
+    _draw_coefficients(of_coefficients, result)
     _draw_losses(of_losses, result)
     for panel in of_scores:
         _draw_scores(panel, result)
     figure.savefig(path, dpi=150)
 
 
-def _draw_weights(panel: Axes, result: LearningResult) -> None:
-    """Draw a line of weights over the blocks for every model, learned and at the start."""
+def _draw_coefficients(panel: Axes, result: LearningResult) -> None:
+    """Draw a line of coefficients over the blocks for every model, learned and at the start."""
     first = result.states[0]
-    rows = zip(result.weights, result.best.settled, first.weights, strict=True)
+    rows = zip(result.coefficients, result.best.settled, first.coefficients, strict=True)
     for index, (model, row, before) in enumerate(rows):
         color = color_of(index)
         panel.plot(row, marker="o", markersize=3, color=color, label=Path(model).name)
         panel.plot(before, color=color, linewidth=0.8, linestyle=":")
-    panel.set_xlabel("block; last: outside all blocks" if len(first.weights[0]) > 1 else "")
-    panel.set_ylabel("weight; dotted: at the start")
+    panel.set_xlabel("block; last: outside all blocks" if len(first.coefficients[0]) > 1 else "")
+    panel.set_ylabel(f"{result.word}; dotted: at the start")
     panel.legend(fontsize="small")
 
 

@@ -1,4 +1,4 @@
-"""From a recipe and prompts to the recipe with learned weights: `mergekit-dppa adamerge`.
+"""From a recipe and prompts to the recipe with what was learned: `mergekit-dppa adamerge`.
 
 Whatever can be refused is refused before the first step.
 """
@@ -47,10 +47,10 @@ class AdaMerge:
     """AdaMerging of a recipe.
 
     Attributes:
-        recipe: The recipe of the merge, of a method of this package that is a weighted sum.
+        recipe: The recipe of the merge, of a method whose weights or factors can be learned.
         prompts: Domain -> its prompts; empty to take the prompts of the dev tasks.
         tasks: The tasks file by which the merge is evaluated on the way; None for no evaluation.
-        output: The file of the recipe with its learned weights.
+        output: The file of the recipe with what was learned.
         objective: `distill`, `entropy` or `loss`; see `learn_weights`.
         descent: The settings of gradient descent.
         placement: The device and the dtype of live models.
@@ -65,7 +65,7 @@ class AdaMerge:
     placement: Placement
 
     def run(self) -> LearningResult:
-        """Learn the weights, and write the recipe, a summary and a record of the run.
+        """Learn, and write the recipe, a summary and a record of the run.
 
         If the run is interrupted, or a loss is not finite, the best state so far is written.
 
@@ -181,7 +181,7 @@ class AdaMerge:
 
     def _write(self, result: LearningResult) -> None:
         """Write the recipe, the summary, the plot and the record of the run."""
-        write_whole(self.output, self.recipe.with_weights(result.weights).to_yaml())
+        write_whole(self.output, result.recipe.to_yaml())
         write_whole(self.output.with_suffix(".md"), learning_summary(result, self.objective))
         if is_installed():
             draw_learning(result, self.output.with_suffix(".png"))

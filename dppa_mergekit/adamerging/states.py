@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 from dppa_mergekit.scoring.ratios import Estimate
 
 if TYPE_CHECKING:
-    from dppa_mergekit.recipes import Weight
+    from dppa_mergekit.recipes import Recipe, Weight
 
 DIGITS = 6
-"""Decimal places of the weights that are evaluated and written."""
+"""Decimal places of the coefficients that are evaluated and written."""
 
 GONE = 0.01
-"""Below this mean weight a model has practically left the merge."""
+"""Below this mean coefficient a model has practically left the merge."""
 
 Table = list[list[float]]
 """(models, blocks), or (models, 1)."""
@@ -43,7 +43,7 @@ class State:
 
     Attributes:
         step: The number of steps made.
-        weights: (models, blocks) the weights.
+        coefficients: (models, blocks) the coefficients.
         moments: (models, blocks) twice: Adam's means of the gradients and of their squares.
         losses: Domain -> mean loss over the steps since the state before; at step 0, the loss at
             the start.
@@ -52,7 +52,7 @@ class State:
     """
 
     step: int
-    weights: Table
+    coefficients: Table
     moments: tuple[Table, Table]
     losses: Mapping[str, float]
     evaluation: DevScore | None
@@ -60,8 +60,8 @@ class State:
 
     @property
     def settled(self) -> Table:
-        """(models, blocks) the weights as they are evaluated and written, rounded to DIGITS."""
-        return [[round(weight, DIGITS) for weight in row] for row in self.weights]
+        """(models, blocks) the coefficients as they are evaluated and written, to DIGITS."""
+        return [[round(value, DIGITS) for value in row] for row in self.coefficients]
 
 
 class StateStore(Protocol):
@@ -78,16 +78,20 @@ class StateStore(Protocol):
 
 @dataclass(frozen=True)
 class LearningResult:
-    """The learned weights.
+    """The learned weights, or factors of a merge by inputs.
 
     Attributes:
-        weights: Fine-tuned model, as the recipe spells it -> its weight, from 0 to 1: a number, or
-            block -> number.
-        best: The state that has these weights.
+        recipe: The recipe with what was learned.
+        word: What was learned: weight, factor.
+        coefficients: Fine-tuned model, as the recipe spells it -> its weight, from 0 to 1, or the
+            factor by which those of the recipe are multiplied: a number, or block -> number.
+        best: The state that has these coefficients.
         states: All states, from the start on.
     """
 
-    weights: Mapping[str, Weight]
+    recipe: Recipe
+    word: str
+    coefficients: Mapping[str, Weight]
     best: State
     states: Sequence[State]
 
@@ -116,17 +120,17 @@ def is_out_of_patience(states: Sequence[State], patience: int) -> bool:
 
 
 def describe(state: State) -> str:
-    """Return the losses, the range of the weights and the dev score as one line of text."""
-    weights = [weight for row in state.weights for weight in row]
+    """Return the losses, the range of the coefficients and the dev score as one line of text."""
+    values = [value for row in state.coefficients for value in row]
     parts = [", ".join(f"{name} {loss:.3g}" for name, loss in state.losses.items())]
-    parts.append(f"weights {min(weights):.2f} to {max(weights):.2f}")
+    parts.append(f"coefficients {min(values):.2f} to {max(values):.2f}")
     if state.evaluation is not None:
         parts.append(f"dev {state.evaluation.estimate}")
     return "; ".join(parts)
 
 
 def warnings_about(result: LearningResult, is_entropy: bool) -> list[str]:
-    """Return a sentence for everything that looks wrong about learned weights.
+    """Return a sentence for everything that looks wrong about learned coefficients.
 
     Args:
         result: The learned weights.
@@ -134,12 +138,12 @@ def warnings_about(result: LearningResult, is_entropy: bool) -> list[str]:
     """
     first, last = result.states[0], result.states[-1]
     sentences = []
-    for row, model in enumerate(result.weights):
-        before, after = (_mean(state.weights[row]) for state in (first, result.best))
+    for row, model in enumerate(result.coefficients):
+        before, after = (_mean(state.coefficients[row]) for state in (first, result.best))
         if after < GONE <= before:
             sentences.append(
-                f"The mean weight of {model} fell from {before:.2f} to {after:.3f}, so the model "
-                f"has practically left the merge; try a larger --anchor."
+                f"The mean {result.word} of {model} fell from {before:.2f} to {after:.3f}, so the "
+                f"model has practically left the merge; try a larger --anchor."
             )
     if is_entropy and first.evaluation is not None and last.evaluation is not None:
         entropies = [_mean(list(state.losses.values())) for state in (first, last)]

@@ -1,4 +1,4 @@
-"""Learned weights as Markdown tables."""
+"""Learned coefficients as Markdown tables."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from dppa_mergekit.report.markdown_tables import table
 
 
 def learning_summary(result: LearningResult, objective: str) -> str:
-    """Return tables of the weights and, if there are dev scores, of the dev Domain-Ratios."""
+    """Return tables of the coefficients and, if there are dev scores, of the dev Domain-Ratios."""
     first, best, last = result.states[0], result.best, result.states[-1]
-    weights = table(
+    learned = table(
         ["model", "start", "learned", "least", "largest"],
         [
             [model, f"{mean(before):.3f}", f"{mean(row):.3f}", f"{min(row):.3f}", f"{max(row):.3f}"]
-            for model, before, row in zip(result.weights, first.weights, best.settled, strict=True)
+            for model, before, row in zip(
+                result.coefficients, first.coefficients, best.settled, strict=True
+            )
         ],
     )
     text = (
-        f"# Weights by AdaMerging (objective {objective})\n\n{weights}\n"
+        f"# {result.word.capitalize()}s by AdaMerging (objective {objective})\n\n{learned}\n"
         f"Means over blocks, of the state after {best.step} of {last.step} steps; "
         f"{last.seconds:.0f} s.\n"
     )

@@ -1,4 +1,4 @@
-"""AdaMerging in Python: learn the weights of a merge from prompts, without files."""
+"""AdaMerging in Python: learn the weights or factors of a merge from prompts, without files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def learn_weights(
     score: Callable[[PreTrainedModel, PreTrainedTokenizerBase], float] | None = None,
     workspace: Path | None = None,
 ) -> LearningResult:
-    """Learn the weights of a merge from prompts (AdaMerging, paper 3.4).
+    """Learn the weights of a merge, or the factors of one by inputs, from prompts (paper 3.4).
 
     Example::
 
@@ -47,12 +47,11 @@ def learn_weights(
             "./law": [Prompt("What is a tort?"), Prompt("Who may sue?")],
         }
         learned = learn_weights(recipe, prompts)
-        merged = recipe.with_weights(learned.weights)
-        Path("learned.yml").write_text(merged.to_yaml())
+        Path("learned.yml").write_text(learned.recipe.to_yaml())
 
     Args:
-        recipe: The recipe of the merge, of a method of this package that is a weighted sum. A
-            model without a weight starts at 0.3.
+        recipe: The recipe of the merge, of a method of this package that is a weighted sum or
+            combines by inputs. In a sum, a model without a weight starts at 0.3.
         prompts: Fine-tuned model, as the recipe names it -> the prompts of its domain.
         objective: `distill` descends the divergence from the answers of the domain's fine-tuned
             model, `entropy` the entropy of the next token (AdaMerging's own), and `loss` the
@@ -65,7 +64,8 @@ def learn_weights(
             folder for temporary files where None.
 
     Returns:
-        The weights, from 0 to 1, for each model and block; `Recipe.with_weights` fills them in.
+        The recipe with the learned numbers, and what they are: weights from 0 to 1, for each model
+        and block, or factors in a merge by inputs.
 
     Raises:
         DppaError: The recipe, the objective or a prompt cannot be used.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--output",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The file of the recipe with its learned weights.",
+    help="The file of the recipe with what was learned.",
 )
 @click.option(
     "--objective",
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     type=click.Choice(["block", "model"]),
     default="block",
     show_default=True,
-    help="Learn a weight for every model and block, or for every model.",
+    help="Learn a number for every model and block, or for every model.",
 )
 @click.option(
     "--steps",
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     type=options.Finite(min=0, min_open=True),
     default=1e-3,
     show_default=True,
-    help="The largest move of a weight in a step.",
+    help="The largest move of a learned number in a step.",
 )
 @click.option(
     "--batch-size",
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     type=options.Finite(min=0),
     default=1.0,
     show_default=True,
-    help="How strongly the weights are pulled to where they started.",
+    help="How strongly the numbers are pulled to where they started.",
 )
 @click.option(
     "--every",
@@ -132,7 +132,8 @@ def adamerge(
         mergekit-dppa adamerge recipe.yml --output learned.yml \\
             --prompts math.txt --prompts law.txt
 
-    A run that was interrupted goes on when the same command is given again.
+    Of dppa_regmean and dare_regmean, it learns factors in place of weights. A run that was
+    interrupted goes on when the same command is given again.
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.adamerging.descent import Descent
     from dppa_mergekit.adamerging.recipe_learning import AdaMerge
@@ -169,25 +170,29 @@ def adamerge(
     lines = _describe(result)
     for line in lines:
         click.echo(line)
-    click.echo(f"{output}: the recipe with these weights")
+    click.echo(f"{output}: the recipe with these {result.word}s")
     if html:
         given = [recipe, *prompts_files, *([] if tasks_file is None else [tasks_file])]
         pictures = {
-            output.with_suffix(".png").name: "Weights of every block (dotted: at the start), and "
+            output.with_suffix(
+                ".png"
+            ).name: f"{result.word.capitalize()}s of every block (dotted: at the start), and "
             "losses and dev scores by step."
         }
-        title = f"Weights of {recipe.name} by AdaMerging"
+        title = f"{result.word.capitalize()}s of {recipe.name} by AdaMerging"
         options.write_page(output, title, lines, pictures, given)
 
 
 def _describe(result: LearningResult) -> list[str]:
-    """The weights and the dev scores before and after, as lines of text."""
+    """What was learned and the dev scores, before and after, as lines of text."""
     first, best = result.states[0], result.best
     lines = []
-    for model, before, row in zip(result.weights, first.weights, best.settled, strict=True):
+    for model, before, row in zip(
+        result.coefficients, first.coefficients, best.settled, strict=True
+    ):
         learned = f"{sum(row) / len(row):.3f}"
         spread = f" ({min(row):.3f} to {max(row):.3f})" if len(row) > 1 else ""
-        lines.append(f"{model}: weight {sum(before) / len(before):.3f} -> {learned}{spread}")
+        lines.append(f"{model}: {result.word} {sum(before) / len(before):.3f} -> {learned}{spread}")
     if first.evaluation is not None and best.evaluation is not None:
         lines.append(
             f"dev Domain-Ratio {first.evaluation.estimate} -> {best.evaluation.estimate} "

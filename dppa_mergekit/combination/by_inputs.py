@@ -1,5 +1,6 @@
 """The combination of deltas by the inputs that they answer to; see `input_regression`."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,7 +16,7 @@ from dppa_mergekit.combination.input_regression import (
 from dppa_mergekit.combination.output_factor import output_factor
 from dppa_mergekit.combination.weighted_sum import WeightedSum
 from dppa_mergekit.deltas.linear_shape import LinearShape
-from dppa_mergekit.deltas.threads import share
+from dppa_mergekit.deltas.threads import in_order, share
 from dppa_mergekit.errors import CheckpointError
 from dppa_mergekit.moments.delta_moment import delta_moment
 from dppa_mergekit.moments.second_moment import SecondMoment
@@ -60,7 +61,7 @@ class ByInputs:
             CheckpointError: The regression has no unique solution.
         """
         ordered = sorted(contributions, key=lambda contribution: contribution.model)
-        counting = [contribution for contribution in ordered if contribution.weight != 0]
+        counting = _counting(ordered)
         if place.shape is None:
             dense = WeightedSum(self.normalize, self.lambda_)
             return dense.merge(place, base, ordered, merged, limit)
@@ -81,33 +82,20 @@ class ByInputs:
         merged: torch.Tensor,
         limit: float,
     ) -> bool:
-        delta = contributions[0].pruned.pruning.delta
-        moments = _moments(contributions, shape)
-        try:
-            regression = regress(
-                moments,
-                [contribution.weight for contribution in contributions],
-                self.shrinkage,
-                self.ridge,
-                delta.device,
-                delta.dtype,
-            )
-        except SingularMomentsError:
-            raise CheckpointError(
-                f"Tensor {place.name}: the second moments of its inputs are singular; a "
-                f"moment_ridge above {self.ridge:g} adds to their diagonal what they lack."
-            ) from None
+        device = contributions[0].pruned.pruning.delta.device
+        regression = self._regress(place.name, shape, contributions)
         origin, result = shape.matrix(base), shape.matrix(merged)
+        factors = [1.0] * len(contributions)
+        if self.amplify:
+            factors = self.automatic_factors(place, contributions)
         open_reader = open_rows(
-            [contribution.pruned for contribution in contributions],
-            shape,
-            self._factors(contributions, moments, shape),
+            [contribution.pruned for contribution in contributions], shape, factors
         )
 
         def work(pieces: Iterator[tuple[int, int]]) -> bool:
             read, overflow = open_reader(), False
             for start, stop in pieces:
-                total = _combine(read(start, stop), regression)
+                total = regression.combine(read(start, stop))
                 if self.lambda_ != 1:
                     total.mul_(self.lambda_)
                 total.add_(origin[start:stop])
@@ -116,21 +104,98 @@ class ByInputs:
                 result[start:stop] = total
             return overflow
 
-        return any(share(work, shape.rows(delta.device), delta.device, summing=True))
+        return any(share(work, shape.rows(device), device, summing=True))
 
-    def _factors(
-        self,
-        contributions: Sequence[Contribution],
-        moments: Sequence[SecondMoment],
-        shape: LinearShape,
-    ) -> list[float]:
-        """Return the factor of every model's delta, beside those of its partitions."""
+    def without_automatic(self) -> "ByInputs":
+        """Return the combination that finds no factors."""
+        return replace(self, amplify=False)
+
+    def automatic_factors(self, place: Place, contributions: Sequence[Contribution]) -> list[float]:
+        """Return the factor that every delta of a linear gets where it has none; 1 where it does.
+
+        Args:
+            place: The place of the linear.
+            contributions: At least one, of numel elements each.
+        """
+        assert place.shape is not None
+        moments = _moments(contributions, place.shape)
         return [
-            output_factor(contribution.pruned, moment, shape)
-            if self.amplify and is_plainly_pruned(contribution.pruned)
+            output_factor(contribution.pruned, moment, place.shape)
+            if is_plainly_pruned(contribution.pruned)
             else 1.0
             for contribution, moment in zip(contributions, moments, strict=True)
         ]
+
+    def factor_gradients(
+        self, place: Place, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[float]:
+        """The derivatives of a loss in a factor of each model's delta, whatever its value.
+
+        The merged delta is linear in these factors; those of a dense tensor are constant.
+
+        Args:
+            place: The place of the result.
+            contributions: In the order of the recipe, of numel elements each.
+            of_merged: (numel,) derivative of the loss in the merged elements; on any device.
+        """
+        counting = _counting(sorted(contributions, key=lambda contribution: contribution.model))
+        if place.shape is None or not counting:
+            return [0.0] * len(contributions)
+        delta, shape = counting[0].pruned.pruning.delta, place.shape
+        regression = None
+        if len(counting) > 1:
+            regression = self._regress(place.name, shape, counting)
+        gradient = shape.matrix(of_merged.to(delta.device))
+        pruned = [contribution.pruned for contribution in counting]
+        open_reader = open_rows(pruned, shape, [1.0] * len(pruned))
+
+        def work(pieces: Iterator[tuple[int, int]]) -> list[tuple[int, list[float]]]:
+            read, sums = open_reader(), []
+            for start, stop in pieces:
+                of_rows = gradient[start:stop].to(delta.dtype)
+                of_deltas = [of_rows] if regression is None else regression.pull_back(of_rows)
+                sums.append(
+                    (
+                        start,
+                        [
+                            float(values.mul_(of_delta).sum(dtype=torch.float64))
+                            for values, of_delta in zip(read(start, stop), of_deltas, strict=True)
+                        ],
+                    )
+                )
+            return sums
+
+        found = in_order(share(work, shape.rows(delta.device), delta.device, summing=True))
+        by_model = {
+            contribution.model: self.lambda_ * math.fsum(values)
+            for contribution, values in zip(counting, zip(*found, strict=True), strict=True)
+        }
+        return [by_model.get(contribution.model, 0.0) for contribution in contributions]
+
+    def _regress(
+        self, name: str, shape: LinearShape, contributions: Sequence[Contribution]
+    ) -> InputRegression:
+        """Solve the regression of a linear; see `regress`."""
+        delta = contributions[0].pruned.pruning.delta
+        try:
+            return regress(
+                _moments(contributions, shape),
+                [contribution.weight for contribution in contributions],
+                self.shrinkage,
+                self.ridge,
+                delta.device,
+                delta.dtype,
+            )
+        except SingularMomentsError:
+            raise CheckpointError(
+                f"Tensor {name}: the second moments of its inputs are singular; a "
+                f"moment_ridge above {self.ridge:g} adds to their diagonal what they lack."
+            ) from None
+
+
+def _counting(contributions: Sequence[Contribution]) -> list[Contribution]:
+    """Return the contributions that have a weight."""
+    return [contribution for contribution in contributions if contribution.weight != 0]
 
 
 def is_plainly_pruned(pruned: Pruned) -> bool:
@@ -138,18 +203,6 @@ def is_plainly_pruned(pruned: Pruned) -> bool:
     pruning = pruned.pruning
     lost = pruning.keys is not None and pruning.divisor == 1
     return lost and all(factor == 1 for factor in pruning.factors)
-
-
-def _combine(deltas: Sequence[torch.Tensor], regression: InputRegression) -> torch.Tensor:
-    """Return rows of the merged delta, and overwrite the rows of the models' deltas."""
-    mean = deltas[0] * regression.shares[0]
-    for delta, shares in zip(deltas[1:], regression.shares[1:], strict=True):
-        mean.addcmul_(delta, shares)
-    projected = [
-        delta.sub_(mean) @ vectors
-        for delta, vectors in zip(deltas, regression.vectors, strict=True)
-    ]
-    return mean.addmm_(torch.cat(projected, 1), regression.correction)
 
 
 def _moments(contributions: Sequence[Contribution], shape: LinearShape) -> list[SecondMoment]:

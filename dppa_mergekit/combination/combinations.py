@@ -7,7 +7,7 @@ once parameters are resolved.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from dppa_mergekit.parameters import (
     ACTIVATIONS,
@@ -21,6 +21,9 @@ from dppa_mergekit.parameters import (
     normalize,
 )
 
+Coefficient: TypeAlias = Literal["weight", "factor"] | None
+"""The numbers of a merge in which it has derivatives."""
+
 if TYPE_CHECKING:
     from dppa_mergekit.combination.by_inputs import ByInputs
     from dppa_mergekit.combination.ties import TiesConsensus
@@ -33,7 +36,7 @@ class WeightedSumRule:
     normalized = normalize(default=False)
     weight = WEIGHT
     parameters: tuple[Parameter, ...] = (LAMBDA, normalized)
-    differentiable = True
+    coefficient: Coefficient = "weight"
 
     def resolve(self, shared: Mapping[str, object]) -> WeightedSum:
         """The combination under a tensor's shared parameters."""
@@ -48,7 +51,7 @@ class TiesRule:
     normalized = normalize(default=True)
     weight = WEIGHT
     parameters: tuple[Parameter, ...] = (LAMBDA, normalized)
-    differentiable = False
+    coefficient: Coefficient = None
 
     def resolve(self, shared: Mapping[str, object]) -> TiesConsensus:
         """The combination under a tensor's shared parameters."""
@@ -70,7 +73,7 @@ class ByInputsRule:
         MOMENT_SHRINKAGE,
         MOMENT_RIDGE,
     )
-    differentiable = False
+    coefficient: Coefficient = "factor"
 
     def resolve(self, shared: Mapping[str, object]) -> ByInputs:
         """The combination under a tensor's shared parameters."""

@@ -91,6 +91,36 @@ class DifferentiableCombination(Combination, Protocol):
         ...
 
 
+@runtime_checkable
+class FactoredCombination(Combination, Protocol):
+    """A combination that finds factors of deltas, and is linear in them."""
+
+    def without_automatic(self) -> Combination:
+        """Return the combination that finds no factors."""
+        ...
+
+    def automatic_factors(self, place: Place, contributions: Sequence[Contribution]) -> list[float]:
+        """Return the factor that every delta of a linear gets where it has none; 1 where it does.
+
+        Args:
+            place: The place of the linear.
+            contributions: At least one, of numel elements each.
+        """
+        ...
+
+    def factor_gradients(
+        self, place: Place, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[float]:
+        """The derivatives of a loss in a factor of each model's delta, whatever its value.
+
+        Args:
+            place: The place of the result.
+            contributions: In the order of the recipe, of numel elements each.
+            of_merged: (numel,) derivative of the loss in the merged elements; on any device.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Combined:
     """One linear, or one dense tensor, of a merge: its place and the contributions to it.

@@ -15,7 +15,7 @@ with U = [U_1, U_2, ...]. So the system has as many unknowns as the ranks togeth
 as there are inputs. M and C do not depend on the deltas: linears that share inputs share them.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary, ref
 
@@ -42,6 +42,33 @@ class InputRegression:
     shares: torch.Tensor
     vectors: Sequence[torch.Tensor]
     correction: torch.Tensor
+
+    def combine(self, deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return rows of the merged delta, and overwrite the rows of the models' deltas.
+
+        Args:
+            deltas: Of each model, (rows, inputs).
+        """
+        mean = deltas[0] * self.shares[0]
+        for delta, shares in zip(deltas[1:], self.shares[1:], strict=True):
+            mean.addcmul_(delta, shares)
+        projected = [
+            delta.sub_(mean) @ vectors for delta, vectors in zip(deltas, self.vectors, strict=True)
+        ]
+        return mean.addmm_(torch.cat(projected, 1), self.correction)
+
+    def pull_back(self, gradient: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield rows of the derivatives of a loss in each model's delta, (rows, inputs).
+
+        Args:
+            gradient: (rows, inputs) the derivatives in the merged delta.
+        """
+        ranks = [vectors.shape[1] for vectors in self.vectors]
+        projected = torch.split(gradient @ self.correction.t(), ranks, 1)
+        back = [part @ vectors.t() for part, vectors in zip(projected, self.vectors, strict=True)]
+        rest = gradient - sum(back[1:], back[0])
+        for part, shares in zip(back, self.shares, strict=True):
+            yield part.addcmul_(rest, shares)
 
 
 _SOLVED: WeakKeyDictionary[SecondMoment, tuple[Hashable, InputRegression]] = WeakKeyDictionary()

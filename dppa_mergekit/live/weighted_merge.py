@@ -1,4 +1,4 @@
-"""A whole merge that stays in memory while the weights of its models change.
+"""A whole merge that stays in memory while the weights or factors of its models change.
 
 For methods of this package a listener sees every tensor that the merge combines. The kept elements
 of every model are found once, and new weights take one pass of combination over the checkpoints,
@@ -10,9 +10,9 @@ sums depend on the device and on the number of threads).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,64 +22,28 @@ from safetensors import safe_open
 
 from dppa_mergekit.combination.contribution import (
     Combined,
-    Contribution,
     DifferentiableCombination,
+    FactoredCombination,
 )
 from dppa_mergekit.live.gradients import reduce_gradients
-from dppa_mergekit.live.live_tensors import live_part, missing_tensor, write_combined
+from dppa_mergekit.live.live_tensors import missing_tensor
 from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.merged_tensor import MergedTensor
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Weight, identity
-from dppa_mergekit.tensor_names import Block, block_of
+from dppa_mergekit.tensor_names import Block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-Weights = Mapping[object, Weight]
-"""The identity of a model (`recipes.identity`) -> its weight."""
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A linear or a dense tensor of the merge whose weights can be written.
-
-    Attributes:
-        combined: The contributions of the models, and how they are combined.
-        models: The identity of the model of each contribution.
-        live: (numel,) its live weights.
-    """
-
-    combined: Combined
-    models: Sequence[object]
-    live: torch.Tensor
-
-    @classmethod
-    def of(cls, combined: Combined, weights: Mapping[str, torch.Tensor]) -> _Tensor:
-        """Find a tensor of the merge among the live weights."""
-        models = [identity(contribution.model) for contribution in combined.contributions]
-        return cls(combined, models, live_part(weights, combined))
-
-    @property
-    def block(self) -> Block | None:
-        """The block that holds the tensor; None outside all blocks."""
-        return block_of(self.combined.place.name)
-
-    def contributions(self, weights: Weights) -> list[Contribution]:
-        """Return the contributions with other weights."""
-        return [
-            replace(contribution, weight=_in_block(weights[model], self.block))
-            for model, contribution in zip(self.models, self.combined.contributions, strict=True)
-        ]
-
-    def write(self, contributions: Sequence[Contribution]) -> None:
-        """Combine contributions, and write the result."""
-        write_combined(self.live, replace(self.combined, contributions=contributions))
+ByBlock = dict[str, dict[Block | None, float]]
+"""Fine-tuned model -> block -> number."""
 
 
 @dataclass
 class WeightedMerge:
-    """A live merge whose weights can be set.
+    """A live merge whose weights or factors can be set.
 
     Attributes:
         recipe: The recipe of the merge.
@@ -94,7 +58,7 @@ class WeightedMerge:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trust_remote_code: bool = False
-    _tensors: Sequence[_Tensor] = field(default=(), repr=False)
+    _tensors: Sequence[MergedTensor] = field(default=(), repr=False)
     _written: Recipe | None = field(default=None, repr=False)
 
     @classmethod
@@ -123,7 +87,7 @@ class WeightedMerge:
         with merge_into_folder(recipe, workspace, seen.append, trust_remote_code) as folder:
             model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
         live = model.requires_grad_(False).state_dict()
-        tensors = [_Tensor.of(combined, live) for combined in seen]
+        tensors = [MergedTensor.of(combined, live) for combined in seen]
         return cls(recipe, workspace, model, tokenizer, trust_remote_code, tensors, recipe)
 
     @property
@@ -133,19 +97,61 @@ class WeightedMerge:
         inside = sorted(block for block in blocks if block is not None)
         return [*inside, None] if None in blocks else list(inside)
 
-    def weights(self) -> dict[str, dict[Block | None, float]]:
-        """Return the recipe's weights: fine-tuned model -> block -> weight.
+    @property
+    def pruned_blocks(self) -> list[Block | None]:
+        """Those of the blocks that have linears."""
+        pruned = {tensor.block for tensor in self._tensors if tensor.is_pruned}
+        return [block for block in self.blocks if block in pruned]
+
+    def weights(self) -> ByBlock:
+        """Return the recipe's weights.
 
         Where tensors of one block have different weights, this is their mean over elements.
         """
+        return self._means(
+            lambda tensor: [of_model.weight for of_model in tensor.combined.contributions],
+            self._tensors,
+        )
+
+    def factors(self, rate: int) -> ByBlock:
+        """Return the recipe's factors of the partitions of a rate; their means, as for weights."""
+        return self._means(
+            lambda tensor: [
+                dict(
+                    zip(of_model.pruned.pruning.rates, of_model.pruned.pruning.factors, strict=True)
+                ).get(rate, 1.0)
+                for of_model in tensor.combined.contributions
+            ],
+            [tensor for tensor in self._tensors if tensor.is_pruned],
+        )
+
+    def automatic_factors(self) -> ByBlock:
+        """Return the factors that the combination finds; 1 where it finds none."""
+
+        def find(tensor: MergedTensor) -> list[float]:
+            combined = tensor.combined
+            combination = combined.combination
+            if not isinstance(combination, FactoredCombination):
+                return [1.0] * len(combined.contributions)
+            return combination.automatic_factors(combined.place, combined.contributions)
+
+        return self._means(find, [tensor for tensor in self._tensors if tensor.is_pruned])
+
+    def _means(
+        self, values: Callable[[MergedTensor], Sequence[float]], tensors: Iterable[MergedTensor]
+    ) -> ByBlock:
+        """Return the means of a number of every model over the elements of each block."""
         every: dict[object, dict[Block | None, list[tuple[float, int]]]] = {}
-        for tensor in self._tensors:
-            contributions = tensor.combined.contributions
-            for model, contribution in zip(tensor.models, contributions, strict=True):
+        for tensor in tensors:
+            for model, value in zip(tensor.models, values(tensor), strict=True):
                 of_block = every.setdefault(model, {}).setdefault(tensor.block, [])
-                of_block.append((contribution.weight, tensor.live.numel()))
+                of_block.append((value, tensor.live.numel()))
         return {
-            model: {block: _mean(every[identity(model)][block]) for block in self.blocks}
+            model: {
+                block: _mean(every[identity(model)][block])
+                for block in self.blocks
+                if block in every[identity(model)]
+            }
             for model in self.recipe.fine_tuned()
         }
 
@@ -162,7 +168,7 @@ class WeightedMerge:
         if self._tensors:
             by_identity = {identity(model): weight for model, weight in weights.items()}
             for tensor in self._tensors:
-                tensor.write(tensor.contributions(by_identity))
+                tensor.write(tensor.weighted(by_identity))
             return
         recipe = self.recipe.with_weights(weights)
         if recipe != self._written:
@@ -183,7 +189,7 @@ class WeightedMerge:
             for model in self.recipe.fine_tuned()
         }
 
-    def set_factors(self, factors: Mapping[str, Mapping[int, float]]) -> None:
+    def set_factors(self, factors: Mapping[str, Mapping[int, Weight]]) -> None:
         """Write the merge for new factors of all partitions; methods of this package only.
 
         Args:
@@ -192,14 +198,7 @@ class WeightedMerge:
         """
         by_identity = {identity(model): of_model for model, of_model in factors.items()}
         for tensor in self._tensors:
-            tensor.write(
-                [
-                    amplify(contribution, by_identity[model])
-                    for model, contribution in zip(
-                        tensor.models, tensor.combined.contributions, strict=True
-                    )
-                ]
-            )
+            tensor.write(tensor.amplified(by_identity))
 
     def _merge_anew(self, recipe: Recipe) -> None:
         """Let mergekit merge a recipe, and read the result into the live model."""
@@ -212,64 +211,89 @@ class WeightedMerge:
                             raise missing_tensor(name)
                         live[name].copy_(file.get_tensor(name))
 
-    @contextmanager
-    def weight_gradients(self, weights: Mapping[str, Weight]) -> Iterator[torch.Tensor]:
+    def weight_gradients(
+        self, weights: Mapping[str, Weight]
+    ) -> AbstractContextManager[torch.Tensor]:
         """Collect the gradient of the weights from backward passes through the live model.
 
         Args:
             weights: The weights as they were set.
 
-        Yields:
-            (models, blocks) float64 zeros, to which every backward pass in the context adds the
-            derivatives of its loss in the weights.
+        Returns:
+            A context whose value is (models, blocks) float64 zeros, to which every backward pass
+            in the context adds the derivatives of its loss in the weights.
         """
-        columns = {block: column for column, block in enumerate(self.blocks)}
-        rows = {identity(model): row for row, model in enumerate(self.recipe.fine_tuned())}
-        gradients = torch.zeros(len(rows), len(columns), dtype=torch.float64)
         by_identity = {identity(model): weight for model, weight in weights.items()}
 
-        def reduce(tensors: Sequence[_Tensor], gradient: torch.Tensor) -> None:
+        def differentiate(tensor: MergedTensor, of_merged: torch.Tensor) -> list[float]:
+            combined = tensor.weighted(by_identity)
+            assert isinstance(combined.combination, DifferentiableCombination)
+            return combined.combination.weight_gradients(combined.contributions, of_merged)
+
+        return self._gradients(differentiate, self.blocks)
+
+    def factor_gradients(self) -> AbstractContextManager[torch.Tensor]:
+        """Collect the gradient of factors beside the recipe's, one for each model and block.
+
+        Returns:
+            As `weight_gradients`, of shape (models, pruned blocks).
+        """
+
+        def differentiate(tensor: MergedTensor, of_merged: torch.Tensor) -> list[float]:
+            combined = tensor.combined
+            assert isinstance(combined.combination, FactoredCombination)
+            return combined.combination.factor_gradients(
+                combined.place, combined.contributions, of_merged
+            )
+
+        return self._gradients(differentiate, self.pruned_blocks)
+
+    @contextmanager
+    def _gradients(
+        self,
+        differentiate: Callable[[MergedTensor, torch.Tensor], Sequence[float]],
+        blocks: Sequence[Block | None],
+    ) -> Iterator[torch.Tensor]:
+        """Collect derivatives in a number of each model and block; see `weight_gradients`.
+
+        Args:
+            differentiate: Returns the derivatives in the number of each of a tensor's models, given
+                the derivative in its merged elements.
+            blocks: The blocks that count.
+        """
+        columns = {block: column for column, block in enumerate(blocks)}
+        rows = {identity(model): row for row, model in enumerate(self.recipe.fine_tuned())}
+        gradients = torch.zeros(len(rows), len(columns), dtype=torch.float64)
+
+        def reduce(tensors: Sequence[MergedTensor], gradient: torch.Tensor) -> None:
             for tensor in tensors:
-                of_tensor = gradient.reshape(-1)[tensor.combined.place.part]
-                combination = tensor.combined.combination
-                assert isinstance(combination, DifferentiableCombination)
-                derivatives = combination.weight_gradients(
-                    tensor.contributions(by_identity), of_tensor
+                derivatives = differentiate(
+                    tensor, gradient.reshape(-1)[tensor.combined.place.part]
                 )
                 for model, derivative in zip(tensor.models, derivatives, strict=True):
                     gradients[rows[model], columns[tensor.block]] += derivative
 
         reductions = {
-            name: partial(reduce, tensors) for name, tensors in self._by_parameter().items()
+            name: partial(reduce, tensors) for name, tensors in self._by_parameter(columns).items()
         }
         with reduce_gradients(self.model, reductions):
             yield gradients
 
-    def _by_parameter(self) -> dict[str, list[_Tensor]]:
-        """Name of a parameter -> the tensors that were written to it.
+    def _by_parameter(self, blocks: Container[Block | None]) -> dict[str, list[MergedTensor]]:
+        """Name of a parameter -> the tensors of some blocks that were written to it.
 
         A tied parameter has the first of its names. If the merge has a tensor under several of its
         names, the last one counts, since it was written last.
         """
         first = {id(parameter): name for name, parameter in self.model.named_parameters()}
         every = dict(self.model.named_parameters(remove_duplicate=False))
-        found: dict[str, dict[int | None, _Tensor]] = {}
+        found: dict[str, dict[int | None, MergedTensor]] = {}
         for tensor in self._tensors:
             name = tensor.combined.place.name
-            if name in every:
+            if name in every and tensor.block in blocks:
                 of_parameter = found.setdefault(first[id(every[name])], {})
                 of_parameter[tensor.combined.place.part.start] = tensor
         return {name: list(tensors.values()) for name, tensors in found.items()}
-
-
-def amplify(contribution: Contribution, factors: Mapping[int, float]) -> Contribution:
-    """Return a contribution with other factors of its partitions; dense tensors have none."""
-    pruned = contribution.pruned
-    rates = pruned.pruning.rates
-    if not rates:
-        return contribution
-    pruning = replace(pruned.pruning, factors=tuple(factors.get(rate, 1.0) for rate in rates))
-    return replace(contribution, pruned=replace(pruned, pruning=pruning))
 
 
 def _mean(weights: Sequence[tuple[float, int]]) -> float:
@@ -278,7 +302,3 @@ def _mean(weights: Sequence[tuple[float, int]]) -> float:
     if all(weight == first for weight, _ in weights):
         return first
     return sum(weight * numel for weight, numel in weights) / sum(numel for _, numel in weights)
-
-
-def _in_block(weight: Weight, block: Block | None) -> float:
-    return weight if isinstance(weight, (int, float)) else weight[block]

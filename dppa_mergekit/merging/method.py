@@ -25,6 +25,7 @@ from dppa_mergekit.parameters import (
 
 if TYPE_CHECKING:
     from dppa_mergekit.allocation.allocations import Allocation
+    from dppa_mergekit.combination.combinations import Coefficient
     from dppa_mergekit.combination.contribution import Combination
     from dppa_mergekit.sparsification.selections import Selection
 
@@ -74,8 +75,8 @@ class CombinationRule(Protocol):
         ...
 
     @property
-    def differentiable(self) -> bool:
-        """Whether the merge has derivatives in the weights, so that AdaMerging can learn them."""
+    def coefficient(self) -> Coefficient:
+        """The numbers in which the merge has derivatives, so that AdaMerging can learn them."""
         ...
 
     def resolve(self, shared: Mapping[str, object]) -> Combination:

@@ -12,10 +12,12 @@ from adamerging_models import PROMPTS, losses, merge_of
 from checkpoints import recipe, save_family
 from commands import Merge
 
+from dppa_mergekit.adamerging.coefficients import LearnedFactors, coefficients_of
 from dppa_mergekit.adamerging.descent import Descent, LossError, descend, take_best
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy
 from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, states_until
+from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
@@ -28,6 +30,9 @@ from dppa_mergekit.scoring.ratios import Estimate
         ("llama_untied", "dare_dpa", {"dtype": "bfloat16"}),
         ("gpt2", "owl", {}),
         ("mixtral", "dp", {"parameters": {"normalize": True}}),
+        ("llama_untied", "dppa_regmean", {"dtype": "bfloat16"}),
+        ("gpt2", "dare_regmean", {"parameters": {"lambda": 0.8}}),
+        ("mixtral", "dppa_regmean", {}),
     ],
 )
 @pytest.mark.parametrize("per_block", [True, False], ids=["blocks", "models"])
@@ -42,19 +47,19 @@ def test_mergekit_builds_what_was_learned(
     family = save_family(tmp_path, architecture)
     models = {
         "math": {"weight": [0.5, 0.1], "density": 0.3},
-        "law": {"density": 0.2},
+        "law": {"density": 0.2, **({"amplify_90": 1.5} if method.endswith("regmean") else {})},
     }
     begin = Recipe(recipe(family, method, models, **changes))
     resident = load_merge(begin, tmp_path, AS_STORED)
     descent = Descent(steps=3, learning_rate=0.05, batch_size=2, per_block=per_block)
     found = descend(resident, {"a": Entropy(PROMPTS)}, descent)
-    assert found.states[0].weights != found.best.weights
-    written = merge(begin.with_weights(found.weights).content)
+    assert found.states[0].coefficients != found.best.coefficients
+    written = merge(found.recipe.content)
     live = resident.model.state_dict()
     for name, tensor in written.items():
         assert isinstance(tensor, torch.Tensor)
         assert torch.equal(live[name], tensor), name
-    for weight in found.weights.values():
+    for weight in found.coefficients.values():
         assert isinstance(weight, dict) == per_block
 
 
@@ -85,9 +90,9 @@ def test_a_run_that_goes_on_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     for number in range(1, 5):
         kept = Kept(whole.held[:number])
         found = run(kept)
-        assert found.weights == expected.weights
-        strip = [(state.step, state.weights, state.moments) for state in kept.held]
-        assert strip == [(state.step, state.weights, state.moments) for state in whole.held]
+        assert found.coefficients == expected.coefficients
+        strip = [(state.step, state.coefficients, state.moments) for state in kept.held]
+        assert strip == [(state.step, state.coefficients, state.moments) for state in whole.held]
         assert kept.held[-1].losses == pytest.approx(whole.held[-1].losses)
 
 
@@ -111,12 +116,48 @@ def test_the_best_state_is_the_result(tmp_path: Path) -> None:
     assert [state.step for state in found.states] == [0, 2, 4, 6, 8]
     assert found.best.step == 4
     live = {name: tensor.clone() for name, tensor in merge.model.state_dict().items()}
-    merge.set_weights(found.weights)
+    merge.set_weights(found.coefficients)
     assert all(torch.equal(tensor, live[name]) for name, tensor in merge.model.state_dict().items())
     worse = descend(merge, domains, descent, Kept(), scripted([50, 49, 48]))
     assert worse.best.step == 0
     begin = [list(of_model.values()) for of_model in merge_of(family, tmp_path).weights().values()]
-    assert [list(of_model.values()) for of_model in worse.weights.values()] == begin  # type: ignore[union-attr]
+    assert [list(of_model.values()) for of_model in worse.coefficients.values()] == begin  # type: ignore[union-attr]
+
+
+def test_factors_start_where_the_merge_puts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = save_family(tmp_path)
+    models: dict[str, dict[str, object]] = {
+        "math": {"density": 0.1},
+        "law": {"density": 0.2, "amplify_90": 1.5, "amplify_80": 1.2},
+    }
+    begin = Recipe(recipe(family, "dppa_regmean", models))
+    merge = load_merge(begin, tmp_path, AS_STORED)
+    learned = coefficients_of(merge)
+    of_math, of_law = learned.start().values()
+    assert min(of_math.values()) > 1
+    assert set(of_law.values()) == {1}
+    # The embeddings are tied, so no linear is outside the blocks.
+    assert list(of_math) == list(learned.blocks) == merge.blocks[:-1]
+    law = str(family / "law")
+    filled = learned.recipe({**learned.start(), law: 0.5})
+    assert filled.parameters(law)["amplify_90"] == 0.75
+    assert filled.parameters(law)["amplify_80"] == 0.6
+    assert filled.content["parameters"] == {"amplify": "none"}
+    monkeypatch.setattr(LearnedFactors, "largest", 1.0)
+    with pytest.raises(DppaError, match=r"the factor of .*math starts at .*; learned factors lie"):
+        descend(merge, {"a": Entropy(PROMPTS)}, Descent(steps=1))
+
+
+def test_descent_of_factors_lowers_the_loss(tmp_path: Path) -> None:
+    family = save_family(tmp_path)
+    begin = Recipe(recipe(family, "dppa_regmean", {"math": {}, "law": {}}))
+    merge = load_merge(begin, tmp_path, AS_STORED)
+    loss = losses(family)["distill"]
+    descent = Descent(steps=20, every=20, learning_rate=0.05, batch_size=len(PROMPTS), anchor=0)
+    states = descend(merge, {"math": loss}, descent).states
+    assert states[-1].losses["math"] < states[0].losses["math"]
 
 
 def test_the_anchor_holds(tmp_path: Path) -> None:
@@ -125,7 +166,7 @@ def test_the_anchor_holds(tmp_path: Path) -> None:
     def moved(anchor: float) -> float:
         descent = Descent(steps=10, learning_rate=0.05, batch_size=4, anchor=anchor)
         found = descend(merge_of(family, tmp_path), {"a": Entropy(PROMPTS)}, descent, Kept())
-        first, best = (torch.tensor(state.weights) for state in (found.states[0], found.best))
+        first, best = (torch.tensor(state.coefficients) for state in (found.states[0], found.best))
         assert bool(((best >= 0) & (best <= 1)).all())
         return float((first - best).abs().mean())
 
@@ -171,7 +212,7 @@ def test_fewer_steps_than_before_give_an_earlier_state(tmp_path: Path) -> None:
     run(8, kept)
     shorter = run(6, kept)
     assert [state.step for state in shorter.states] == [0, 4, 6]
-    assert shorter.weights == run(6, Kept()).weights
+    assert shorter.coefficients == run(6, Kept()).coefficients
     assert run(8, kept).best.step == 8
     assert [state.step for state in states_until(kept.states(), 6)] == [0, 4, 6]
 
@@ -196,7 +237,7 @@ def test_checkpointing_changes_nothing(tmp_path: Path) -> None:
             Kept(),
             partial(evaluate, modules, evaluated),
         ).states
-        found.append(states[-1].weights)
+        found.append(states[-1].coefficients)
         assert evaluated == [False] * len(states)
         assert not any(module.training for module in modules)
     assert numpy.allclose(found[0], found[1], atol=1e-6)

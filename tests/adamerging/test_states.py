@@ -1,6 +1,7 @@
 """What is said of the states of a descent."""
 
 from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, warnings_about
+from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
 
 
@@ -21,7 +22,7 @@ def states(
             (9, after, scores[1], weight),
         ]
     ]
-    return LearningResult({"math": weight, "law": 0.4}, both[1], both)
+    return LearningResult(Recipe({}), "weight", {"math": weight, "law": 0.4}, both[1], both)
 
 
 def test_warnings() -> None:

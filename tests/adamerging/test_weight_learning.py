@@ -30,12 +30,12 @@ def test_in_python(objective: str, tmp_path: Path) -> None:
 
     descent = Descent(steps=4, every=2, batch_size=2)
     found = learn_weights(whole, prompts, objective, descent, score=score)
-    assert list(found.weights) == whole.fine_tuned()
+    assert list(found.coefficients) == whole.fine_tuned()
     assert found.best.step == 0
     assert len(calls) == 3
     again = learn_weights(whole, prompts, objective, descent)
     once_more = learn_weights(whole, prompts, objective, descent)
-    assert again.weights == once_more.weights
+    assert again.coefficients == once_more.coefficients
     assert again.best.step == 4
 
 

@@ -89,6 +89,29 @@ def test_a_text_file_and_one_weight_each(adamerge: Adamerge, saved: Path, tmp_pa
     assert list(after.values()) != [0.6, 0.5]
 
 
+def test_factors_of_a_merge_by_inputs(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
+    content["merge_method"] = "dppa_regmean"
+    for entry in content["models"]:
+        del entry["parameters"]["weight"]
+    by_inputs = write_recipe(tmp_path / "by_inputs.yml", content)
+    done = adamerge(*prompts(saved), *SHORT, "--html", recipe=by_inputs)
+    assert done.exit_code == 0, done.output
+    assert "the recipe with these factors" in done.stdout
+    assert "# Factors by AdaMerging" in (tmp_path / "tuned.md").read_text(encoding="utf-8")
+    page = (tmp_path / "tuned.html").read_text(encoding="utf-8")
+    assert "Factors of by_inputs.yml by AdaMerging" in page
+    after = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    assert after["parameters"]["amplify"] == "none"
+    for entry in after["models"]:
+        found = entry["parameters"]["amplify_90"]
+        assert len({of_block["value"] for of_block in found}) == len(found) >= 3
+    merged = CliRunner().invoke(
+        mergekit_yaml, [str(tmp_path / "tuned.yml"), str(tmp_path / "merged")]
+    )
+    assert merged.exit_code == 0, merged.output
+
+
 @pytest.mark.parametrize("with_prompts", [True, False])
 def test_dev_scores_choose(
     with_prompts: bool, adamerge: Adamerge, saved: Path, tmp_path: Path

@@ -1,6 +1,7 @@
 """The regression of deltas on their inputs, against NumPy's solution of the normal equations."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,51 @@ def test_equal_to_the_normal_equations(
     merged = merge(ByInputs(shrinkage, ridge, lambda_=0.8), moments, inputs_first)
     wanted = solve([dense(moment) for moment in moments], shrinkage, ridge, 0.8)
     np.testing.assert_allclose(merged.numpy(), wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rank", [2, INPUTS])
+@pytest.mark.parametrize("inputs_first", [False, True])
+def test_gradients_of_factors(rank: int, inputs_first: bool) -> None:
+    """The merge is linear in them: the part of one delta is the merge in which others are zero."""
+    moments = draw_moments(rank, 0.5)
+    base, given = contribute(moments, inputs_first)
+    gradient = random(OUTPUTS, INPUTS, seed=300)
+    wanted = []
+    for contribution in given:
+        parts = []
+        for other in given:
+            delta = other.pruned.pruning.delta
+            assert delta.base is not None
+            own = place(inputs_first).shape.matrix(delta.fine_tuned - delta.base)  # type: ignore[union-attr]
+            parts.append(own.numpy() * (other is contribution))
+        grams = [dense(moment) for moment in moments]
+        part = regress(np.zeros((OUTPUTS, INPUTS)), parts, grams, WEIGHTS, 0.95, 0.01, 0.8)
+        wanted.append(float((gradient.numpy() * part).sum()))
+    stored = (gradient.t() if inputs_first else gradient).contiguous().view(-1)
+    combination = ByInputs(0.95, 0.01, lambda_=0.8)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        found = combination.factor_gradients(
+            place(inputs_first), [given[number] for number in order], stored
+        )
+        np.testing.assert_allclose(found, [wanted[number] for number in order], rtol=1e-10)
+    whole = torch.empty_like(base)
+    combination.merge(place(inputs_first), base, given, whole, torch.inf)
+    assert sum(wanted) == pytest.approx(float(((whole - base) * stored).sum()))
+
+
+def test_gradients_of_factors_that_do_not_count() -> None:
+    """A model without weight, one that is left alone, and a dense tensor."""
+    _, given = contribute(draw_moments(2, 0.5))
+    gradient = random(OUTPUTS * INPUTS, seed=300)
+    silent = [replace(contribution, weight=0.0) for contribution in given[1:]]
+    delta = given[0].pruned.pruning.delta
+    assert delta.base is not None
+    alone = 0.8 * float(((delta.fine_tuned - delta.base) * gradient).sum())
+    combination = ByInputs(0.95, 0.01, lambda_=0.8)
+    found = combination.factor_gradients(place(), [given[0], *silent], gradient)
+    assert found == [pytest.approx(alone), 0, 0]
+    assert combination.factor_gradients(replace(place(), shape=None), given, gradient) == [0, 0, 0]
+    assert combination.factor_gradients(place(), silent, gradient) == [0, 0]
 
 
 def test_without_moments_the_deltas_stand_for_them() -> None:

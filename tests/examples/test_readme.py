@@ -131,7 +131,7 @@ def test_search_and_learning_in_python_run(tmp_path: Path, monkeypatch: pytest.M
     names: dict[str, object] = {}
     exec("\n".join(blocks("python")[:2]), names)
     assert names["found"].before.value == 100.0  # type: ignore[attr-defined]
-    assert list(names["learned"].weights) == ["./math", "./law"]  # type: ignore[attr-defined]
+    assert list(names["learned"].coefficients) == ["./math", "./law"]  # type: ignore[attr-defined]
 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:

@@ -1,0 +1,173 @@
+"""The coefficients that AdaMerging learns: a number for each model and block of a live merge.
+
+In a weighted sum they are the weights. A merge by inputs is linear in the factors of its deltas,
+and not in its weights: there they are factors for all partitions of a model in a block, which
+multiply those of the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dppa_mergekit import method_table
+from dppa_mergekit.parameters import AMPLIFICATIONS, RATES
+
+if TYPE_CHECKING:
+    import torch
+
+    from dppa_mergekit.live.weighted_merge import ByBlock, WeightedMerge
+    from dppa_mergekit.recipes import Recipe, Weight
+    from dppa_mergekit.tensor_names import Block
+
+_NAMES = dict(zip(RATES, (parameter.name for parameter in AMPLIFICATIONS), strict=True))
+
+
+class Coefficients(Protocol):
+    """What is learned of a live merge."""
+
+    @property
+    def word(self) -> str:
+        """What one of them is called: weight, factor."""
+        ...
+
+    @property
+    def largest(self) -> float:
+        """Their largest value; the smallest is 0."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[Block | None]:
+        """The blocks that have coefficients; None for the tensors outside all blocks."""
+        ...
+
+    def start(self) -> ByBlock:
+        """Return the coefficients of the recipe."""
+        ...
+
+    def set(self, values: Mapping[str, Weight]) -> None:
+        """Write the merge with coefficients.
+
+        Args:
+            values: Fine-tuned model, as the recipe spells it -> its coefficient.
+        """
+        ...
+
+    def gradients(self, values: Mapping[str, Weight]) -> AbstractContextManager[torch.Tensor]:
+        """Collect the gradient of the coefficients from backward passes through the live model.
+
+        Args:
+            values: The coefficients as they were set.
+
+        Returns:
+            A context whose value is (models, blocks) float64 zeros, to which every backward pass
+            in the context adds the derivatives of its loss.
+        """
+        ...
+
+    def recipe(self, values: Mapping[str, Weight]) -> Recipe:
+        """Return the recipe of the merge with coefficients."""
+        ...
+
+
+@dataclass(frozen=True)
+class LearnedWeights:
+    """The weights of a weighted sum.
+
+    Attributes:
+        merge: The live merge.
+    """
+
+    merge: WeightedMerge
+    word = "weight"
+    largest = 1.0
+
+    @property
+    def blocks(self) -> Sequence[Block | None]:
+        """All blocks."""
+        return self.merge.blocks
+
+    def start(self) -> ByBlock:
+        """Return the recipe's weights."""
+        return self.merge.weights()
+
+    def set(self, values: Mapping[str, Weight]) -> None:
+        """Write the merge with weights."""
+        self.merge.set_weights(values)
+
+    def gradients(self, values: Mapping[str, Weight]) -> AbstractContextManager[torch.Tensor]:
+        """Collect the gradient of the weights."""
+        return self.merge.weight_gradients(values)
+
+    def recipe(self, values: Mapping[str, Weight]) -> Recipe:
+        """Return the recipe with weights."""
+        return self.merge.recipe.with_weights(values)
+
+
+@dataclass(frozen=True)
+class LearnedFactors:
+    """Factors of the deltas in a merge by inputs.
+
+    They start at those that the merge finds itself, which leaves nothing for it to find, or at 1
+    where the recipe gives factors.
+
+    Attributes:
+        merge: The live merge.
+    """
+
+    merge: WeightedMerge
+    word = "factor"
+    largest = 10.0
+
+    @property
+    def blocks(self) -> Sequence[Block | None]:
+        """The blocks that have linears."""
+        return self.merge.pruned_blocks
+
+    def start(self) -> ByBlock:
+        """Return the factors that the merge finds; 1 where the recipe gives some."""
+        return self.merge.automatic_factors()
+
+    def set(self, values: Mapping[str, Weight]) -> None:
+        """Write the merge with factors."""
+        self.merge.set_factors(self._of_rates(values))
+
+    def gradients(self, values: Mapping[str, Weight]) -> AbstractContextManager[torch.Tensor]:
+        """Collect the gradient of the factors."""
+        return self.merge.factor_gradients()
+
+    def recipe(self, values: Mapping[str, Weight]) -> Recipe:
+        """Return the recipe with factors, and with none that the merge would find."""
+        recipe = method_table.without_automatic(self.merge.recipe)
+        for model, factors in self._of_rates(values).items():
+            recipe = recipe.with_by_block(
+                model, {_NAMES[rate]: factor for rate, factor in factors.items()}
+            )
+        return recipe
+
+    def _of_rates(self, values: Mapping[str, Weight]) -> dict[str, dict[int, Weight]]:
+        """Model -> rate -> the factor of its partition: the coefficient times the recipe's."""
+        return {
+            model: {
+                rate: _multiply(values[model], self.merge.factors(rate)[model]) for rate in rates
+            }
+            for model, rates in self.merge.rates().items()
+        }
+
+
+def coefficients_of(merge: WeightedMerge) -> Coefficients:
+    """Return what can be learned of a live merge."""
+    if method_table.coefficient_of(merge.recipe.method) == "factor":
+        return LearnedFactors(merge)
+    return LearnedWeights(merge)
+
+
+def _multiply(coefficient: Weight, given: Mapping[Block | None, float]) -> Weight:
+    """Return a coefficient times the recipe's factors, by block unless they are all the same."""
+    if isinstance(coefficient, (int, float)):
+        if len(set(given.values())) == 1:
+            return coefficient * next(iter(given.values()))
+        return {block: coefficient * factor for block, factor in given.items()}
+    return {block: value * given[block] for block, value in coefficient.items()}
