@@ -10,20 +10,18 @@ FOLDER, each with its own seeds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from statistics import mean
 
 import click
 import torch
+from contest import Contest, Part, Result, Row, Weights, labelled, measure_missing, read_results
 from domains import TASKS
 from evidence import format_cell
 from items import Item, Task
-from mergekit.merge_methods import merge_state_dicts
 from quickstart import (
     BASE_TRAINING,
     GENERAL_REPLAY,
@@ -35,7 +33,6 @@ from quickstart import (
 )
 from scoring import GENERAL, Scorer, Scores
 from tiny_llama import make_model, make_tokenizer
-from tqdm import tqdm
 from training import save, train
 from transformers.utils.logging import disable_progress_bar
 
@@ -59,42 +56,6 @@ LAMBDAS = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4)
 
 ANSWER_TOKENS = 8
 RANK = 128
-
-
-@dataclass(frozen=True)
-class Row:
-    """A way to merge.
-
-    Attributes:
-        method: The merge method.
-        density: Density of every delta; None if the method has none.
-        prompts: Prompts that every expert is observed on; None for none.
-        amplify: Whether pruned linears get factors, for a combination by inputs.
-    """
-
-    method: str
-    density: float | None = None
-    prompts: int | None = None
-    amplify: str = "auto"
-
-    @property
-    def by_inputs(self) -> bool:
-        """Whether the deltas are combined by inputs."""
-        return self.method.endswith("_regmean")
-
-    @property
-    def label(self) -> str:
-        """The name of the row."""
-        if not self.by_inputs:
-            return self.method
-        observed = "data-free" if self.prompts is None else f"{self.prompts} prompts"
-        plain = ", no factors" if self.amplify == "none" else ""
-        return f"{self.method}, {observed}{plain}"
-
-    @property
-    def key(self) -> str:
-        """A name that no other row has."""
-        return f"{self.label}, density {self.density or 1:g}"
 
 
 DENSITIES = (0.2, 0.1, 0.05)
@@ -172,103 +133,46 @@ def observe(folder: Path, number: int) -> dict[str, str]:
     return {Path(model).name: file.path for model, file in found.files.items()}
 
 
-class Bench:
-    """Merges the experts of one seed in memory, and scores the merges."""
+def make_contest(folder: Path) -> Contest:
+    """Return the contest of the experts below a folder."""
+    tokenizer = make_tokenizer()
+    models = {
+        name: load(folder / name, torch.bfloat16).state_dict()
+        for name in ["base", *(task.name for task in EXPERTS)]
+    }
+    model = load(folder / "base", torch.float32)
 
-    def __init__(self, folder: Path) -> None:
-        """Load the experts below a folder."""
-        self._folder = folder
-        self._tokenizer = make_tokenizer()
-        self._weights = {
-            name: load(folder / name, torch.bfloat16).state_dict()
-            for name in ["base", *(task.name for task in EXPERTS)]
-        }
-        self._model = load(folder / "base", torch.float32)
-        self._observed: dict[int, dict[str, str]] = {}
+    @cache
+    def scorer(part: Part) -> Scorer:
+        return Scorer.load(part, DEV_ITEMS if part == "dev" else None)
 
-    @cached_property
-    def _dev(self) -> Scorer:
-        return Scorer.load("dev", limit=DEV_ITEMS)
+    def score(weights: Weights, part: Part) -> Scores:
+        model.load_state_dict(weights)
+        return scorer(part).score(model, tokenizer)
 
-    @cached_property
-    def _test(self) -> Scorer:
-        return Scorer.load("test")
+    @cache
+    def scores_of_experts(part: Part) -> Scores:
+        return {task.name: score(models[task.name], part)[task.name] for task in EXPERTS}
 
-    def measure(self, row: Row) -> dict[str, object]:
-        """Choose a row's weight or lambda on dev; return it, and the Task-Ratios on test."""
-        values = LAMBDAS if row.by_inputs else WEIGHTS
-        best = max(values, key=lambda value: mean(self._ratios(row, value, self._dev).values()))
-        return {"chosen": best, "ratios": self._ratios(row, best, self._test)}
+    def judge(weights: Weights, part: Part) -> tuple[float, Result]:
+        """Return the mean Task-Ratio, and task -> score over the expert's own, in percent."""
+        merged, own = score(weights, part), scores_of_experts(part)
+        ratios = {name: 100 * merged[name] / own[name] for name in own}
+        return mean(ratios.values()), {"ratios": ratios}
 
-    def _ratios(self, row: Row, value: float, scorer: Scorer) -> dict[str, float]:
-        """Return task -> score of the merge over the expert's own, in percent."""
-        merged = self._score(self._merge(row, value), scorer)
-        own = self._scores_of_experts(scorer)
-        return {name: 100 * merged[name] / own[name] for name in own}
-
-    def _merge(self, row: Row, value: float) -> dict[str, torch.Tensor]:
-        """Merge all experts with one weight, or with one lambda."""
-        names = [task.name for task in EXPERTS]
-        parameters: dict[str, object] = {}
-        if row.density is not None:
-            parameters["density"] = dict.fromkeys(names, row.density)
-        if row.by_inputs:
-            parameters["lambda"] = value
-            parameters["amplify"] = row.amplify
-            parameters["weight"] = dict.fromkeys(names, 1.0)
-            if row.prompts is not None:
-                if row.prompts not in self._observed:
-                    self._observed[row.prompts] = observe(self._folder, row.prompts)
-                parameters["activations"] = self._observed[row.prompts]
-        else:
-            parameters["weight"] = dict.fromkeys(names, value)
-        if row.method == "ties":
-            parameters["normalize"] = False  # a common weight would change nothing
-        torch.manual_seed(0)
-        merged: dict[str, torch.Tensor] = merge_state_dicts(
-            self._weights, row.method, parameters=parameters, base="base"
-        )
-        return merged
-
-    def _scores_of_experts(self, scorer: Scorer) -> Scores:
-        """Return task -> the score of its own expert."""
-        if scorer.part not in self._own:
-            self._own[scorer.part] = {
-                task.name: self._score(self._weights[task.name], scorer)[task.name]
-                for task in EXPERTS
-            }
-        return self._own[scorer.part]
-
-    @cached_property
-    def _own(self) -> dict[str, Scores]:
-        return {}
-
-    def _score(self, weights: dict[str, torch.Tensor], scorer: Scorer) -> Scores:
-        self._model.load_state_dict(weights)
-        return scorer.score(self._model, self._tokenizer)
-
-
-def read_results(path: Path) -> dict[str, dict[str, object]]:
-    """Return row -> its measurements, of one seed."""
-    results: dict[str, dict[str, object]] = {}
-    if path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
-    return results
+    return Contest(models, cache(partial(observe, folder)), judge, WEIGHTS, LAMBDAS)
 
 
 def print_table(folder: Path) -> None:
     """Print the mean Task-Ratio of every method, means and deviations over seeds."""
     of_seeds = [read_results(path) for path in sorted(folder.glob("seed_*/six_experts.json"))]
-    labels = list(dict.fromkeys(row.label for row in ROWS))
     lines = []
-    for label in labels:
+    for label, keys in labelled(ROWS, DENSITIES):
         cells = []
-        for density in (None, *DENSITIES):
-            keys = [row.key for row in ROWS if (row.label, row.density) == (label, density)]
+        for key in keys:
             ratios = [
                 mean(results[key]["ratios"].values())  # type: ignore[attr-defined]
                 for results in of_seeds
-                for key in keys
                 if key in results
             ]
             cells.append(format_cell(ratios) if ratios else "")
@@ -288,11 +192,7 @@ def main(folder: Path, seeds: tuple[int, ...]) -> None:
         models = folder / f"seed_{seed}"
         train_experts(models, seed)
         kept = models / "six_experts.json"
-        missing = [row for row in ROWS if row.key not in read_results(kept)]
-        bench = Bench(models)
-        for row in tqdm(missing, desc=f"seed {seed}"):
-            results = {**read_results(kept), row.key: bench.measure(row)}
-            kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        measure_missing(make_contest(models), ROWS, kept, f"seed {seed}")
     print_table(folder)
 
 

@@ -1,0 +1,221 @@
+"""Sums of deltas, and combinations by inputs, of SmolLM2-135M-Instruct's fine-tunes.
+
+    pip install -e '.[paper]'
+    python examples/paper/smollm2_by_inputs.py FOLDER
+
+Fine-tunes the model into a mathematician, a banker and a lawyer, shortly and at a high learning
+rate, and merges three and two of them. The weight of a sum is chosen on dev items; combinations by
+inputs are taken as they are, with prompts drawn from the training's. The tables on stdout show test
+Domain-Ratios with their standard errors. Finished trainings and rows are kept in FOLDER: the same
+command resumes, and another process may measure another `--set` at the same time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from random import Random
+
+import click
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules of the other examples
+
+from contest import Contest, Part, Result, Row, Weights, labelled, measure_missing, read_results
+from smollm2 import choose_draw, make_tasks, write_base, write_tasks
+from training import Training, save, train
+
+from dppa_mergekit.live.source_model import AS_STORED
+from dppa_mergekit.observation.observe import Observing
+from dppa_mergekit.observation.recipe_activations import RecipeActivations
+from dppa_mergekit.observation.texts import Reading
+from dppa_mergekit.prompts import Prompt
+from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.report.markdown_tables import table
+from dppa_mergekit.scoring.lm_eval_harness import Harness
+from dppa_mergekit.scoring.objectives import DomainObjective, MergeObjective
+from dppa_mergekit.scoring.ratios import Estimate, Scores
+from dppa_mergekit.scoring.tasks import TasksFile
+
+COURSES = (
+    Training(steps=100, batch_size=8, learning_rate=1e-3),
+    Training(steps=150, batch_size=8, learning_rate=1e-3),
+)
+"""One after the other: the second begins anew, with a warm-up of its own."""
+
+SETS = {"three": ("math", "finance", "law"), "two": ("math", "finance")}
+DENSITIES = (0.2, 0.1)
+WEIGHTS = (0.3, 0.5, 0.7, 1.0)
+ITEMS = {"dev": 24, "test": 100}
+PROMPTS = 32
+ANSWER_TOKENS = 64
+ROWS = [
+    Row("task_arithmetic"),
+    *(
+        Row(method, density)
+        for density in DENSITIES
+        for method in ("ties", "dare_linear", "dare_dpa", "dppa")
+    ),
+    *(
+        Row(method, density, prompts)
+        for density in DENSITIES
+        for method in ("dare_regmean", "dppa_regmean")
+        for prompts in (PROMPTS, None)
+    ),
+    *(Row("dppa_regmean", density, PROMPTS, "none") for density in DENSITIES),
+]
+
+
+def fine_tune(folder: Path, domain: str) -> None:
+    """Write the fine-tuned model of a domain, and one after each course before, if missing."""
+    number = list(SETS["three"]).index(domain)
+    start = folder / "base"
+    for course, training in enumerate(COURSES, start=1):
+        output = folder / (domain if course == len(COURSES) else f"{domain}_{course}")
+        if not output.exists():
+            # The backward pass of eager attention is faster for short texts on a CPU.
+            model = AutoModelForCausalLM.from_pretrained(
+                start, dtype=torch.float32, attn_implementation="eager"
+            )
+            tokenizer = AutoTokenizer.from_pretrained(start)
+            seed = 10 * (course - 1) + number + 1
+            title = f"fine-tuning {domain}, course {course}"
+            train(model, tokenizer, choose_draw(domain), training, seed, title)
+            save(model, tokenizer, output)
+        start = output
+
+
+def observe(folder: Path, rank: int, number: int) -> Mapping[str, str]:
+    """Observe every model on prompts of its training; return domain -> its file."""
+    domains = SETS["three"]
+    recipe = Recipe(
+        {
+            "merge_method": "dppa_regmean",
+            "base_model": str(folder / "base"),
+            "models": [{"model": str(folder / domain)} for domain in domains],
+        }
+    )
+    prompts = {}
+    for domain in domains:
+        draw, random = choose_draw(domain), Random(f"observed {domain}")
+        prompts[domain] = [Prompt(draw(random).prompt) for _ in range(number)]
+    output = folder / f"observed_{number}.yml"
+    observing = Observing(rank, Reading(ANSWER_TOKENS, batch_size=8))
+    found = RecipeActivations(recipe, prompts, output, observing, AS_STORED).run()
+    return {Path(model).name: file.path for model, file in found.files.items()}
+
+
+class Judge:
+    """Scores merges of some domains by Domain-Ratios."""
+
+    def __init__(self, folder: Path, domains: Sequence[str]) -> None:
+        """Score the models of some domains below a folder, each on its own tasks."""
+        content = make_tasks("cpu")
+        content["include_path"] = str(folder / "tasks")
+        of_all = content["domains"]
+        content["domains"] = {
+            domain: {**of_all[domain], "model": str(folder / domain)} for domain in domains
+        }
+        self._tasks = TasksFile.model_validate(content)
+        self._folder = folder
+        self._live = self._load("base").float()
+        self._tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+
+    def __call__(self, weights: Weights, part: Part) -> tuple[float, Result]:
+        """Return the mean Domain-Ratio in percent; with its error, and every domain, and guard."""
+        scores, objective = self._score(weights, part), self._objective(part)
+        estimates = {"mean": objective.estimate(scores), **objective.parts(scores)}
+        kept: Result = {
+            name: [estimate.value, estimate.error] for name, estimate in estimates.items()
+        }
+        for task in self._tasks.guard.of(part):
+            kept[f"guard {task}"] = scores[task].value
+        return objective.exact(scores), kept
+
+    def weights(self, name: str) -> Weights:
+        """Return the weights of a model; a tied head comes with the embeddings."""
+        found: Weights = self._load(name).state_dict()
+        return {key: tensor for key, tensor in found.items() if key != "lm_head.weight"}
+
+    def _load(self, name: str) -> PreTrainedModel:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self._folder / name, dtype=torch.bfloat16
+        )
+        return model.eval()
+
+    def _score(self, weights: Weights, part: Part, domain: str | None = None) -> Scores:
+        self._live.load_state_dict(weights, strict=False)
+        metrics = self._tasks.metrics(part)
+        if domain is not None:
+            metrics = self._tasks.domains[domain].of(part)
+        items = {task: range(ITEMS[part]) for task in metrics}
+        return self._harness(part).score(self._live, self._tokenizer, items)
+
+    @cache  # noqa: B019  # there are as many judges as sets of domains
+    def _harness(self, part: Part) -> Harness:
+        return Harness(self._tasks, self._tasks.metrics(part))
+
+    @cache  # noqa: B019
+    def _objective(self, part: Part) -> MergeObjective:
+        """The mean Domain-Ratio, relative to each domain's own model."""
+        domains = {}
+        for domain in self._tasks.domains:
+            scores = self._score(self.weights(domain), part, domain)
+            domains[domain] = DomainObjective({task: of.value for task, of in scores.items()})
+        return MergeObjective(domains)
+
+
+def print_table(path: Path, domains: Sequence[str]) -> None:
+    """Print the Domain-Ratios of one set of domains."""
+    results, lines = read_results(path), []
+    for label, keys in labelled(ROWS, DENSITIES):
+        for key in filter(results.__contains__, keys):
+            found = results[key]
+            cells = [str(Estimate(*found[name])) for name in ("mean", *domains)]  # type: ignore[misc]
+            guard = [f"{100 * found[name]:.0f}" for name in found if name.startswith("guard")]  # type: ignore[operator]
+            _, _, density = key.rpartition(" ")
+            lines.append([label, density, f"{found['chosen']:g}", *cells, *guard])
+    head = ["merge", "density", "weight or lambda", "mean", *domains, "guard"]
+    click.echo(f"{table(head, lines)}\n", nl=False)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--source", help="The pretrained model: a folder or a name on the Hub.")
+@click.option(
+    "--set",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(SETS)),
+    help="Domains to merge, and to put into the tables; both sets if not given.",
+)
+@click.option(
+    "--rank", type=click.IntRange(min=1), default=128, show_default=True, help="As activations'."
+)
+def main(folder: Path, source: str | None, chosen: tuple[str, ...], rank: int) -> None:
+    """Fine-tune SmolLM2 below FOLDER, merge it in several ways, and print the Domain-Ratios."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
+    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_base(folder, source)
+    write_tasks(folder / "tasks")
+    for domain in SETS["three"]:
+        fine_tune(folder, domain)
+    for name in chosen or SETS:
+        domains = SETS[name]
+        judge = Judge(folder, domains)
+        models = {model: judge.weights(model) for model in ("base", *domains)}
+        observing = cache(partial(observe, folder, rank))
+        contest = Contest(models, observing, judge, WEIGHTS, (1.0,))
+        kept = folder / f"by_inputs_{name}.json"
+        measure_missing(contest, ROWS, kept, f"{name} domains")
+        print_table(kept, domains)
+
+
+if __name__ == "__main__":
+    main()
