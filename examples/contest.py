@@ -82,14 +82,20 @@ class Contest:
         values = self.lambdas if row.by_inputs else self.weights
         best = values[0]
         if len(values) > 1:
-            best = max(values, key=lambda value: self.judge(self._merge(row, value), "dev")[0])
-        _, found = self.judge(self._merge(row, best), "test")
+            best = max(values, key=lambda value: self.judge(self.merge(row, value), "dev")[0])
+        _, found = self.judge(self.merge(row, best), "test")
         return {"chosen": best, **found}
 
-    def _merge(self, row: Row, value: float) -> Weights:
-        """Merge all experts with one weight, or with one lambda."""
+    def merge(self, row: Row, value: float, shared: Mapping[str, object] | None = None) -> Weights:
+        """Merge all experts with one weight, or with one lambda.
+
+        Args:
+            row: The way to merge.
+            value: The weight or lambda.
+            shared: More parameters of the merge.
+        """
         names = [name for name in self.models if name != "base"]
-        parameters: dict[str, object] = {}
+        parameters: dict[str, object] = dict(shared or {})
         if row.density is not None:
             parameters["density"] = dict.fromkeys(names, row.density)
         if row.by_inputs:

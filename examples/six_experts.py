@@ -10,8 +10,8 @@ FOLDER, each with its own seeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from statistics import mean
@@ -109,26 +109,27 @@ def train_experts(folder: Path, seed: int) -> None:
             save(model, tokenizer, folder / task.name)
 
 
-def observe(folder: Path, number: int) -> dict[str, str]:
-    """Observe every expert on prompts of its training; return expert -> its file."""
-    output = folder / f"observed_{number}.yml"
-    names = [task.name for task in EXPERTS]
+def draw_prompts(number: int) -> dict[str, list[Prompt]]:
+    """Return expert -> prompts of its training, which it answers itself."""
+    prompts = {}
+    for task in EXPERTS:
+        random = Random(f"observed: {task.name}")
+        prompts[task.name] = [Prompt(task.draw_for_training(random).prompt) for _ in range(number)]
+    return prompts
+
+
+def observe(
+    output: Path, prompts: Mapping[str, Sequence[Prompt]], answer_tokens: int = ANSWER_TOKENS
+) -> dict[str, str]:
+    """Observe the experts beside a recipe's file on prompts; return expert -> its file."""
     recipe = Recipe(
         {
             "merge_method": "dppa_regmean",
-            "base_model": str(folder / "base"),
-            "models": [{"model": str(folder / name)} for name in names],
+            "base_model": str(output.with_name("base")),
+            "models": [{"model": str(output.with_name(name))} for name in prompts],
         }
     )
-    prompts = {
-        task.name: [
-            Prompt(task.draw_for_training(random).prompt)
-            for random in [Random(f"observed: {task.name}")]
-            for _ in range(number)
-        ]
-        for task in EXPERTS
-    }
-    observing = Observing(RANK, Reading(ANSWER_TOKENS, batch_size=25))
+    observing = Observing(RANK, Reading(answer_tokens, batch_size=25))
     found = RecipeActivations(recipe, prompts, output, observing, AS_STORED).run()
     return {Path(model).name: file.path for model, file in found.files.items()}
 
@@ -160,7 +161,11 @@ def make_contest(folder: Path) -> Contest:
         ratios = {name: 100 * merged[name] / own[name] for name in own}
         return mean(ratios.values()), {"ratios": ratios}
 
-    return Contest(models, cache(partial(observe, folder)), judge, WEIGHTS, LAMBDAS)
+    @cache
+    def observe_number(number: int) -> dict[str, str]:
+        return observe(folder / f"observed_{number}.yml", draw_prompts(number))
+
+    return Contest(models, observe_number, judge, WEIGHTS, LAMBDAS)
 
 
 def print_table(folder: Path) -> None:
