@@ -143,11 +143,17 @@ def factor_candidates(
     return FactorCandidates(names, _space([1.0] * len(names), options, proposed))
 
 
-def weight_candidates(weights: Sequence[float]) -> MakeCandidates:
-    """Return what makes the candidates of a search that starts from the weights of a recipe."""
+def weight_candidates(weights: Sequence[float], relative: bool = False) -> MakeCandidates:
+    """Return what makes the candidates of a search that starts from the weights of a recipe.
+
+    Args:
+        weights: The weights of the recipe.
+        relative: Whether only their ratios count.
+    """
 
     def make(names: Sequence[str], options: Options, _: Proposal | None) -> Candidates:
-        return WeightCandidates(names, _space(weights, options), weights)
+        space = replace(_space(weights, options), relative=relative)
+        return WeightCandidates(names, space, weights)
 
     return make
 

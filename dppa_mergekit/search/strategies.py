@@ -32,6 +32,7 @@ class Space:
         patience: Steps in a row without gain after which a climb ends.
         proposal: The teacher's proposal, for a strategy that needs a teacher.
         groups: Indices of values that are first tuned together, such as those of one model.
+        relative: Whether only the ratios of the values count.
     """
 
     start: Candidate
@@ -41,6 +42,7 @@ class Space:
     patience: int = 1
     proposal: Candidate | None = None
     groups: Sequence[Sequence[int]] = ()
+    relative: bool = False
 
     @property
     def size(self) -> int:
@@ -119,9 +121,11 @@ def search_model_by_model(contest: Contest, space: Space) -> None:
     """Try one weight for all models on a coarse grid, then change one model's weight at a time.
 
     A step that helps is taken at once; when none helps, steps get finer. Within a small budget,
-    models get weights of their own sooner in this way than by a whole grid for every model.
+    models get weights of their own sooner in this way than by a whole grid for every model. Where
+    only ratios count, all common weights are the same merge, so one of them is enough.
     """
-    shared = [(weight,) * space.size for weight in _grid(space, space.start[0])]
+    grid = [space.start[0]] if space.relative else _grid(space, space.start[0])
+    shared = [(weight,) * space.size for weight in grid]
     current = contest.race([space.start, *shared])[0]
     for step in (COARSE, *FINER):
         helped = True

@@ -48,12 +48,12 @@ class WeightSearch(MergeSearch):
         Raises:
             DppaError: As for every recipe search; or the weights of the recipe cannot be tuned.
         """
-        check_weighted(self.recipe, self.options)
+        check_weighted(self.recipe, self.options, self.shared)
         super().check()
 
     def candidates(self) -> MakeCandidates:
         """Start from the weights of the recipe."""
-        return weight_candidates(_start(self.recipe, self.shared))
+        return weight_candidates(_start(self.recipe, self.shared), is_normalized(self.recipe))
 
     def live_merge(self) -> LiveWeights:
         """Return the merge in memory."""
@@ -119,7 +119,7 @@ def search_weights(
         >>> print(found.factors, found.before, found.after)  # doctest: +SKIP
         {'./math': 0.7, './law': 0.5} 88.0 93.5
     """
-    check_weighted(recipe, options)
+    check_weighted(recipe, options, shared)
     room = Path(tempfile.gettempdir()) if workspace is None else workspace
     trials = MemoryTrials(
         LiveWeights(recipe, room, placement, shared),
@@ -133,15 +133,16 @@ def search_weights(
         {},
         trials,
         options,
-        make_candidates=weight_candidates(_start(recipe, shared)),
+        make_candidates=weight_candidates(_start(recipe, shared), is_normalized(recipe)),
     ).run()
 
 
-def check_weighted(recipe: Recipe, options: Options) -> None:
+def check_weighted(recipe: Recipe, options: Options, shared: bool) -> None:
     """Refuse a recipe whose weights cannot be searched with these options.
 
     Raises:
-        RecipeError: The method is unknown here, or a weight is no number.
+        RecipeError: The method is unknown here, a weight is no number, or a shared weight changes
+            nothing.
         DppaError: The strategy is one for factors.
     """
     known = [*method_table.names(), *MERGEKIT_METHODS]
@@ -155,6 +156,25 @@ def check_weighted(recipe: Recipe, options: Options) -> None:
             f"Strategy {options.strategy} is for factors; weights are tuned in one way only."
         )
     recipe.weights(method_table.default_weight(recipe.method))
+    if shared and is_normalized(recipe):
+        raise RecipeError(
+            f"{recipe.origin}: {recipe.method} divides by the sum of the weights, so one weight "
+            f"for all models changes nothing; tune one for each, or set normalize: false."
+        )
+
+
+def is_normalized(recipe: Recipe) -> bool:
+    """Whether a merge divides by the sum of its weights, so that only their ratios count."""
+    known = method_table.method_of(recipe.method)
+    default = recipe.method == "ties"
+    if known is not None:
+        default = any(
+            parameter.name == "normalize" and parameter.default is True
+            for parameter in known.combination.parameters
+        )
+    shared = recipe.content.get("parameters")
+    given = shared.get("normalize") if isinstance(shared, dict) else None
+    return default if given is None else given is True
 
 
 def _start(recipe: Recipe, shared: bool) -> list[float]:

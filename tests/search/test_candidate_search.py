@@ -54,10 +54,12 @@ def test_joint_finds_what_the_climb_misses() -> None:
 WEIGHTS = ("math", "finance", "law")
 
 
-def weighed(trials: Landscape, start: Sequence[float], evaluations: int) -> SearchResult:
+def weighed(
+    trials: Landscape, start: Sequence[float], evaluations: int, relative: bool = False
+) -> SearchResult:
     items = {"a": len(trials.thresholds)}
     options = Options(strategy="weights", low=0.0, high=1.5, max_evaluations=evaluations)
-    make = weight_candidates(start)
+    make = weight_candidates(start, relative)
     return CandidateSearch("all", "", items, trials, options, make_candidates=make).run()
 
 
@@ -73,6 +75,21 @@ def test_weights_of_their_own_come_early() -> None:
     shared = max(trials.quality(weight, weight, weight) for weight in (0.1 * n for n in range(16)))
     assert trials.quality(*few.factors.values()) > shared
     assert few.evaluations <= 12
+
+
+def test_common_weights_are_not_tried_where_only_ratios_count() -> None:
+    def ratio(math: float, finance: float) -> float:
+        return hill(0.5, 1.0)(math / max(finance, 0.1), 1.0)
+
+    found, common = {}, {}
+    for relative in (True, False):
+        trials = Landscape(ratio, WEIGHTS[:2])
+        math, finance = weighed(trials, (1.0, 1.0), 24, relative).factors.values()
+        assert math / finance == pytest.approx(0.5, abs=0.1)
+        found[relative] = {weights for weights, _ in trials.calls}
+        common[relative] = {weights for weights in found[relative] if len(set(weights)) == 1}
+    assert len(common[True]) < len(common[False])
+    assert len(found[True]) < len(found[False])
 
 
 def test_weights_that_are_right_stay() -> None:

@@ -16,7 +16,7 @@ from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.scoring.ratios import Score
 from dppa_mergekit.scoring.tasks import TasksError
 from dppa_mergekit.search.options import Options
-from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS, search_weights
+from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS, is_normalized, search_weights
 from dppa_mergekit.search.weight_trials import score_best
 
 MODELS = ("math", "law")
@@ -98,7 +98,20 @@ def test_the_best_fine_tuned_model_counts() -> None:
 def test_mistakes_end_before_a_merge(family: Path, score: Scoring, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the weights of slerp cannot be tuned; allowed are dppa"):
         search_weights(merge_of(family, "slerp"), score, workspace=tmp_path)
+    for method in ("ties", "dppa_ties", "dppa_regmean"):
+        with pytest.raises(RecipeError, match=f"{method} divides by the sum of the weights, so"):
+            search_weights(merge_of(family, method), score, shared=True, workspace=tmp_path)
     with pytest.raises(DppaError, match="joint is for factors"):
         search_weights(merge_of(family), score, Options("joint"), workspace=tmp_path)
     with pytest.raises(TasksError, match="Task nothing: "):
         search_weights(merge_of(family), lambda *_: {"nothing": 0.0}, workspace=tmp_path)
+
+
+def test_where_only_ratios_of_weights_count(family: Path) -> None:
+    summed, consensus = (merge_of(family, method) for method in ("dppa", "dppa_ties"))
+    assert not is_normalized(summed)
+    assert is_normalized(summed.with_shared({"normalize": True}))
+    assert is_normalized(consensus)
+    assert not is_normalized(consensus.with_shared({"normalize": False}))
+    assert is_normalized(merge_of(family, "ties"))
+    assert not is_normalized(merge_of(family, "task_arithmetic"))
