@@ -115,20 +115,20 @@ def _solve(
     dtype: torch.dtype,
 ) -> InputRegression:
     """Solve the normal equations in float64; see `regress`."""
-    conditioned = each_alone(
-        lambda moment: moment.conditioned(shrinkage, ridge, device), moments, device
-    )
-    rests = torch.stack(
-        [weight * moment.rest for moment, weight in zip(conditioned, weights, strict=True)]
-    )
+    ranks = [len(moment.values) for moment in moments]
+    transposed = torch.empty(sum(ranks), moments[0].inputs, dtype=torch.float64, device=device)
+    parts = torch.split(transposed, ranks)
+
+    def prepare(model: int) -> torch.Tensor:
+        """Write U^T of a model, and return w q."""
+        moment, weight = moments[model].conditioned(shrinkage, ridge, device), weights[model]
+        torch.mul(moment.vectors.t(), (weight * moment.values).sqrt()[:, None], out=parts[model])
+        return weight * moment.rest
+
+    rests = torch.stack(each_alone(prepare, range(len(moments)), device))
     total = rests.sum(0)
     plain = torch.tensor(weights, dtype=torch.float64, device=device)
     shares = torch.where(total > 0, rests / total, (plain / plain.sum())[:, None])
-    ranks = [len(moment.values) for moment in conditioned]
-    transposed = torch.empty(sum(ranks), len(total), dtype=torch.float64, device=device)
-    parts = torch.split(transposed, ranks)
-    for part, moment, weight in zip(parts, conditioned, weights, strict=True):
-        torch.mul(moment.vectors.t(), (weight * moment.values).sqrt()[:, None], out=part)
     return InputRegression(
         shares.to(dtype),
         [part.t().to(dtype) for part in parts],

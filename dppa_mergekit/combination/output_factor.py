@@ -20,7 +20,7 @@ DIRECTIONS = 16
 """Leading directions of the moments that count as such; the others count by their diagonal. With
 16, the factors of SmolLM2's linears differ by less than half a percent from those with all 256."""
 
-OUTPUTS = 512
+OUTPUTS = 256
 """How many outputs are looked at, evenly spread over a linear that has more."""
 
 ADJACENT = 16
