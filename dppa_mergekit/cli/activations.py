@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rank",
     type=click.IntRange(min=1),
-    default=256,
+    default=96,
     show_default=True,
     help="The largest rank of the moments of a linear's inputs.",
 )

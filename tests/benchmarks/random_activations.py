@@ -1,6 +1,6 @@
 """Random activations of random Llamas, as large as those that are observed.
 
-python tests/benchmarks/random_activations.py MODEL FILE --rank 128
+python tests/benchmarks/random_activations.py MODEL FILE --rank 96
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _draw(sizes: list[int], rank: int) -> Iterator[SecondMoment]:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--rank", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--rank", type=click.IntRange(min=1), default=96, show_default=True)
 def main(model: Path, file: Path, rank: int) -> None:
     """Write random activations of MODEL to FILE."""
     write(model, file, rank)

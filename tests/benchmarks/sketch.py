@@ -1,6 +1,6 @@
 """Measure what streaming loses: second moments by a sketch against those by all pairs of inputs.
 
-    python tests/benchmarks/sketch.py MODEL PROMPTS --rank 64 --rank 256
+    python tests/benchmarks/sketch.py MODEL PROMPTS --rank 96 --rank 256
 
 For every kind of linear, the table shows the error of the low rank in the Frobenius norm, as a
 share of the norm of the moments: of the best low rank there is, and of the sketch.
@@ -71,7 +71,7 @@ class Collector:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--rank", "ranks", type=click.IntRange(min=1), multiple=True, default=[64, 256])
+@click.option("--rank", "ranks", type=click.IntRange(min=1), multiple=True, default=[96, 256])
 @click.option("--max-new-tokens", type=click.IntRange(min=0), default=64, show_default=True)
 def main(model: Path, prompts: Path, ranks: tuple[int, ...], max_new_tokens: int) -> None:
     """Print the errors of low ranks of the inputs of MODEL on PROMPTS."""
