@@ -210,6 +210,9 @@ AMPLIFICATIONS = tuple(
     )
     for rate in RATES
 )
+AMPLIFICATION_NAMES = dict(zip(RATES, (factor.name for factor in AMPLIFICATIONS), strict=True))
+"""Pruning rate -> the name of the factor of its partition."""
+
 AMPLIFY_DENSE = Number(
     "amplify_dense",
     True,

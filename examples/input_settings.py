@@ -21,7 +21,7 @@ from contest import Row, read_results
 from domains import TASKS
 from evidence import format_cell
 from scoring import GENERAL
-from six_experts import EXPERTS, draw_prompts, make_contest, observe, train_experts
+from six_experts import ANSWER_TOKENS, EXPERTS, draw_prompts, make_contest, observe, train_experts
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
@@ -103,9 +103,7 @@ def measure(folder: Path) -> None:
     @cache
     def files(texts: str) -> dict[str, str]:
         output = folder / f"observed_{texts.replace(' ', '_')}.yml"
-        tokens = 0 if texts == PLAIN else None
-        prompts = draw_texts(texts)
-        return observe(output, prompts) if tokens is None else observe(output, prompts, tokens)
+        return observe(output, draw_texts(texts), 0 if texts == PLAIN else ANSWER_TOKENS)
 
     rows = [(setting, density) for setting in SETTINGS for density in DENSITIES]
     for setting, density in tqdm(rows, desc=folder.name):

@@ -119,7 +119,7 @@ def draw_prompts(number: int) -> dict[str, list[Prompt]]:
 
 
 def observe(
-    output: Path, prompts: Mapping[str, Sequence[Prompt]], answer_tokens: int = ANSWER_TOKENS
+    output: Path, prompts: Mapping[str, Sequence[Prompt]], answer_tokens: int
 ) -> dict[str, str]:
     """Observe the experts beside a recipe's file on prompts; return expert -> its file."""
     recipe = Recipe(
@@ -163,7 +163,7 @@ def make_contest(folder: Path) -> Contest:
 
     @cache
     def observe_number(number: int) -> dict[str, str]:
-        return observe(folder / f"observed_{number}.yml", draw_prompts(number))
+        return observe(folder / f"observed_{number}.yml", draw_prompts(number), ANSWER_TOKENS)
 
     return Contest(models, observe_number, judge, WEIGHTS, LAMBDAS)
 

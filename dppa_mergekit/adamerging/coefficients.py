@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 from dppa_mergekit import method_table
-from dppa_mergekit.parameters import AMPLIFICATIONS, RATES
+from dppa_mergekit.parameters import AMPLIFICATION_NAMES
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from dppa_mergekit.live.weighted_merge import ByBlock, WeightedMerge
     from dppa_mergekit.recipes import Recipe, Weight
     from dppa_mergekit.tensor_names import Block
-
-_NAMES = dict(zip(RATES, (parameter.name for parameter in AMPLIFICATIONS), strict=True))
 
 
 class Coefficients(Protocol):
@@ -143,17 +143,25 @@ class LearnedFactors:
         recipe = method_table.without_automatic(self.merge.recipe)
         for model, factors in self._of_rates(values).items():
             recipe = recipe.with_by_block(
-                model, {_NAMES[rate]: factor for rate, factor in factors.items()}
+                model, {AMPLIFICATION_NAMES[rate]: factor for rate, factor in factors.items()}
             )
         return recipe
 
     def _of_rates(self, values: Mapping[str, Weight]) -> dict[str, dict[int, Weight]]:
         """Model -> rate -> the factor of its partition: the coefficient times the recipe's."""
         return {
-            model: {
-                rate: _multiply(values[model], self.merge.factors(rate)[model]) for rate in rates
-            }
-            for model, rates in self.merge.rates().items()
+            model: {rate: _multiply(values[model], factors) for rate, factors in of_rates.items()}
+            for model, of_rates in self._given.items()
+        }
+
+    @cached_property
+    def _given(self) -> Mapping[str, Mapping[int, Mapping[Block | None, float]]]:
+        """Model -> rate -> block -> the recipe's factor."""
+        rates = self.merge.rates()
+        by_rate = {rate: self.merge.factors(rate) for rate in sorted({*chain(*rates.values())})}
+        return {
+            model: {rate: by_rate[rate][model] for rate in of_model}
+            for model, of_model in rates.items()
         }
 
 

@@ -11,14 +11,11 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 
 from dppa_mergekit.combination.contribution import Contribution
-from dppa_mergekit.combination.elementwise import (
-    Combine,
-    ElementwiseCombination,
-)
-from dppa_mergekit.deltas.delta import Buffer, buffers, delta_chunks
+from dppa_mergekit.combination.elementwise import Combine, ElementwiseCombination
+from dppa_mergekit.deltas.delta import Buffer, buffers
 from dppa_mergekit.deltas.kernel import CombinePass
 from dppa_mergekit.deltas.threads import in_order, share
-from dppa_mergekit.sparsification.pruning import Pruned, PrunedChunks, amplify
+from dppa_mergekit.sparsification.pruning import Pruned, PrunedChunks, amplify, open_chunks
 
 Products: TypeAlias = Callable[[int, int, torch.Tensor], list[float]]
 """Given the chunk [start, stop) of a gradient, returns its product with the delta of each model."""
@@ -93,23 +90,16 @@ def _compiled_products(pruned: Sequence[Pruned]) -> Callable[[], Products] | Non
 
 
 def _products_by_torch(pruned: Sequence[Pruned]) -> Callable[[], Products]:
-    deltas = [one.pruning.delta for one in pruned]
-    dtype, device = deltas[0].dtype, deltas[0].device
+    delta = pruned[0].pruning.delta
+    open_writer = open_chunks(pruned, [1.0] * len(pruned))
 
     def compute() -> Products:
-        readers, _ = delta_chunks(deltas)
-        kept, buffer = buffers(3, dtype, device), Buffer(dtype, device)
-        chunks = [
-            PrunedChunks(one, reader, kept) for one, reader in zip(pruned, readers, strict=True)
-        ]
+        write, own = open_writer(), buffers(len(pruned), delta.dtype, delta.device)
 
         def products(start: int, stop: int, gradient: torch.Tensor) -> list[float]:
-            found = []
-            for chunk in chunks:
-                values = buffer.of(stop - start).zero_()
-                chunk.add_to(values, 1.0, start, stop)
-                found.append(float(torch.dot(values, gradient)))
-            return found
+            values = [buffer.of(stop - start) for buffer in own]
+            write(start, stop, values)
+            return [float(torch.dot(of_model, gradient)) for of_model in values]
 
         return products
 

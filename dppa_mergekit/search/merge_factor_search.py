@@ -18,7 +18,7 @@ from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.parameters import AMPLIFICATIONS, RATES
+from dppa_mergekit.parameters import AMPLIFICATION_NAMES
 from dppa_mergekit.recipes import Recipe, at_layer, identity
 from dppa_mergekit.search.candidate_search import MERGE
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, merge_factor_candidates
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 MERGE_FACTOR_OPTIONS = Options(strategy=MERGE_FACTORS, low=0.2, high=4.0)
 """How factors of a merge are searched by default."""
-
-_NAMES = dict(zip(RATES, (parameter.name for parameter in AMPLIFICATIONS), strict=True))
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,11 @@ class LiveMergeFactors:
         """Write the merge with factors; return the live model and its tokenizer."""
         self._merge.set_factors(
             {
-                model: {rate: by_name[name] for rate, name in _NAMES.items() if name in by_name}
+                model: {
+                    rate: by_name[name]
+                    for rate, name in AMPLIFICATION_NAMES.items()
+                    if name in by_name
+                }
                 for model, by_name in factors_of(settings).items()
             }
         )
@@ -175,4 +177,8 @@ def factors_of(settings: Settings) -> dict[str, dict[str, float]]:
 
 def _factor_names(rates: Mapping[str, Sequence[int]]) -> list[str]:
     """Return the names of all factors: the model, a blank, the factor."""
-    return [f"{model} {_NAMES[rate]}" for model, of_model in rates.items() for rate in of_model]
+    return [
+        f"{model} {AMPLIFICATION_NAMES[rate]}"
+        for model, of_model in rates.items()
+        for rate in of_model
+    ]
