@@ -1,7 +1,8 @@
 """Merge the same deltas in several ways, in memory, and compare the merges.
 
 Every row is a method with a density. Its weight, or for combinations by inputs its lambda, is
-chosen on dev items; the table shows test items. Rows that are finished are kept in a file.
+chosen on dev items, unless AdaMerging learns weights or factors; the table shows test items. Rows
+that are finished are kept in a file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Weights: TypeAlias = dict[str, torch.Tensor]
 Part: TypeAlias = Literal["dev", "test"]
 
 Result: TypeAlias = dict[str, object]
-"""The measurements of one row, as plain data; `chosen` is its weight or lambda."""
+"""The measurements of one row, as plain data; `chosen` is its weight or lambda, or `learned`."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Row:
         density: Density of every delta; None if the method has none.
         prompts: Prompts that every expert is observed on; None for none.
         amplify: Whether pruned linears get factors, for a combination by inputs.
+        learned: Whether AdaMerging learns weights, or factors for a combination by inputs.
     """
 
     method: str
     density: float | None = None
     prompts: int | None = None
     amplify: str = "auto"
+    learned: bool = False
 
     @property
     def by_inputs(self) -> bool:
@@ -47,11 +50,12 @@ class Row:
     @property
     def label(self) -> str:
         """The name of the row."""
-        if not self.by_inputs:
-            return self.method
-        observed = "data-free" if self.prompts is None else f"{self.prompts} prompts"
-        plain = ", no factors" if self.amplify == "none" else ""
-        return f"{self.method}, {observed}{plain}"
+        parts = [self.method]
+        if self.by_inputs:
+            parts.append("data-free" if self.prompts is None else f"{self.prompts} prompts")
+            parts += ["no factors"] if self.amplify == "none" else []
+        parts += ["AdaMerging"] if self.learned else []
+        return ", ".join(parts)
 
     @property
     def key(self) -> str:
@@ -69,6 +73,7 @@ class Contest:
         judge: Returns how good weights are on a part of the items, and what to keep of that.
         weights: Candidates for the weight that all models of a sum share.
         lambdas: Candidates for lambda of a combination by inputs.
+        learn: Returns the merge of a row that AdaMerging learns; None if there are no such rows.
     """
 
     models: Mapping[str, Weights]
@@ -76,9 +81,14 @@ class Contest:
     judge: Callable[[Weights, Part], tuple[float, Result]]
     weights: Sequence[float]
     lambdas: Sequence[float]
+    learn: Callable[[Row], Weights] | None = None
 
     def measure(self, row: Row) -> Result:
         """Choose a row's weight or lambda on dev; return it, and what is found on test."""
+        if row.learned:
+            assert self.learn is not None
+            _, found = self.judge(self.learn(row), "test")
+            return {"chosen": "learned", **found}
         values = self.lambdas if row.by_inputs else self.weights
         best = values[0]
         if len(values) > 1:

@@ -45,11 +45,13 @@ class Setting:
     Attributes:
         label: Its name in the table.
         texts: The texts that experts are observed on.
+        method: The merge method.
         shared: Parameters of the merge.
     """
 
     label: str
     texts: str = OWN
+    method: str = "dppa_regmean"
     shared: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -68,6 +70,22 @@ SETTINGS = [
         for value in (0.0, 1.5, 3.0)
     ),
     *(Setting(f"observed on {texts}", texts) for texts in (PLAIN, GIVEN, OTHERS, NONE)),
+    *(
+        Setting(
+            f"moment_shrinkage {shrinkage:g}, moment_ridge 0.001",
+            shared={"moment_shrinkage": shrinkage, "moment_ridge": 0.001},
+        )
+        for shrinkage in (1.0, 0.99)
+    ),
+    Setting("dare_regmean", method="dare_regmean"),
+    *(
+        Setting(
+            f"dare_regmean, moment_shrinkage {shrinkage:g}, moment_ridge 0.001",
+            method="dare_regmean",
+            shared={"moment_shrinkage": shrinkage, "moment_ridge": 0.001},
+        )
+        for shrinkage in (0.99, 0.95)
+    ),
 ]
 DENSITIES = (1.0, 0.2, 0.1, 0.05, 0.02)
 
@@ -112,7 +130,7 @@ def measure(folder: Path) -> None:
         if f"{density:g}" in of_setting:
             continue
         shared = {**setting.shared, "activations": files(setting.texts)}
-        merged = contest.merge(Row("dppa_regmean", density), 1.0, shared)
+        merged = contest.merge(Row(setting.method, density), 1.0, shared)
         of_setting[f"{density:g}"], _ = contest.judge(merged, "dev")
         kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

@@ -5,7 +5,8 @@
 
 Fine-tunes the model into a mathematician, a banker and a lawyer, shortly and at a high learning
 rate, and merges three and two of them. The weight of a sum is chosen on dev items; combinations by
-inputs are taken as they are, with prompts drawn from the training's. The tables on stdout show test
+inputs are taken as they are, with prompts drawn from the training's. AdaMerging learns weights, or
+factors of combinations by inputs, from the same prompts. The tables on stdout show test
 Domain-Ratios with their standard errors. Finished trainings and rows are kept in FOLDER: the same
 command resumes, and another process may measure another `--set` at the same time.
 """
@@ -13,7 +14,7 @@ command resumes, and another process may measure another `--set` at the same tim
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -29,7 +30,10 @@ from contest import Contest, Part, Result, Row, Weights, labelled, measure_missi
 from smollm2 import choose_draw, make_tasks, write_base, write_tasks
 from training import Training, save, train
 
+from dppa_mergekit.adamerging.descent import Descent
+from dppa_mergekit.adamerging.recipe_learning import AdaMerge
 from dppa_mergekit.live.source_model import AS_STORED
+from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.observation.observe import Observing
 from dppa_mergekit.observation.recipe_activations import RecipeActivations
 from dppa_mergekit.observation.texts import Reading
@@ -67,7 +71,15 @@ ROWS = [
         for prompts in (PROMPTS, None)
     ),
     *(Row("dppa_regmean", density, PROMPTS, "none") for density in DENSITIES),
+    *(
+        Row(method, DENSITIES[0], prompts, learned=True)
+        for method, prompts in (("dare_dpa", None), ("dppa", None), ("dppa_regmean", PROMPTS))
+    ),
 ]
+START = 0.5
+"""The weight of every model of a sum from which AdaMerging starts."""
+
+DESCENT = Descent(steps=36, learning_rate=2e-2, every=6)
 
 
 def fine_tune(folder: Path, domain: str) -> None:
@@ -89,6 +101,15 @@ def fine_tune(folder: Path, domain: str) -> None:
         start = output
 
 
+def draw_prompts(domains: Sequence[str], number: int) -> dict[str, list[Prompt]]:
+    """Return domain -> prompts of its training, without answers."""
+    prompts = {}
+    for domain in domains:
+        draw, random = choose_draw(domain), Random(f"observed {domain}")
+        prompts[domain] = [Prompt(draw(random).prompt) for _ in range(number)]
+    return prompts
+
+
 def observe(folder: Path, rank: int, number: int) -> Mapping[str, str]:
     """Observe every model on prompts of its training; return domain -> its file."""
     domains = SETS["three"]
@@ -99,14 +120,52 @@ def observe(folder: Path, rank: int, number: int) -> Mapping[str, str]:
             "models": [{"model": str(folder / domain)} for domain in domains],
         }
     )
-    prompts = {}
-    for domain in domains:
-        draw, random = choose_draw(domain), Random(f"observed {domain}")
-        prompts[domain] = [Prompt(draw(random).prompt) for _ in range(number)]
+    prompts = draw_prompts(domains, number)
     output = folder / f"observed_{number}.yml"
     observing = Observing(rank, Reading(ANSWER_TOKENS, batch_size=8))
     found = RecipeActivations(recipe, prompts, output, observing, AS_STORED).run()
     return {Path(model).name: file.path for model, file in found.files.items()}
+
+
+def learn(
+    folder: Path, domains: Sequence[str], observing: Callable[[int], Mapping[str, str]], row: Row
+) -> Weights:
+    """Return the merge whose weights or factors AdaMerging learned, and keep its recipe."""
+    parameters: dict[str, dict[str, object]] = {
+        domain: {"density": row.density, "weight": 1.0 if row.by_inputs else START}
+        for domain in domains
+    }
+    if row.prompts is not None:
+        for domain in domains:
+            parameters[domain]["activations"] = observing(row.prompts)[domain]
+    recipe = Recipe(
+        {
+            "merge_method": row.method,
+            "base_model": str(folder / "base"),
+            "models": [
+                {"model": str(folder / domain), "parameters": parameters[domain]}
+                for domain in domains
+            ],
+            "dtype": "bfloat16",
+        }
+    )
+    output = folder / f"learned_{row.method}_{len(domains)}.yml"
+    prompts = draw_prompts(domains, PROMPTS)
+    run = AdaMerge(recipe, prompts, None, output, "distill", DESCENT, AS_STORED)
+    with merge_into_folder(run.run().recipe, folder) as merged:
+        return load_weights(merged)
+
+
+def load(path: Path) -> PreTrainedModel:
+    """Load a model as it is stored."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    return model.eval()
+
+
+def load_weights(path: Path) -> Weights:
+    """Return the weights of a model; a tied head comes with the embeddings."""
+    found: Weights = load(path).state_dict()
+    return {key: tensor for key, tensor in found.items() if key != "lm_head.weight"}
 
 
 class Judge:
@@ -122,7 +181,7 @@ class Judge:
         }
         self._tasks = TasksFile.model_validate(content)
         self._folder = folder
-        self._live = self._load("base").float()
+        self._live = load(folder / "base").float()
         self._tokenizer = AutoTokenizer.from_pretrained(folder / "base")
 
     def __call__(self, weights: Weights, part: Part) -> tuple[float, Result]:
@@ -135,17 +194,6 @@ class Judge:
         for task in self._tasks.guard.of(part):
             kept[f"guard {task}"] = scores[task].value
         return objective.exact(scores), kept
-
-    def weights(self, name: str) -> Weights:
-        """Return the weights of a model; a tied head comes with the embeddings."""
-        found: Weights = self._load(name).state_dict()
-        return {key: tensor for key, tensor in found.items() if key != "lm_head.weight"}
-
-    def _load(self, name: str) -> PreTrainedModel:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self._folder / name, dtype=torch.bfloat16
-        )
-        return model.eval()
 
     def _score(self, weights: Weights, part: Part, domain: str | None = None) -> Scores:
         self._live.load_state_dict(weights, strict=False)
@@ -164,7 +212,7 @@ class Judge:
         """The mean Domain-Ratio, relative to each domain's own model."""
         domains = {}
         for domain in self._tasks.domains:
-            scores = self._score(self.weights(domain), part, domain)
+            scores = self._score(load_weights(self._folder / domain), part, domain)
             domains[domain] = DomainObjective({task: of.value for task, of in scores.items()})
         return MergeObjective(domains)
 
@@ -178,7 +226,7 @@ def print_table(path: Path, domains: Sequence[str]) -> None:
             cells = [str(Estimate(*found[name])) for name in ("mean", *domains)]  # type: ignore[misc]
             guard = [f"{100 * found[name]:.0f}" for name in found if name.startswith("guard")]  # type: ignore[operator]
             _, _, density = key.rpartition(" ")
-            lines.append([label, density, f"{found['chosen']:g}", *cells, *guard])
+            lines.append([label, density, str(found["chosen"]), *cells, *guard])
     head = ["merge", "density", "weight or lambda", "mean", *domains, "guard"]
     click.echo(f"{table(head, lines)}\n", nl=False)
 
@@ -209,9 +257,10 @@ def main(folder: Path, source: str | None, chosen: tuple[str, ...], rank: int) -
     for name in chosen or SETS:
         domains = SETS[name]
         judge = Judge(folder, domains)
-        models = {model: judge.weights(model) for model in ("base", *domains)}
+        models = {model: load_weights(folder / model) for model in ("base", *domains)}
         observing = cache(partial(observe, folder, rank))
-        contest = Contest(models, observing, judge, WEIGHTS, (1.0,))
+        learning = partial(learn, folder, domains, observing)
+        contest = Contest(models, observing, judge, WEIGHTS, (1.0,), learning)
         kept = folder / f"by_inputs_{name}.json"
         measure_missing(contest, ROWS, kept, f"{name} domains")
         print_table(kept, domains)

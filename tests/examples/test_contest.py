@@ -70,6 +70,25 @@ def test_rows_choose_on_dev_and_are_kept(tmp_path: Path) -> None:
     )
 
 
+def test_learned_rows_are_judged_on_test_alone(tmp_path: Path) -> None:
+    judged: list[tuple[float, Part]] = []
+
+    def judge(weights: Weights, part: Part) -> tuple[float, Result]:
+        judged.append((float(weights["w"]), part))
+        return 0.0, {"w": float(weights["w"])}
+
+    def learn(row: Row) -> Weights:
+        return {"w": torch.tensor(row.density)}
+
+    row = Row("dppa_regmean", 0.25, 5, learned=True)
+    contest = Contest({}, lambda _: {}, judge, (0.2, 0.9), (1.0,), learn)
+    measure_missing(contest, [row], tmp_path / "results.json", "tiny")
+    assert judged == [(0.25, "test")]
+    assert read_results(tmp_path / "results.json") == {
+        "dppa_regmean, 5 prompts, AdaMerging, density 0.25": {"chosen": "learned", "w": 0.25}
+    }
+
+
 def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "seed_0").mkdir()
     row = six_experts.ROWS[0]
@@ -87,6 +106,6 @@ def test_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     smollm2_by_inputs.print_table(kept, ("math", "law"))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if row.label in line]
-    assert [cell.strip() for cell in line.strip("|").split("|")][1:3] == ["0.1", "1"]
+    assert [cell.strip() for cell in line.strip("|").split("|")][1:3] == ["0.2", "1.0"]
     assert "80.0 ± 2.5" in line
     assert line.rstrip(" |").endswith("50")
