@@ -246,7 +246,7 @@ MOMENT_RIDGE = Number(
     "moment_ridge",
     False,
     "Added to the diagonal of the moments, whose mean diagonal is 1.",
-    0.01,
+    0.001,
     minimum=0,
 )
 SEED = Number("seed", False, "Seed of the random partitions.", 0, 0, 2**32 - 1, whole=True)

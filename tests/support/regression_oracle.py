@@ -15,7 +15,7 @@ def regress(
     moments: Sequence[FloatArray],
     weights: Sequence[float],
     shrinkage: float = 0.95,
-    ridge: float = 0.01,
+    ridge: float = 0.001,
     scale: float = 1.0,
 ) -> FloatArray:
     """base + the delta that acts on every model's inputs as its own does (section 1, by inputs).
