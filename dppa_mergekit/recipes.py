@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import yaml
 
 from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.tensor_names import Block
 
 if TYPE_CHECKING:
@@ -327,6 +328,13 @@ def values_in(setting: object) -> Iterator[object]:
         yield from values_in(setting.get("value"))
     elif setting is not None:
         yield setting
+
+
+def activations_in(content: Mapping[str, object]) -> Iterator[str]:
+    """Yield the activations file of every input model in a recipe."""
+    for _, parameters in inputs_of(content):
+        for path in values_in(parameters.get(ACTIVATIONS.name)):
+            yield str(path)
 
 
 def identity(model: object) -> object:

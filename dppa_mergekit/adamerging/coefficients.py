@@ -110,8 +110,8 @@ class LearnedWeights:
 class LearnedFactors:
     """Factors of the deltas in a merge by inputs.
 
-    They start at those that the merge finds itself, which leaves nothing for it to find, or at 1
-    where the recipe gives factors.
+    They multiply the recipe's factors, or the ones that the merge finds itself; both are means over
+    a block. They start at 1, or at what the merge finds.
 
     Attributes:
         merge: The live merge.
@@ -127,7 +127,7 @@ class LearnedFactors:
         return self.merge.pruned_blocks
 
     def start(self) -> ByBlock:
-        """Return the factors that the merge finds; 1 where the recipe gives some."""
+        """Return the means of the factors that the merge finds; 1 where the recipe gives some."""
         return self.merge.automatic_factors()
 
     def set(self, values: Mapping[str, Weight]) -> None:
@@ -136,7 +136,8 @@ class LearnedFactors:
 
     def gradients(self, values: Mapping[str, Weight]) -> AbstractContextManager[torch.Tensor]:
         """Collect the gradient of the factors."""
-        return self.merge.factor_gradients()
+        of_one = dict.fromkeys(self.merge.recipe.fine_tuned(), 1.0)
+        return self.merge.factor_gradients(self._of_rates(of_one))
 
     def recipe(self, values: Mapping[str, Weight]) -> Recipe:
         """Return the recipe with factors, and with none that the merge would find."""

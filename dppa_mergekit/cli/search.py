@@ -305,6 +305,7 @@ def _report(results: Sequence[SearchResult], method: str) -> list[str]:
     """Print the results; return the sentences that a page repeats."""
     from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
     from dppa_mergekit.live.temporary_merge import RANDOM_SEED
+    from dppa_mergekit.search.candidates import AS_IT_IS
     from dppa_mergekit.search.summary import format_setting
 
     verdict = []
@@ -312,6 +313,7 @@ def _report(results: Sequence[SearchResult], method: str) -> list[str]:
         found = ", ".join(
             f"{name} {format_setting(setting)}" for name, setting in result.factors.items()
         )
+        found = found or AS_IT_IS
         verdict.append(
             f"{result.domain}: {found}; dev Domain-Ratio {result.before} -> {result.after} "
             f"({result.evaluations} candidates, {result.seconds:.0f} s)"

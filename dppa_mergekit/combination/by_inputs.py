@@ -85,9 +85,7 @@ class ByInputs:
         device = contributions[0].pruned.pruning.delta.device
         regression = self._regress(place.name, shape, contributions)
         origin, result = shape.matrix(base), shape.matrix(merged)
-        factors = [1.0] * len(contributions)
-        if self.amplify:
-            factors = self.automatic_factors(place, contributions)
+        factors = self.automatic_factors(place, contributions)
         open_reader = open_rows(
             [contribution.pruned for contribution in contributions], shape, factors
         )
@@ -111,13 +109,17 @@ class ByInputs:
         return replace(self, amplify=False)
 
     def automatic_factors(self, place: Place, contributions: Sequence[Contribution]) -> list[float]:
-        """Return the factor that every delta of a linear gets where it has none; 1 where it does.
+        """Return the factor that `merge` gives every delta of a linear; 1 where it gives none.
+
+        It gives none to deltas that have factors, and to the delta of the only model that counts.
 
         Args:
             place: The place of the linear.
             contributions: At least one, of numel elements each.
         """
         assert place.shape is not None
+        if not self.amplify or len(_counting(contributions)) < 2:
+            return [1.0] * len(contributions)
         moments = _moments(contributions, place.shape)
         return [
             output_factor(contribution.pruned, moment, place.shape)

@@ -20,11 +20,17 @@ DIRECTIONS = 16
 """Leading directions of the moments that count as such; the others count by their diagonal. With
 16, the factors of SmolLM2's linears differ by less than half a percent from those with all 256."""
 
-OUTPUTS = 256
-"""How many outputs are looked at, evenly spread over a linear that has more."""
+OUTPUTS = 512
+"""How many outputs are looked at of a linear that has at least twice as many. On SmolLM2, the
+factors of linears with 1536 outputs then differ by 2.4 % at most from those of all outputs. Where a
+few outputs are far larger than the others, more counts: of down_proj in some of its blocks, factors
+from 256 of the 576 outputs were off by up to 29 %."""
 
-ADJACENT = 16
+ADJACENT = 8
 """Outputs that are read together."""
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""The ratio whose multiples are spread most evenly over the fractions."""
 
 
 def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> float:
@@ -57,10 +63,13 @@ def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> f
 
 def _spread(outputs: int) -> list[tuple[int, int]]:
     """Return (start, stop) of the outputs to look at."""
-    stride = max(1, round(outputs / OUTPUTS))
-    return [
-        (start, min(start + ADJACENT, outputs)) for start in range(0, outputs, ADJACENT * stride)
-    ]
+    if outputs < 2 * OUTPUTS:
+        return [(start, min(start + ADJACENT, outputs)) for start in range(0, outputs, ADJACENT)]
+    pieces = OUTPUTS // ADJACENT
+    step = outputs / pieces
+    # No two at one place within the heads of an attention, whose places differ in their frequency.
+    starts = [int(step * piece + GOLDEN * piece % 1 * (step - ADJACENT)) for piece in range(pieces)]
+    return [(start, start + ADJACENT) for start in starts]
 
 
 def _sum_squares(values: torch.Tensor) -> float:

@@ -72,7 +72,7 @@ class WeightedSum(ElementwiseCombination):
             ]
 
         # Summed in one order, whatever thread took which chunk.
-        of_chunks = in_order(share(work, delta.chunks(), delta.device))
+        of_chunks = in_order(share(work, delta.chunks(), delta.device, summing=True))
         found = [self.lambda_ * math.fsum(values) for values in zip(*of_chunks, strict=True)]
         weights = [contribution.weight for contribution in contributions]
         divisor = self.divisor(weights, delta.dtype)

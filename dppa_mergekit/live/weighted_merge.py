@@ -200,6 +200,11 @@ class WeightedMerge:
         for tensor in self._tensors:
             tensor.write(tensor.amplified(by_identity))
 
+    def restore(self) -> None:
+        """Write the merge of the recipe; methods of this package only."""
+        for tensor in self._tensors:
+            tensor.write(tensor.combined)
+
     def _merge_anew(self, recipe: Recipe) -> None:
         """Let mergekit merge a recipe, and read the result into the live model."""
         live = self.model.state_dict()
@@ -232,15 +237,21 @@ class WeightedMerge:
 
         return self._gradients(differentiate, self.blocks)
 
-    def factor_gradients(self) -> AbstractContextManager[torch.Tensor]:
-        """Collect the gradient of factors beside the recipe's, one for each model and block.
+    def factor_gradients(
+        self, factors: Mapping[str, Mapping[int, Weight]]
+    ) -> AbstractContextManager[torch.Tensor]:
+        """Collect the gradient of a coefficient of each model and block, which multiplies factors.
+
+        Args:
+            factors: What the coefficients multiply; see `set_factors`.
 
         Returns:
             As `weight_gradients`, of shape (models, pruned blocks).
         """
+        by_identity = {identity(model): of_model for model, of_model in factors.items()}
 
         def differentiate(tensor: MergedTensor, of_merged: torch.Tensor) -> list[float]:
-            combined = tensor.combined
+            combined = tensor.amplified(by_identity)
             assert isinstance(combined.combination, FactoredCombination)
             return combined.combination.factor_gradients(
                 combined.place, combined.contributions, of_merged

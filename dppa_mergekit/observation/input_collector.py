@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import torch
@@ -28,12 +28,14 @@ class InputCollector:
     seen when they are first called.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, model: str, rank: int) -> None:
         """Begin with no inputs.
 
         Args:
+            model: The name of the model, for messages.
             rank: The largest rank of the moments.
         """
+        self._model = model
         self._rank = rank
         self._sketches: dict[Linear, MomentSketch] = {}
         self._first: dict[Linear, Linear] = {}
@@ -49,9 +51,12 @@ class InputCollector:
             vectors: (number, inputs).
 
         Raises:
-            DppaError: The linear shared its inputs with another one, and no longer does.
+            DppaError: An input is not finite; or the linear shared its inputs with another one,
+                and no longer does.
         """
         memory = _memory(vectors)
+        if not bool(vectors.isfinite().all()):
+            raise DppaError(f"{self._model}: the inputs of {linear.tensor} are not finite.")
         sharing = next((first for known, _, first in self._recent if known == memory), None)
         if not bool((vectors != 0).any()):
             # Some experts get rows of zeros for tokens that are not theirs.
@@ -65,8 +70,8 @@ class InputCollector:
         if first != linear:
             if sharing != first:
                 raise DppaError(
-                    f"{linear.tensor} had the inputs of {first.tensor} at first and has others "
-                    f"now; inputs that change so cannot be observed."
+                    f"{self._model}: {linear.tensor} shares its inputs with {first.tensor} for "
+                    f"some texts and not for others; such a model cannot be observed."
                 )
             return
         if linear not in self._sketches:
@@ -86,9 +91,13 @@ class InputCollector:
             for first, sketch in self._sketches.items()
         ]
 
-    def moments(self) -> Sequence[SecondMoment]:
-        """Return the moments of each of `inputs`."""
-        return [sketch.moment() for sketch in self._sketches.values()]
+    def moments(self) -> Iterator[SecondMoment]:
+        """Yield the moments of each of `inputs`, and forget what they were made from.
+
+        A sketch takes more memory than its moments.
+        """
+        while self._sketches:
+            yield self._sketches.pop(next(iter(self._sketches))).moment()
 
     def tensors(self) -> set[str]:
         """Return the names of the tensors of which a linear was called."""

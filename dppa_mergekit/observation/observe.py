@@ -79,7 +79,7 @@ def observe(
     """
     name = subject.model
     linears = linears_of(model)
-    collector = InputCollector(observing.rank)
+    collector = InputCollector(name, observing.rank)
     tokens = 0
     # One text at a time: experts do not see which tokens are padding.
     for text in read_texts(name, prompts, model, tokenizer, observing.reading):
@@ -87,10 +87,6 @@ def observe(
             run(model, text)
         tokens += len(text.prompt) + len(text.answer)
         progress()
-    moments = collector.moments()
-    for observed, moment in zip(collector.inputs(), moments, strict=True):
-        if not bool(moment.rest.isfinite().all() and moment.values.isfinite().all()):
-            raise DppaError(f"{name}: the inputs of {observed.linears[0].tensor} are not finite.")
     unused = tuple(tensor for tensor in linears if tensor not in collector.tensors())
     if len(unused) == len(linears):
         raise DppaError(f"{name}: no linear was called; it has none, or computes in other ways.")
@@ -115,7 +111,7 @@ def observe(
         inputs=tuple(collector.inputs()),
         unused=unused,
     )
-    return observation, moments
+    return observation, list(collector.moments())
 
 
 def prompts_digest(prompts: Sequence[Prompt], reading: Reading) -> str:

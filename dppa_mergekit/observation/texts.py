@@ -75,9 +75,8 @@ def read_texts(
         return
     pad, stops = padding_token(tokenizer), ending_tokens(model)
     silent = 0
-    for start in range(0, len(short), reading.batch_size):
-        batch = short[start : start + reading.batch_size]
-        answers = answer(model, batch, pad, _room(model, batch, reading.max_new_tokens))
+    for batch in _batches(model, short, reading):
+        answers = answer(model, batch, pad, _room(model, batch[0], reading.max_new_tokens))
         for prompt, found in zip(batch, answers.tokens, strict=True):
             tokens_found = found.tolist()
             silent += all(token in stops for token in tokens_found)
@@ -91,12 +90,23 @@ def read_texts(
         )
 
 
-def _room(model: PreTrainedModel, prompts: Sequence[Sequence[int]], wanted: int) -> int:
-    """Return how many tokens answers to prompts may have: so many, or what the context leaves."""
+def _batches(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], reading: Reading
+) -> Iterator[Sequence[Sequence[int]]]:
+    """Yield batches of prompts that leave equal room; one that leaves less than wanted is alone."""
+    wanted = reading.max_new_tokens
+    roomy = [prompt for prompt in prompts if _room(model, prompt, wanted) == wanted]
+    for start in range(0, len(roomy), reading.batch_size):
+        yield roomy[start : start + reading.batch_size]
+    yield from ([prompt] for prompt in prompts if _room(model, prompt, wanted) < wanted)
+
+
+def _room(model: PreTrainedModel, prompt: Sequence[int], wanted: int) -> int:
+    """Return how many tokens an answer may have: so many, or as many as the context leaves."""
     context = context_of(model)
     if context is None or model.config.is_encoder_decoder:
         return wanted
-    return min(wanted, context - max(map(len, prompts)))
+    return min(wanted, context - len(prompt))
 
 
 def _complete(

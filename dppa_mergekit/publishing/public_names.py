@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.parameters import ACTIVATIONS
-from dppa_mergekit.recipes import Recipe, identity
+from dppa_mergekit.recipes import Recipe, activations_in, identity
 
 MODEL_KEYS = ("model", "base_model", "lora", "path", "source", "tokenizer_source")
 """Keys of a recipe that may name a model (mergekit/config.py and tokenizer/config.py, 0.1.5)."""
@@ -33,14 +34,21 @@ def public_names(content: object, given: Mapping[str, str]) -> dict[str, str]:
     return {model: public[identity(model)] for model in _spellings(content)}
 
 
-def public_files(content: object, shown_in: str) -> dict[str, str]:
+def public_files(content: Mapping[str, object], shown_in: str) -> dict[str, str]:
     """Return each activations file in a recipe -> its public name.
 
     Args:
         content: The content of the recipe.
-        shown_in: The folder of the public names; empty for none.
+        shown_in: The folder of the public names; empty for none. Files of one name get numbers.
     """
-    return {path: os.path.join(shown_in, os.path.basename(path)) for path in _activations(content)}
+    names: dict[str, str] = {}
+    for path in activations_in(content):
+        stem, ending = os.path.splitext(os.path.basename(path))
+        numbered = (f"{stem}-{number}" if number > 1 else stem for number in count(1))
+        found = (os.path.join(shown_in, f"{name}{ending}") for name in numbered)
+        if path not in names:
+            names[path] = next(name for name in found if name not in names.values())
+    return names
 
 
 def merged_models(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
@@ -136,19 +144,6 @@ def _is_model(key: object, value: object) -> bool:
     """Return whether a key of a recipe and its value name a model."""
     is_keyword = str(key).endswith("source") and value in NO_MODELS
     return key in MODEL_KEYS and isinstance(value, str) and not is_keyword
-
-
-def _activations(content: object, inside: bool = False) -> Iterator[str]:
-    """Yield every activations file in a recipe, or in the setting of that name."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            named = key == ACTIVATIONS.name or (inside and key == "value")
-            yield from _activations(value, named)
-    elif isinstance(content, list):
-        for part in content:
-            yield from _activations(part, inside)
-    elif inside and isinstance(content, str):
-        yield content
 
 
 def _spellings(content: object) -> Iterator[str]:

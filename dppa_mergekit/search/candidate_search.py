@@ -33,7 +33,7 @@ from dppa_mergekit.search.trials import Trials, require_teacher
 from dppa_mergekit.storage.journal import Journal
 
 MERGE = "merge"
-"""The domain of a search for the weights of a whole merge."""
+"""The domain of a search for the weights or factors of a whole merge."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class SearchResult:
         domain: The domain's name, or MERGE.
         model: Its fine-tuned model, as the recipe spells it; the base model of a merge.
         factors: Recipe parameter -> factor, or factors for each block. For a merge, model ->
-            weight.
+            weight, or model and parameter -> factor; empty where the recipe's own are best.
         fine_tuned: Task -> score of the domain's fine-tuned model; on guard tasks, of the base.
-        before: Dev Domain-Ratio at the start, in percent: at factors 1, or at the recipe's weights.
+        before: Dev Domain-Ratio at the start, in percent: at factors 1; for a merge, of the recipe.
         after: Dev Domain-Ratio of the result, in percent.
         confirmed: `before` and `after` on the items that took no part in the choice; None where all
             items did.
@@ -56,7 +56,7 @@ class SearchResult:
         lost: Share of guard scores lost beyond what is allowed, 0 or more.
         curves: Factor or model -> (value, Domain-Ratio) of the candidates that differ from the
             result in it alone, on as many items as each candidate was scored on. Empty for factors
-            of each block.
+            of each block, and where `factors` is empty.
     """
 
     domain: str
@@ -207,7 +207,7 @@ class CandidateSearch:
         """Yield the scores of candidates on folds, from the journal or by trials."""
         trials = [(candidates.settings(candidate), folds[fold]) for candidate, fold in wanted]
         return self._evaluations.scores(
-            [(describe(candidates.names, candidate), fold) for candidate, fold in wanted],
+            [(describe(candidates, candidate), fold) for candidate, fold in wanted],
             lambda missing: self.trials.score_all([trials[index] for index in missing]),
         )
 
@@ -238,9 +238,10 @@ class CandidateSearch:
                 contest.estimate(best, confirming),
             )
         curves = {}
-        if not self.options.per_block:
+        if candidates.settings(best) and not self.options.per_block:
             curves = {
-                name: _curve(contest, best, index) for index, name in enumerate(candidates.names)
+                name: _curve(contest, candidates, best, index)
+                for index, name in enumerate(candidates.names)
             }
         return SearchResult(
             domain=self.domain,
@@ -271,7 +272,7 @@ class _Progress:
         """Report after a candidate has been scored."""
         contest = self.contest
         leaders = contest.leaders()
-        text = describe(self.candidates.names, candidate)
+        text = describe(self.candidates, candidate)
         if leaders:
             self.best_so_far(self.candidates.settings(leaders[0]))
             text = f"best {contest.estimate(leaders[0], contest.choosing)}, {text}"
@@ -296,10 +297,12 @@ def _parts(contest: Contest, best: Candidate) -> dict[str, tuple[Estimate, Estim
     return {name: (before[name], after[name]) for name in after}
 
 
-def _curve(contest: Contest, best: Candidate, index: int) -> list[tuple[float, Estimate]]:
+def _curve(
+    contest: Contest, candidates: Candidates, best: Candidate, index: int
+) -> list[tuple[float, Estimate]]:
     """Return (value at an index, estimate) of the candidates that equal the best one elsewhere."""
     found = []
-    for candidate in sorted(contest.scored):
+    for candidate in filter(candidates.settings, sorted(contest.scored)):
         if candidate[:index] == best[:index] and candidate[index + 1 :] == best[index + 1 :]:
             folds = [fold for fold in range(contest.folds) if (candidate, fold) in contest.known]
             found.append((candidate[index] / ONE, contest.estimate(candidate, folds)))

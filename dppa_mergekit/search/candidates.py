@@ -12,7 +12,9 @@ from dppa_mergekit.search.racing import ONE, Candidate
 from dppa_mergekit.search.strategies import Space
 
 Settings: TypeAlias = Mapping[str, Setting]
-"""Name -> factor, factors of all layers, or weight."""
+"""Name -> factor, factors of all layers, or weight; empty for the recipe as it is."""
+
+AS_IT_IS = "the recipe as it is"
 
 Proposal: TypeAlias = Mapping[str, Sequence[float]]
 """Factor -> what a teacher proposes: one value, or a value for each layer from first to last."""
@@ -58,6 +60,19 @@ class FactorCandidates:
     def may_win(self, candidate: Candidate) -> bool:
         """Return False for a factor of 0: it leaves a partition out, which is only a step."""
         return 0 not in candidate
+
+
+@dataclass(frozen=True)
+class MergeFactorCandidates(FactorCandidates):
+    """Candidates that are factors of all models in a merge, beside the merge as the recipe has it.
+
+    The start, all factors 1, stands for the recipe with what it has: factors that it gives, or
+    those that the merge finds itself.
+    """
+
+    def settings(self, candidate: Candidate) -> Settings:
+        """Return name -> factor; nothing for the recipe as it is."""
+        return {} if candidate == self.space.start else super().settings(candidate)
 
 
 @dataclass(frozen=True)
@@ -161,7 +176,7 @@ def weight_candidates(weights: Sequence[float], relative: bool = False) -> MakeC
 def merge_factor_candidates(
     names: Sequence[str], options: Options, _: Proposal | None
 ) -> Candidates:
-    """Return the candidates of a search for all models' factors, which starts from factors 1.
+    """Return the candidates of a search for all models' factors, which starts from the recipe's.
 
     Args:
         names: Model and factor, separated by a blank; those of one model stand together.
@@ -171,12 +186,15 @@ def merge_factor_candidates(
     for index, name in enumerate(names):
         of_models.setdefault(name.rpartition(" ")[0], []).append(index)
     space = replace(_space([1.0] * len(names), options), groups=list(of_models.values()))
-    return FactorCandidates(names, space)
+    return MergeFactorCandidates(names, space)
 
 
-def describe(names: Sequence[str], candidate: Candidate) -> str:
+def describe(candidates: Candidates, candidate: Candidate) -> str:
     """Return a candidate's numbers as text, as in `amplify_90 1.2, amplify_80 1`."""
-    return ", ".join(f"{name} {value:g}" for name, value in _values(names, candidate).items())
+    if not candidates.settings(candidate):
+        return AS_IT_IS
+    values = _values(candidates.names, candidate)
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 
 def _values(names: Sequence[str], candidate: Candidate) -> dict[str, float]:

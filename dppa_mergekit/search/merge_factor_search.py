@@ -62,7 +62,10 @@ class LiveMergeFactors:
         return _factor_names(self._merge.rates())
 
     def apply(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Write the merge with factors; return the live model and its tokenizer."""
+        """Write the merge with factors, or as the recipe has it; return model and tokenizer."""
+        if not settings:
+            self._merge.restore()
+            return self._merge.model, self._merge.tokenizer
         self._merge.set_factors(
             {
                 model: {
@@ -137,30 +140,26 @@ class MergeFactorSearch(MergeSearch):
         super().check()
 
     def candidates(self) -> MakeCandidates:
-        """Start from factors 1."""
+        """Start from the recipe as it is."""
         return merge_factor_candidates
 
     def live_merge(self) -> LiveMergeFactors:
         """Return the merge in memory."""
-        return LiveMergeFactors(
-            method_table.without_automatic(self.recipe), self.workspace, self.placement
-        )
+        return LiveMergeFactors(self.recipe, self.workspace, self.placement)
 
     def folder_merge(self) -> FolderMergeFactors:
         """Return the merge that is made anew."""
-        return FolderMergeFactors(
-            method_table.without_automatic(self.recipe),
-            self.workspace,
-            self.placement.trust_remote_code,
-        )
+        return FolderMergeFactors(self.recipe, self.workspace, self.placement.trust_remote_code)
 
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
         """Return the recipe with the factors of all models."""
-        return with_factors(method_table.without_automatic(self.recipe), found[MERGE])
+        return with_factors(self.recipe, found[MERGE])
 
 
 def with_factors(recipe: Recipe, settings: Settings) -> Recipe:
-    """Return the recipe with factors, given by model and factor."""
+    """Return the recipe with factors and none that the merge finds; unchanged if there are none."""
+    if settings:
+        recipe = method_table.without_automatic(recipe)
     for model, factors in factors_of(settings).items():
         recipe = recipe.with_parameters(model, factors)
     return recipe

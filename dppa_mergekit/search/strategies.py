@@ -21,7 +21,7 @@ COARSE, FINER = 4 * STEP, (2 * STEP, STEP)
 
 @dataclass(frozen=True)
 class Space:
-    """The values that a search may try: factors of one model, or weights of a merge.
+    """The values that a search may try: factors of a model or merge, or weights of a merge.
 
     Attributes:
         start: The candidate to start from, in hundredths as all values here.

@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from dppa_mergekit.recipes import Setting
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.search.candidate_search import MERGE, SearchResult
+from dppa_mergekit.search.strategies import MERGE_FACTORS
 from dppa_mergekit.search.weight_trials import SHARED
 
 
 def summary(results: Sequence[SearchResult], strategy: str) -> str:
     """Return tables of the factors or weights, and of the dev Domain-Ratios."""
-    weights = results[0].domain == MERGE
-    title = "Weights of the merge" if weights else "Amplification factors"
-    settings = _weights(results[0]) if weights else _factors(results)
+    if strategy == MERGE_FACTORS:
+        title, settings = "Amplification factors in the merge", _factors_in_merge(results[0])
+    elif results[0].domain == MERGE:
+        title, settings = "Weights of the merge", _weights(results[0])
+    else:
+        title, settings = "Amplification factors", _factors(results)
     return (
         f"# {title}, by search (strategy {strategy})\n\n{settings}\n"
-        f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: at factors "
-        f"1 or the recipe's weights, and as tuned. The choice was made on these tasks; on "
-        f"the items that only confirm, it may not be worse, so that their gain leans upwards.\n\n"
+        f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: before, at "
+        f"factors 1 or of the recipe's own merge, and as tuned. The choice was made on these "
+        f"tasks; on the items that only confirm, it may not be worse, so that their gain leans "
+        f"upwards.\n\n"
         f"{_ratios(results)}"
     )
 
@@ -69,6 +74,16 @@ def _weights(result: SearchResult) -> str:
         for name, weight in result.factors.items()
     ]
     return table(["model", "weight"], rows)
+
+
+def _factors_in_merge(result: SearchResult) -> str:
+    if not result.factors:
+        return "The recipe's own factors, or those that the merge finds itself, are best.\n"
+    rows = [
+        [*name.rpartition(" ")[::2], format_setting(factor)]
+        for name, factor in result.factors.items()
+    ]
+    return table(["model", "parameter", "factor"], rows, names=2)
 
 
 def format_setting(setting: Setting) -> str:

@@ -52,6 +52,20 @@ def test_estimate_of_large_linears_is_close() -> None:
     assert found == pytest.approx(expect(pruned, moment, shape), rel=0.03)
 
 
+def test_outputs_are_spread_over_heads_and_places_within_them() -> None:
+    """Attention heads are rows of one length, and the rows of a head are not alike."""
+    for outputs in (1024, 4096, 11008, 32000):
+        pieces = output_factor._spread(outputs)
+        rows = [row for start, stop in pieces for row in range(start, stop)]
+        assert len(set(rows)) == output_factor.OUTPUTS
+        assert max(rows) < outputs
+        for size in (64, 128):
+            places = {row % size // 16 for row in rows}
+            assert len(places) == size // 16
+        quarters = [sum(row * 4 // outputs == part for row in rows) for part in range(4)]
+        assert max(quarters) - min(quarters) <= 2 * output_factor.ADJACENT
+
+
 def test_factor_without_outputs_is_1() -> None:
     shape = LinearShape(8, 96)
     pruned, moment = draw(8, 96)

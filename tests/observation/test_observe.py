@@ -126,7 +126,7 @@ def test_an_encoder_gets_the_whole_prompt() -> None:
 
 def test_tokens_of_other_experts_do_not_count() -> None:
     """Some mixtures multiply rows of zeros with the experts that a token is not for."""
-    collector = InputCollector(8)
+    collector = InputCollector("math", 8)
     collector.take(Linear("experts", 0), False, torch.ones(2, 4))
     collector.take(Linear("experts", 1), False, torch.zeros(2, 4))
     (inputs,) = collector.inputs()
@@ -227,18 +227,19 @@ def test_prompts_longer_than_the_context_are_cut(caplog: pytest.LogCaptureFixtur
     assert "1 of 1 prompts do not fit the context of 64 tokens" in caplog.text
 
 
-def test_room_for_an_answer_cuts_no_prompt(caplog: pytest.LogCaptureFixture) -> None:
-    """The context is 64 tokens; the answer gets what the prompt leaves of it."""
+@pytest.mark.parametrize(("wanted", "found"), [(64, [61, 44, 1]), (40, [40, 40, 1])])
+def test_room_for_an_answer_cuts_no_prompt(
+    wanted: int, found: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The context is 64 tokens; an answer gets what its own prompt leaves of it."""
     model = fine_tune(new_model("llama", 0), 1)
     model.generation_config.eos_token_id = None
     words = [" ".join(f"w{number}" for number in range(length)) for length in (3, 20, 64)]
     texts = list(
-        read_texts(
-            "math", [Prompt(word) for word in words], model, tokenizer(), Reading(64, batch_size=1)
-        )
+        read_texts("math", [Prompt(word) for word in words], model, tokenizer(), Reading(wanted, 8))
     )
     assert [len(text.prompt) for text in texts] == [3, 20, 63]
-    assert [len(text.answer) for text in texts] == [61, 44, 1]
+    assert [len(text.answer) for text in texts] == found
     assert "1 of 3 prompts do not fit the context" in caplog.text
 
 
@@ -272,9 +273,10 @@ def test_a_chat_template_is_applied() -> None:
         np.testing.assert_allclose(dense(one), dense(other), atol=1e-6)
 
 
-def test_inputs_that_are_not_finite() -> None:
+@pytest.mark.parametrize("rank", [4, 64])
+def test_inputs_that_are_not_finite(rank: int) -> None:
     model = new_model("llama", 0)
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(DppaError, match=r"math: the inputs of model\.layers\.0\S* are not finite"):
-        observe(MATH, model, tokenizer(), PROMPTS, OBSERVING)
+        observe(MATH, model, tokenizer(), PROMPTS, Observing(rank, Reading()))

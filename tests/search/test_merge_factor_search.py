@@ -11,7 +11,6 @@ from commands import Merge
 from mergekit.io.tasks import LoaderCache
 from search_models import save_search
 
-from dppa_mergekit import method_table
 from dppa_mergekit.cli.main import main
 from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.search.candidates import merge_factor_candidates
@@ -29,7 +28,7 @@ from dppa_mergekit.search.strategies import search_group_by_group
 def test_factors_in_memory_are_those_of_a_merge(method: str, tmp_path: Path, merge: Merge) -> None:
     family = save_family(tmp_path, dtype=torch.bfloat16)
     models = {"math": {"density": 0.3, "weight": 0.6}, "law": {"density": 0.1, "weight": 0.5}}
-    whole = method_table.without_automatic(Recipe(recipe(family, method, models)))
+    whole = Recipe(recipe(family, method, models))
     live = LiveMergeFactors(whole, tmp_path)
     math, law = (str(family / name) for name in ("math", "law"))
     names = [f"{math} amplify_90", f"{math} amplify_80", f"{math} amplify_70", f"{law} amplify_90"]
@@ -40,6 +39,10 @@ def test_factors_in_memory_are_those_of_a_merge(method: str, tmp_path: Path, mer
         written = merge(with_factors(whole, settings).content)
         found = model.state_dict()
         assert [name for name in written if not torch.equal(found[name], written[name])] == []
+    assert with_factors(whole, {}) == whole
+    model, _ = live.apply({})
+    written, found = merge(whole.content), model.state_dict()
+    assert [name for name in written if not torch.equal(found[name], written[name])] == []
 
 
 class Landscape:
@@ -62,6 +65,8 @@ def test_one_for_all_then_each_model_then_each_partition() -> None:
     names = ["./a b amplify_90", "./a b amplify_80", "./law amplify_90"]
     candidates = merge_factor_candidates(names, MERGE_FACTOR_OPTIONS, None)
     assert candidates.space.groups == [[0, 1], [2]]
+    assert candidates.settings((100, 100, 100)) == {}  # the recipe's own merge
+    assert candidates.settings((100, 110, 100)) == dict(zip(names, (1.0, 1.1, 1.0), strict=True))
     landscape = Landscape((200, 220, 180))
     search_group_by_group(landscape, candidates.space)  # type: ignore[arg-type]
     best = max(landscape.tried, key=landscape.value)
@@ -92,10 +97,15 @@ def test_the_command(saved: Path, tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert "the recipe with these factors" in done.stdout
+    assert "# Amplification factors in the merge" in (tmp_path / "tuned.md").read_text("utf-8")
+    journal = (tmp_path / "tuned.yml.journal.jsonl").read_text(encoding="utf-8")
+    assert "the recipe as it is" in journal
     tuned = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
-    assert tuned["parameters"]["amplify"] == "none"
-    for entry in tuned["models"]:
-        assert entry["parameters"]["amplify_90"] > 0
+    if "the recipe as it is" in done.stdout:
+        assert tuned == content
+    else:
+        assert tuned["parameters"]["amplify"] == "none"
+        assert all("amplify_90" in entry["parameters"] for entry in tuned["models"])
 
 
 def test_a_method_without_factors(saved: Path, tmp_path: Path) -> None:
