@@ -326,13 +326,17 @@ AMPLIFIED: Mapping[str, object] = {
 }
 
 
-@pytest.mark.parametrize("method", ["dppa", "dppa_ties", "dp", "owl", "dare_dpa"])
+@pytest.mark.parametrize(
+    "method", ["dppa", "dppa_ties", "dp", "owl", "dare_dpa", "dppa_regmean", "dare_regmean"]
+)
 @dtypes
 def test_pytorch_writes_the_same_bytes(
     method: str, dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:
     given_models = models(dtype)
     parameters = PARAMETERS if method in ("dp", "owl") else AMPLIFIED
+    if method.endswith("regmean"):
+        parameters = {**parameters, "weight": {"a": 0.5, "b": 0.25, "c": 1.0}}
     plain = Delta(given_models["a"]["model.norm.weight"], given_models["base"]["model.norm.weight"])
     assert passes_over(plain) is not None
     compiled = merge_state_dicts(given_models, method, parameters=parameters, base="base")

@@ -15,7 +15,7 @@ from activation_files import (
     read_moments,
     write_moments,
 )
-from checkpoints import recipe, save_family, tensors_of, unequal
+from checkpoints import recipe, save_family, stack_experts, tensors_of, unequal
 from commands import Merge
 from mergekit.merge_methods import merge_state_dicts, merge_tensors
 from numpy.typing import NDArray
@@ -41,17 +41,19 @@ def expected(
     parameters: Mapping[str, Mapping[str, object]],
     moments_of: Callable[[str, str, Array], Array],
     heads: tuple[str, ...] = (),
+    alone: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> dict[str, Array]:
     """The oracle's merge: the single models' amplified deltas, combined by inputs.
 
-    `moments_of` takes a model, a tensor, and the model's whole delta, (outputs, inputs).
+    `moments_of` takes a model, a tensor, and the model's whole delta, (outputs, inputs). `alone`:
+    model -> it alone on the base, pruned and amplified; the oracle's `dppa` if not given.
     """
     base = {name: tensor.numpy() for name, tensor in tensors_of(folder / "base").items()}
     tuned = {
         model: {name: tensor.numpy() for name, tensor in tensors_of(folder / model).items()}
         for model in parameters
     }
-    alone = {
+    alone = alone or {
         model: oracle.merge(base, [tuned[model]], "dppa", [{**own, "weight": 1.0}])
         for model, own in parameters.items()
     }
@@ -65,20 +67,36 @@ def expected(
             continue
         flipped = inputs_first(folder.name) and name not in heads
         order = (1, 0) if flipped else (0, 1)
-        moments = [
-            moments_of(
-                model, name, (tuned[model][name] - stored).astype(np.float64).transpose(order)
+        merged[name] = stored.astype(np.float64)
+        # Stacked experts are linears of their own.
+        for expert in [()] if stored.ndim == 2 else range(len(stored)):
+            whole = [(tuned[model][name] - stored).astype(np.float64)[expert] for model in tuned]
+            moments = [
+                moments_of(model, name, delta.transpose(order))
+                for model, delta in zip(tuned, whole, strict=True)
+            ]
+            solved = regress(
+                stored.astype(np.float64)[expert].transpose(order),
+                [delta[expert].transpose(order) for delta in deltas],
+                moments,
+                weights,
             )
-            for model in parameters
-        ]
-        solved = regress(
-            stored.astype(np.float64).transpose(order),
-            [delta.transpose(order) for delta in deltas],
-            moments,
-            weights,
-        )
-        merged[name] = solved.transpose(order)
+            merged[name][expert] = solved.transpose(order)
     return merged
+
+
+def alone_by(method: str, folder: Path, merge: Merge) -> dict[str, dict[str, Array]] | None:
+    """Every model alone on the base by a weighted sum, whose bytes other tests hold."""
+    if method == "dppa_regmean":
+        return None  # by the oracle
+    of_models = {
+        model: merge(recipe(folder, "dare_dpa", {model: {**own, "weight": 1.0}}), output=model)
+        for model, own in KEPT.items()
+    }
+    return {
+        model: {name: tensor.numpy() for name, tensor in tensors.items()}
+        for model, tensors in of_models.items()
+    }
 
 
 def assert_close(merged: Mapping[str, torch.Tensor], wanted: Mapping[str, Array]) -> None:
@@ -93,15 +111,46 @@ def heads_of(folder: Path) -> tuple[str, ...]:
     return ("lm_head.weight",) if folder.name == "llama_untied" else ()
 
 
-def test_data_free_merges_equal_the_oracle(family_of: Path, merge: Merge) -> None:
-    merged = merge(recipe(family_of, "dppa_regmean", KEPT, parameters={"amplify": "none"}))
+METHODS = ["dppa_regmean", "dare_regmean"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_data_free_merges_equal_the_oracle(method: str, family_of: Path, merge: Merge) -> None:
+    merged = merge(recipe(family_of, method, KEPT, parameters={"amplify": "none"}))
     wanted = expected(
-        family_of, KEPT, lambda model, name, delta: delta.T @ delta, heads_of(family_of)
+        family_of,
+        KEPT,
+        lambda model, name, delta: delta.T @ delta,
+        heads_of(family_of),
+        alone_by(method, family_of, merge),
     )
     assert_close(merged, wanted)
 
 
-def test_observed_merges_equal_the_oracle(family_of: Path, merge: Merge, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_stacked_experts_are_linears_of_their_own(
+    method: str, tmp_path: Path, merge: Merge
+) -> None:
+    family = save_family(tmp_path / "mixtral", "mixtral")
+    for model in ("base", *KEPT):
+        path = family / model / "model.safetensors"
+        save_file(stack_experts(load_file(path)), path, {"format": "pt"})
+    merged = merge(recipe(family, method, KEPT, parameters={"amplify": "none"}))
+    wanted = expected(
+        family,
+        KEPT,
+        lambda model, name, delta: delta.T @ delta,
+        ("lm_head.weight",),
+        alone_by(method, family, merge),
+    )
+    assert any(tensor.ndim == 3 for tensor in merged.values())
+    assert_close(merged, wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_observed_merges_equal_the_oracle(
+    method: str, family_of: Path, merge: Merge, tmp_path: Path
+) -> None:
     heads = heads_of(family_of)
     drawn = {model: draw_moments(family_of, model, seed, heads) for seed, model in enumerate(KEPT)}
     models = {
@@ -119,8 +168,14 @@ def test_observed_merges_equal_the_oracle(family_of: Path, merge: Merge, tmp_pat
             # float16 holds the eigenvectors to three digits.
             largest = np.abs(moment).max()
             np.testing.assert_allclose(stored[model][name], moment, atol=3e-3 * largest)
-    content = recipe(family_of, "dppa_regmean", models, parameters={"amplify": "none"})
-    wanted = expected(family_of, KEPT, lambda model, name, delta: stored[model][name], heads)
+    content = recipe(family_of, method, models, parameters={"amplify": "none"})
+    wanted = expected(
+        family_of,
+        KEPT,
+        lambda model, name, delta: stored[model][name],
+        heads,
+        alone_by(method, family_of, merge),
+    )
     assert_close(merge(content), wanted)
 
 
@@ -166,7 +221,7 @@ def test_the_weight_need_not_be_given(family: Path, merge: Merge) -> None:
     assert not unequal(merge(recipe(family, "dppa_regmean", given), output="given"), left_out)
 
 
-@pytest.mark.parametrize("method", ["dppa_regmean", "dare_regmean"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_threads_order_and_repetition_change_no_byte(
     method: str,
