@@ -150,6 +150,50 @@ def test_factors_start_where_the_merge_puts_them(
         descend(merge, {"a": Entropy(PROMPTS)}, Descent(steps=1))
 
 
+def test_one_model_that_counts_gets_no_factor(tmp_path: Path) -> None:
+    """The merge is then that model's `dppa`, which has none."""
+    family = save_family(tmp_path)
+    models: dict[str, dict[str, object]] = {"math": {"density": 0.1}, "law": {"weight": 0.0}}
+    merge = load_merge(Recipe(recipe(family, "dppa_regmean", models)), tmp_path, AS_STORED)
+    whole = {name: tensor.clone() for name, tensor in merge.model.state_dict().items()}
+    learned = coefficients_of(merge)
+    assert {factor for of_model in learned.start().values() for factor in of_model.values()} == {1}
+    learned.set(learned.start())
+    assert all(
+        torch.equal(tensor, whole[name]) for name, tensor in merge.model.state_dict().items()
+    )
+
+
+def test_gradients_where_the_recipes_factors_differ_within_a_block(tmp_path: Path) -> None:
+    """The merged weights are linear in a coefficient: two merges give the derivative."""
+    family = save_family(tmp_path)
+    filters = [{"filter": "q_proj", "value": 3.0}, {"value": 1.0}]
+    models: dict[str, dict[str, object]] = {"math": {"amplify_90": filters}, "law": {}}
+    merge = load_merge(Recipe(recipe(family, "dppa_regmean", models)), tmp_path, AS_STORED)
+    learned = coefficients_of(merge)
+    start = learned.start()
+    generator = torch.Generator().manual_seed(0)
+    directions = {
+        name: torch.randn(parameter.shape, generator=generator)
+        for name, parameter in merge.model.named_parameters()
+    }
+
+    def total() -> torch.Tensor:
+        parts = (parameter * directions[name] for name, parameter in merge.model.named_parameters())
+        return torch.stack([part.double().sum() for part in parts]).sum()
+
+    learned.set(start)
+    with learned.gradients(start) as gradients:
+        total().backward()  # type: ignore[no-untyped-call]
+    for row, (model, of_model) in enumerate(start.items()):
+        for column, block in enumerate(learned.blocks):
+            ends = []
+            for step in (-0.5, 0.5):
+                learned.set({**start, model: {**of_model, block: of_model[block] + step}})
+                ends.append(float(total()))
+            assert float(gradients[row, column]) == pytest.approx(ends[1] - ends[0], rel=1e-3)
+
+
 def test_descent_of_factors_lowers_the_loss(tmp_path: Path) -> None:
     family = save_family(tmp_path)
     begin = Recipe(recipe(family, "dppa_regmean", {"math": {}, "law": {}}))

@@ -217,16 +217,28 @@ def test_empty_prompts(activations: Activations, saved: Path, tmp_path: Path) ->
     assert "law.txt holds no prompts" in done.output
 
 
-def test_threads_and_repetition_change_no_merged_byte(
-    activations: Activations, saved: Path, tmp_path: Path, merge: Merge
+def test_threads_order_and_repetition_change_no_merged_byte(
+    activations: Activations,
+    saved: Path,
+    tmp_path: Path,
+    merge: Merge,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The files are given: how they were made may depend on the number of threads."""
+    # Threads share the chunks of a tensor, and the pieces of a product: there must be several.
+    monkeypatch.setattr("dppa_mergekit.deltas.delta.CHUNK", 1 << 8)
+    monkeypatch.setattr("dppa_mergekit.deltas.products.ROWS", 8)
     assert activations(*prompts(saved), "--rank=4").exit_code == 0
     content = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
+    back = {**content, "models": content["models"][::-1]}
     found = []
-    for output, threads in (("one", 1), ("again", 1), ("two", 2)):
+    for output, threads, order in (
+        ("one", 1, content),
+        ("again", 1, content),
+        ("two", 2, content),
+        ("back", 2, back),
+    ):
         torch.set_num_threads(threads)
-        merge(content, output=output)
+        merge(order, output=output)
         found.append((tmp_path / output / "model.safetensors").read_bytes())
-    assert found[0] == found[1]
-    assert found[1] == found[2]
+    assert all(of_one == found[0] for of_one in found)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from activation_files import draw_moments, write_moments
 from checkpoints import recipe, save_family, tensors_of, write_recipe
 from click.testing import CliRunner, Result
 from mergekit.io.tasks import LoaderCache
@@ -110,6 +111,25 @@ def test_factors_of_a_merge_by_inputs(adamerge: Adamerge, saved: Path, tmp_path:
         mergekit_yaml, [str(tmp_path / "tuned.yml"), str(tmp_path / "merged")]
     )
     assert merged.exit_code == 0, merged.output
+
+
+def test_activations_that_were_observed_anew(
+    adamerge: Adamerge, saved: Path, tmp_path: Path
+) -> None:
+    """A run does not go on from states of other activations."""
+    content = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
+    content["merge_method"] = "dppa_regmean"
+    for entry in content["models"]:
+        model = Path(entry["model"]).name
+        entry["parameters"]["activations"] = write_moments(
+            tmp_path / f"{model}.safetensors", saved, model, draw_moments(saved, model, 0)
+        )
+    by_inputs = write_recipe(tmp_path / "by_inputs.yml", content)
+    assert adamerge(*prompts(saved), *SHORT, recipe=by_inputs).exit_code == 0
+    write_moments(tmp_path / "math.safetensors", saved, "math", draw_moments(saved, "math", 1))
+    again = adamerge(*prompts(saved), *SHORT, recipe=by_inputs)
+    assert again.exit_code == 1
+    assert "differs in activations; delete it" in again.output
 
 
 @pytest.mark.parametrize("with_prompts", [True, False])

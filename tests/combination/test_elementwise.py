@@ -56,6 +56,22 @@ def test_a_combination_without_a_compiled_pass(
     assert merged.tolist() == [0 + 1.0, 1 + 1.0, 2 + 1.5, 3 + 0.0]
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_number_of_threads_changes_no_gradient(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(library, "load", lambda: None)
+    generator = torch.Generator().manual_seed(0)
+    base, *deltas, gradient = (torch.randn(150_000, generator=generator) for _ in range(4))
+    given = contributions(base, deltas)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(WeightedSum().weight_gradients(given, gradient))
+    assert found[0] == found[1]
+
+
 def test_a_weighted_sum_of_the_same() -> None:
     base = torch.arange(4.0)
     given = contributions(base, [torch.tensor([1.0, -2, 3, 0]), torch.tensor([1.0, 1, -1, 0])])

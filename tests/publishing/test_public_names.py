@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 from hub_process import Hub
 
+from dppa_mergekit.publishing.public_names import public_files
 from dppa_mergekit.publishing.publish import Publishing
 
 
@@ -12,6 +13,19 @@ def test_a_name_of_no_model(merged: Path, hub: Hub) -> None:
     done = hub.publish(merged, "out", "me/merge", "--license", "mit", "--name=mth=org/math")
     assert done.returncode == 1
     assert "--name mth: the recipe has no such model; it has" in done.stderr
+
+
+def test_files_of_one_name_stay_apart() -> None:
+    given = ("a/m.safetensors", "b/m.safetensors", "c/m.safetensors", "a/n.safetensors")
+    models = [
+        {"model": str(number), "parameters": {"activations": path}}
+        for number, path in enumerate(given)
+    ]
+    names = public_files({"models": [*models, models[0]]}, "activations")
+    shown = ("m", "m-2", "m-3", "n")
+    assert names == {
+        path: f"activations/{name}.safetensors" for path, name in zip(given, shown, strict=True)
+    }
 
 
 def test_recipes_are_uploaded_without_paths(merged: Path, hub: Hub) -> None:
