@@ -74,10 +74,7 @@ def _check_file(model: str, path: str, facts: CheckpointFacts | None) -> Iterato
         if name in sizes and len(header.shape) > 1:
             inputs = header.shape[-2] if first[name] else header.shape[-1]
             if sizes[name] != inputs:
-                yield error(
-                    model,
-                    f"activations: {path} has {sizes[name]} inputs for {name}, which has {inputs}.",
-                )
+                yield error(model, file.other_size(name, sizes[name], inputs))
                 return
     unused = file.observation.unused
     if unused:
@@ -99,9 +96,4 @@ def _check_weights(model: str, file: ActivationsFile, facts: CheckpointFacts) ->
 
     index = ShardedTensorIndex.from_disk(str(facts.folder))
     if Checkpoint(model, index).weights_digest() != file.observation.weights:
-        yield error(
-            model,
-            f"activations: {file.path} was observed in {file.observation.model}, and this model "
-            f"has other weights, or was trained since: observe it again with mergekit-dppa "
-            f"activations.",
-        )
+        yield error(model, file.other_weights("this model"))

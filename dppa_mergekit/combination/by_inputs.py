@@ -61,7 +61,7 @@ class ByInputs:
             CheckpointError: The regression has no unique solution.
         """
         ordered = sorted(contributions, key=lambda contribution: contribution.model)
-        counting = _counting(ordered)
+        counting = _with_weight(ordered)
         if place.shape is None:
             dense = WeightedSum(self.normalize, self.lambda_)
             return dense.merge(place, base, ordered, merged, limit)
@@ -118,12 +118,12 @@ class ByInputs:
             contributions: At least one, of numel elements each.
         """
         assert place.shape is not None
-        if not self.amplify or len(_counting(contributions)) < 2:
+        if not self.amplify or len(_with_weight(contributions)) < 2:
             return [1.0] * len(contributions)
         moments = _moments(contributions, place.shape)
         return [
             output_factor(contribution.pruned, moment, place.shape)
-            if is_plainly_pruned(contribution.pruned)
+            if _is_plainly_pruned(contribution.pruned)
             else 1.0
             for contribution, moment in zip(contributions, moments, strict=True)
         ]
@@ -140,7 +140,7 @@ class ByInputs:
             contributions: In the order of the recipe, of numel elements each.
             of_merged: (numel,) derivative of the loss in the merged elements; on any device.
         """
-        counting = _counting(sorted(contributions, key=lambda contribution: contribution.model))
+        counting = _with_weight(sorted(contributions, key=lambda contribution: contribution.model))
         if place.shape is None or not counting:
             return [0.0] * len(contributions)
         delta, shape = counting[0].pruned.pruning.delta, place.shape
@@ -190,17 +190,17 @@ class ByInputs:
             )
         except SingularMomentsError:
             raise CheckpointError(
-                f"Tensor {name}: the second moments of its inputs are singular; a "
-                f"moment_ridge above {self.ridge:g} adds to their diagonal what they lack."
+                f"Tensor {name}: the second moments of its inputs are singular; allowed is a "
+                f"moment_ridge above {self.ridge:g}, which is added to their diagonal."
             ) from None
 
 
-def _counting(contributions: Sequence[Contribution]) -> list[Contribution]:
+def _with_weight(contributions: Sequence[Contribution]) -> list[Contribution]:
     """Return the contributions that have a weight."""
     return [contribution for contribution in contributions if contribution.weight != 0]
 
 
-def is_plainly_pruned(pruned: Pruned) -> bool:
+def _is_plainly_pruned(pruned: Pruned) -> bool:
     """Whether a delta lost elements, and those kept have neither factors nor a divisor."""
     pruning = pruned.pruning
     lost = pruning.keys is not None and pruning.divisor == 1

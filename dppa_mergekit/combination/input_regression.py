@@ -21,7 +21,12 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from dppa_mergekit.deltas.products import alone, each_alone, multiply_lower, solve
+from dppa_mergekit.deltas.products import (
+    compute_in_one_thread,
+    map_in_single_threads,
+    multiply_lower,
+    solve,
+)
 from dppa_mergekit.moments.second_moment import SecondMoment
 
 
@@ -125,7 +130,7 @@ def _solve(
         torch.mul(moment.vectors.t(), (weight * moment.values).sqrt()[:, None], out=parts[model])
         return weight * moment.rest
 
-    rests = torch.stack(each_alone(prepare, range(len(moments)), device))
+    rests = torch.stack(map_in_single_threads(prepare, range(len(moments)), device))
     total = rests.sum(0)
     plain = torch.tensor(weights, dtype=torch.float64, device=device)
     shares = torch.where(total > 0, rests / total, (plain / plain.sum())[:, None])
@@ -157,7 +162,7 @@ def _correction(transposed: torch.Tensor, diagonal: torch.Tensor) -> torch.Tenso
 def _factor(system: torch.Tensor) -> torch.Tensor:
     """Return the Cholesky factor of a symmetric system, of which the lower triangle is given."""
     factor: torch.Tensor
-    factor, failed = alone(lambda: torch.linalg.cholesky_ex(system), system.device)
+    factor, failed = compute_in_one_thread(lambda: torch.linalg.cholesky_ex(system), system.device)
     # Rounding may let a singular system pass: its smallest pivot is then no larger than the error.
     pivots = factor.diagonal().square()
     smallest = len(system) * torch.finfo(system.dtype).eps * pivots.max()

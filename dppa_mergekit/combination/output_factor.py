@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from dppa_mergekit.deltas.linear_shape import LinearShape
-from dppa_mergekit.deltas.products import alone
+from dppa_mergekit.deltas.products import compute_in_one_thread
 from dppa_mergekit.deltas.threads import in_order, share
 from dppa_mergekit.moments.second_moment import SecondMoment
 from dppa_mergekit.sparsification.linear_rows import keep_whole, open_rows
@@ -42,7 +42,7 @@ def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> f
         shape: The shape of the linear.
     """
     delta = pruned.pruning.delta
-    roots, root = alone(lambda: _roots(moment), moment.rest.device)
+    roots, root = compute_in_one_thread(lambda: _roots(moment), moment.rest.device)
     roots, root = (part.to(delta.device, delta.dtype) for part in (roots, root))
     open_reader = open_rows([pruned, keep_whole(delta)], shape, (1.0, 1.0))
 

@@ -51,7 +51,7 @@ def solve(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         factor: (size, size) the lower Cholesky factor of A.
         right: (size, columns).
     """
-    inverse = alone(lambda: torch.cholesky_inverse(factor), factor.device)
+    inverse = compute_in_one_thread(lambda: torch.cholesky_inverse(factor), factor.device)
     solution = torch.empty_like(right)
 
     def work(shared: Iterator[tuple[int, int]]) -> None:
@@ -62,17 +62,17 @@ def solve(factor: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return solution
 
 
-def alone(compute: Callable[[], Result], device: torch.device) -> Result:
+def compute_in_one_thread(compute: Callable[[], Result], device: torch.device) -> Result:
     """Return the result of a function, computed by one thread.
 
     Args:
         compute: A function of tensors on `device`.
         device: The device.
     """
-    return each_alone(lambda _: compute(), [None], device)[0]
+    return map_in_single_threads(lambda _: compute(), [None], device)[0]
 
 
-def each_alone(
+def map_in_single_threads(
     compute: Callable[[Item], Result], items: Sequence[Item], device: torch.device
 ) -> list[Result]:
     """Return the results of a function of several items, each computed by one thread.

@@ -134,18 +134,12 @@ class LinearInputs:
     def _check_model(self, path: str, model: Hashable, checkpoint: Checkpoint | None) -> None:
         if (path, model) in self._checked:
             return
-        observation = self._file(path).observation
-        if checkpoint is not None and checkpoint.weights_digest() != observation.weights:
-            raise CheckpointError(
-                f"activations: {path} was observed in {observation.model}, and {model} has other "
-                f"weights, or was trained since: observe it again with mergekit-dppa activations."
-            )
+        file = self._file(path)
+        if checkpoint is not None and checkpoint.weights_digest() != file.observation.weights:
+            raise CheckpointError(file.other_weights(model))
         self._checked.add((path, model))
 
     def _refuse_size(self, path: str, linear: Linear, inputs: int) -> None:
         observed = self._sizes[path][linear]
         if observed != inputs:
-            raise CheckpointError(
-                f"activations: {path} has {observed} inputs for {linear.tensor}, which has "
-                f"{inputs}."
-            )
+            raise CheckpointError(self._file(path).other_size(linear.tensor, observed, inputs))

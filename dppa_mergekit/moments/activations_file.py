@@ -165,6 +165,17 @@ class ActivationsFile:
             ]
         return {linear: inputs[number] for linear, (number, _) in self.entries.items()}
 
+    def other_weights(self, model: object) -> str:
+        """Return the sentence that refuses the file for a model that has other weights."""
+        return (
+            f"activations: {self.path} was observed in {self.observation.model}, and {model} has "
+            f"other weights, or was trained since: observe it again with mergekit-dppa activations."
+        )
+
+    def other_size(self, tensor: str, observed: int, inputs: int) -> str:
+        """Return the sentence that refuses the file for a tensor of another number of inputs."""
+        return f"activations: {self.path} has {observed} inputs for {tensor}, which has {inputs}."
+
     def check_content(self) -> None:
         """Read all tensors once.
 
@@ -196,7 +207,7 @@ def write_activations(
     Args:
         path: The file.
         observation: Its metadata.
-        moments: Those of each of the observation's inputs.
+        moments: One for each entry of the observation's `inputs`, in order.
     """
     tensors = {}
     for number, moment in enumerate(moments):

@@ -14,7 +14,7 @@ import torch
 
 from dppa_mergekit.deltas.delta import RUN, Buffer, Delta, delta_chunks
 from dppa_mergekit.deltas.linear_shape import LinearShape
-from dppa_mergekit.deltas.products import alone
+from dppa_mergekit.deltas.products import compute_in_one_thread
 from dppa_mergekit.deltas.threads import in_order, share
 from dppa_mergekit.moments.second_moment import SecondMoment
 
@@ -25,7 +25,7 @@ OVERSAMPLING = 16
 """Columns of the random matrix beyond the rank."""
 
 SAMPLE = 16
-"""Every so many runs of a delta are looked at for its size."""
+"""The size of a delta is found from one of so many runs."""
 
 GROUPS = 8
 """Groups of rows whose sums are made one after the other within a group, and then in order."""
@@ -52,12 +52,14 @@ def _estimate(delta: Delta, shape: LinearShape) -> SecondMoment:
     columns = RANK + OVERSAMPLING
     if shape.inputs <= 2 * columns:
         gram, _ = _products(delta, shape, torch.eye(shape.inputs, dtype=torch.float64))
-        values, vectors = alone(lambda: _eigen(gram), gram.device)
+        values, vectors = compute_in_one_thread(lambda: _eigen(gram), gram.device)
         return SecondMoment(vectors, values, torch.zeros_like(values))
     random = _random_basis(shape.inputs, columns)
     product, squares = _products(delta, shape, random)
     precision = torch.finfo(delta.dtype).eps
-    return alone(lambda: _approximate(random, product, squares, precision), product.device)
+    return compute_in_one_thread(
+        lambda: _approximate(random, product, squares, precision), product.device
+    )
 
 
 def _approximate(
@@ -94,7 +96,7 @@ def _random_basis(inputs: int, columns: int) -> torch.Tensor:
     """Return (inputs, columns) orthonormal columns, the same in every process; float64."""
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(inputs, columns, dtype=torch.float64, generator=generator)
-    basis: torch.Tensor = alone(lambda: torch.linalg.qr(random)[0], random.device)
+    basis: torch.Tensor = compute_in_one_thread(lambda: torch.linalg.qr(random)[0], random.device)
     return basis
 
 

@@ -242,7 +242,11 @@ def print_table(path: Path, domains: Sequence[str]) -> None:
     help="Domains to merge, and to put into the tables; both sets if not given.",
 )
 @click.option(
-    "--rank", type=click.IntRange(min=1), default=96, show_default=True, help="As activations'."
+    "--rank",
+    type=click.IntRange(min=1),
+    default=96,
+    show_default=True,
+    help="The rank of activations.",
 )
 def main(folder: Path, source: str | None, chosen: tuple[str, ...], rank: int) -> None:
     """Fine-tune SmolLM2 below FOLDER, merge it in several ways, and print the Domain-Ratios."""

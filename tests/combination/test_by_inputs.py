@@ -239,7 +239,7 @@ def test_the_order_of_models_changes_no_bit() -> None:
 def test_singular_moments_end_the_merge(rank: int, rest: float) -> None:
     """Three models with two directions each span no seven inputs."""
     with pytest.raises(
-        CheckpointError, match=r"Tensor linear: .* singular; a moment_ridge above 0"
+        CheckpointError, match=r"Tensor linear: .* singular; allowed is a moment_ridge above 0"
     ):
         merge(ByInputs(1.0, 0.0), draw_moments(rank, rest))
 
