@@ -57,6 +57,12 @@ def rescaled() -> list[str]:
     return [method.name for method in METHODS if method.selection.rescales]
 
 
+def is_by_inputs(name: str) -> bool:
+    """Whether a method of this package combines deltas by their inputs."""
+    known = method_of(name)
+    return known is not None and known.combination is BY_INPUTS
+
+
 def by_inputs(name: str) -> Method | None:
     """The method that combines the deltas of another method by their inputs; None for none."""
     known = method_of(name)

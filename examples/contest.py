@@ -17,6 +17,8 @@ import torch
 from mergekit.merge_methods import merge_state_dicts
 from tqdm import tqdm
 
+from dppa_mergekit import method_table
+
 Weights: TypeAlias = dict[str, torch.Tensor]
 Part: TypeAlias = Literal["dev", "test"]
 
@@ -45,7 +47,7 @@ class Row:
     @property
     def by_inputs(self) -> bool:
         """Whether the deltas are combined by inputs."""
-        return self.method.endswith("_regmean")
+        return method_table.is_by_inputs(self.method)
 
     @property
     def label(self) -> str:

@@ -12,6 +12,7 @@ from adamerging_models import PROMPTS, losses, merge_of
 from checkpoints import recipe, save_family
 from commands import Merge
 
+from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.coefficients import LearnedFactors, coefficients_of
 from dppa_mergekit.adamerging.descent import Descent, LossError, descend, take_best
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy
@@ -47,7 +48,10 @@ def test_mergekit_builds_what_was_learned(
     family = save_family(tmp_path, architecture)
     models = {
         "math": {"weight": [0.5, 0.1], "density": 0.3},
-        "law": {"density": 0.2, **({"amplify_90": 1.5} if method.endswith("regmean") else {})},
+        "law": {
+            "density": 0.2,
+            **({"amplify_90": 1.5} if method_table.is_by_inputs(method) else {}),
+        },
     }
     begin = Recipe(recipe(family, method, models, **changes))
     resident = load_merge(begin, tmp_path, AS_STORED)

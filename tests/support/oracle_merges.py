@@ -20,7 +20,7 @@ MODELS: dict[str, dict[str, float]] = {
     "math": {"weight": 0.6, "density": 0.2, "amplify_90": 2.1, "amplify_80": 1.4},
     "law": {"weight": 0.5, "density": 0.3, "amplify_dense": 0.9},
 }
-METHODS = [name for name in method_table.names() if not name.endswith("_regmean")]
+METHODS = [name for name in method_table.names() if not method_table.is_by_inputs(name)]
 """The methods that combine element by element, whose bytes are those of the oracle."""
 
 
