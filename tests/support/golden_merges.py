@@ -3,10 +3,10 @@
     python tests/support/golden_merges.py > hashes.json
     python tests/support/golden_merges.py --without-library > hashes.json
 
-Every method that combines element by element, in float32, bfloat16 and float16, of Llama, GPT-2 and Mixtral (a tensor an expert, and
-stacked), by mergekit's own command. All weights come from integers of NumPy's frozen legacy
-generator, so the inputs are the same on every machine. Merges by inputs are not among them: their
-matrix products round differently from one processor, or release of PyTorch, to the next.
+Every method that combines element by element, in float32, bfloat16 and float16, of Llama, GPT-2 and
+Mixtral (a tensor an expert, and stacked), by mergekit's own command. All weights come from integers
+of NumPy's frozen legacy generator, so the inputs are the same on every machine. Merges by inputs
+are not among them: the rounding of a matrix product depends on the processor and on PyTorch.
 """
 
 import argparse
