@@ -2,8 +2,8 @@
 
     python examples/input_settings.py FOLDER --seed 0 --seed 1 --seed 2
 
-FOLDER is that of six_experts.py. Each row departs from the first in what its name says. The table on
-stdout shows mean Task-Ratios on the dev items: they chose the defaults, and test items did not.
+FOLDER is that of six_experts.py. Each row departs from the first in what its name says. The table
+on stdout shows mean Task-Ratios on the dev items: they chose the defaults, and test items did not.
 """
 
 from __future__ import annotations
