@@ -230,7 +230,7 @@ ACTIVATIONS = FilePath(
 AMPLIFY = Choice(
     "amplify",
     False,
-    "Whether a pruned linear without factors gets one that makes its outputs as large as before.",
+    "Whether a pruned linear with factors of 1 gets one that makes its outputs as large as before.",
     "auto",
     choices=("auto", "none"),
 )

@@ -39,7 +39,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     """
     try:
         # Not splitlines: JSON may contain other line separators.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DppaError(f"{path} cannot be read: {error}.") from error
     prompts = [

@@ -69,6 +69,20 @@ class LinearInputs:
                     inputs = shape[-2] if entry[1].inputs_first else shape[-1]
                     self._refuse_size(path, Linear(name, expert), inputs)
 
+    def check_names(self) -> None:
+        """Refuse a file that has none of the tensors of `shapes`.
+
+        Raises:
+            CheckpointError: There is one.
+        """
+        for path, file in self._files.items():
+            observed = [linear.tensor for linear in file.entries]
+            if self.shapes and not self.shapes.keys() & set(observed):
+                raise CheckpointError(
+                    f"activations: {path} has the inputs of {observed[0]} and others, none of "
+                    f"which is merged here: the model's tensors have other names."
+                )
+
     def shape(
         self, name: str, shape: Sequence[int], linears: int, paths: Sequence[str | None]
     ) -> LinearShape | None:

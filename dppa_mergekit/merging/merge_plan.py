@@ -116,6 +116,7 @@ class Plan:
                 self._inputs.embeddings = {
                     name for name, load in loads.items() if is_output_head(name) and is_tied(load)
                 }
+                self._inputs.check_names()
             return self._inputs
 
     def end(self, names: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ _KEY = "dppa_activations"
 """The key of the metadata."""
 
 _PARTS = ("vectors", "values", "rest")
+_DTYPES = (torch.float16, torch.float32, torch.float32)
 
 
 RECENT = 4
@@ -180,15 +181,19 @@ class ActivationsFile:
         """Read all tensors once.
 
         Raises:
-            CheckpointError: Shapes do not fit, or a number is NaN, infinite, or negative where it
-                must not be.
+            CheckpointError: There are no linears, shapes or dtypes do not fit, or a number is NaN,
+                infinite, or negative where it must not be.
         """
+        if not self.entries:
+            raise CheckpointError(f"activations: {self.path} is damaged: it has no linears.")
         for number in range(len(self.observation.inputs)):
             moment = _read(self.path, number)
-            shapes_fit = tuple(moment.vectors.shape) == (moment.inputs, len(moment.values))
+            parts = (moment.vectors, moment.values, moment.rest)
             positive = (moment.values, moment.rest)
             if (
-                not shapes_fit
+                tuple(part.dtype for part in parts) != _DTYPES
+                or any(part.ndim != 1 for part in positive)
+                or tuple(moment.vectors.shape) != (len(moment.rest), len(moment.values))
                 or not bool(moment.vectors.isfinite().all())
                 or not all(bool((part >= 0).all() and part.isfinite().all()) for part in positive)
             ):
@@ -240,7 +245,8 @@ def rename_observed_model(path: str, target: Path, names: Mapping[str, str]) -> 
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, observation: Observation) -> None:
-    metadata = {_KEY: observation.model_dump_json(), "format": "pt"}
+    # One key, since safetensors writes several in any order.
+    metadata = {_KEY: observation.model_dump_json()}
     safetensors.torch.save_file(tensors, path, metadata=metadata)
 
 

@@ -1,6 +1,7 @@
 """`mergekit-dppa activations`: what it writes, how it goes on, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,6 +209,28 @@ def test_prompts_of_nobody(activations: Activations, saved: Path, tmp_path: Path
     done = activations(*prompts(saved), f"--prompts={tmp_path / 'bank.txt'}")
     assert done.exit_code != 0
     assert "It is not clear which model the prompts of bank belong to" in done.output
+
+
+def test_the_summary_overwrites_no_prompts(
+    activations: Activations, saved: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    shutil.copy(saved / "math.txt", folder / "tuned.md")
+    done = activations(f"--prompts={folder / 'tuned.md'}", f"--output={folder / 'tuned.yml'}")
+    assert done.exit_code == 1
+    assert "tuned.md, which is an input of the command" in " ".join(done.output.split())
+
+
+def test_the_same_run_writes_the_same_bytes(
+    activations: Activations, saved: Path, tmp_path: Path
+) -> None:
+    found = []
+    for _ in range(4):
+        shutil.rmtree(tmp_path / "tuned.activations", ignore_errors=True)
+        assert activations(*prompts(saved), "--rank=4").exit_code == 0
+        found.append((tmp_path / "tuned.activations" / "math.safetensors").read_bytes())
+    assert len(set(found)) == 1
 
 
 def test_empty_prompts(activations: Activations, saved: Path, tmp_path: Path) -> None:

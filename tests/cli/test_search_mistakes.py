@@ -55,7 +55,7 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command("--guard-loss=0"), "--guard-loss has no effect here"),
         (command(f"--prompts={saved / 'tasks.yml'}"), "it needs --strategy distill"),
         (command("--score-command=bash eval.sh"), "names no {model}"),
-        (command(output=saved / "recipe.yml"), "is an input of the command: name another file"),
+        (command(output=saved / "recipe.yml"), "which is an input of the command: name"),
         (command(recipe=recipe(lambda c: c.update(merge_method=["dppa"]))),
          "merge_method: Input should be a valid string"),
         (command("--per-block"), "--per-block needs --strategy distill"),

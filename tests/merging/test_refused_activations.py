@@ -106,10 +106,60 @@ def test_moments_of_another_number_of_inputs(
     assert f"{path} has 16 inputs for" in said
 
 
-def spoil(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Write a file again with other tensors and its own metadata."""
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn, torch.complex64])
+def test_moments_of_another_dtype(
+    dtype: torch.dtype,
+    observed: dict[str, dict[str, object]],
+    family: Path,
+    run_yaml: RunYaml,
+    tmp_path: Path,
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    spoil(path, lambda tensors: tensors.update({"0.rest": tensors["0.rest"].to(dtype)}))
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged: the moments of" in said
+
+
+def test_moments_of_another_shape(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    spoil(path, lambda tensors: tensors.update({"0.rest": tensors["0.rest"][0].clone()}))
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged: the moments of" in said
+
+
+def test_a_file_without_linears(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    nothing = '"linears":[],"others":['
+    spoil(path, lambda tensors: None, lambda known: known.replace('"linears":[', nothing))
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged: it has no linears" in said
+
+
+def test_inputs_of_tensors_with_other_names(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    """Known when all tensors are planned: the folder is there, and nothing is in it."""
+    path = Path(str(observed["law"]["activations"]))
+    spoil(path, lambda tensors: None, lambda known: known.replace('"model.layers', '"layers'))
+    result = run_yaml(recipe(family, "dppa_regmean", observed))
+    assert result.exit_code != 0
+    assert f"{path} has the inputs of layers.0" in result.output
+    assert "none of which is merged here" in result.output
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def spoil(
+    path: Path,
+    change: Callable[[dict[str, torch.Tensor]], object],
+    rename: Callable[[str], str] = str,
+) -> None:
+    """Write a file again with other tensors, and its own metadata or other ones."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
+        metadata = {key: rename(value) for key, value in file.metadata().items()}
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors)
     save_file(tensors, path, metadata=metadata)
