@@ -71,6 +71,7 @@ ROWS = [
         for prompts in (PROMPTS, None)
     ),
     *(Row("dppa_regmean", density, PROMPTS, "none") for density in DENSITIES),
+    Row("dppa_regmean", 1.0, PROMPTS),
     *(
         Row(method, DENSITIES[0], prompts, learned=True)
         for method, prompts in (("dare_dpa", None), ("dppa", None), ("dppa_regmean", PROMPTS))
@@ -220,7 +221,7 @@ class Judge:
 def print_table(path: Path, domains: Sequence[str]) -> None:
     """Print the Domain-Ratios of one set of domains."""
     results, lines = read_results(path), []
-    for label, keys in labelled(ROWS, DENSITIES):
+    for label, keys in labelled(ROWS, (1.0, *DENSITIES)):
         for key in filter(results.__contains__, keys):
             found = results[key]
             cells = [str(Estimate(*found[name])) for name in ("mean", *domains)]  # type: ignore[misc]
