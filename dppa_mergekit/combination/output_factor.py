@@ -26,8 +26,11 @@ factors of linears with 1536 outputs then differ by 2.4 % at most from those of 
 few outputs are far larger than the others, more counts: of down_proj in some of its blocks, factors
 from 256 of the 576 outputs were off by up to 29 %."""
 
-ADJACENT = 8
-"""Outputs that are read together."""
+ADJACENT = 16
+"""Outputs that are read together, where some are looked at."""
+
+TOGETHER = 64
+"""Outputs that are read together, where all are."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 """The ratio whose multiples are spread most evenly over the fractions."""
@@ -64,7 +67,7 @@ def output_factor(pruned: Pruned, moment: SecondMoment, shape: LinearShape) -> f
 def _spread(outputs: int) -> list[tuple[int, int]]:
     """Return (start, stop) of the outputs to look at."""
     if outputs < 2 * OUTPUTS:
-        return [(start, min(start + ADJACENT, outputs)) for start in range(0, outputs, ADJACENT)]
+        return [(start, min(start + TOGETHER, outputs)) for start in range(0, outputs, TOGETHER)]
     pieces = OUTPUTS // ADJACENT
     step = outputs / pieces
     # No two at one place within the heads of an attention, whose places differ in their frequency.
