@@ -27,7 +27,8 @@ from transformers.utils.logging import disable_progress_bar
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules of the other examples
 
 from contest import Contest, Part, Result, Row, Weights, labelled, measure_missing, read_results
-from smollm2 import choose_draw, make_tasks, write_base, write_tasks
+from rehearsal import Rehearsal, write_texts
+from smollm2 import REHEARSED, TEXTS_FILE, choose_draw, make_tasks, write_base, write_tasks
 from training import Training, save, train
 
 from dppa_mergekit.adamerging.descent import Descent
@@ -83,8 +84,14 @@ START = 0.5
 DESCENT = Descent(steps=36, learning_rate=2e-2, every=6)
 
 
-def fine_tune(folder: Path, domain: str) -> None:
-    """Write the fine-tuned model of a domain, and one after each course before, if missing."""
+def fine_tune(folder: Path, domain: str, rehearse: bool) -> None:
+    """Write the fine-tuned model of a domain, and one after each course before, if missing.
+
+    Args:
+        folder: The folder of the base and of its fine-tuned models.
+        domain: The domain.
+        rehearse: Whether every step also rehearses texts of the base.
+    """
     number = list(SETS["three"]).index(domain)
     start = folder / "base"
     for course, training in enumerate(COURSES, start=1):
@@ -97,7 +104,12 @@ def fine_tune(folder: Path, domain: str) -> None:
             tokenizer = AutoTokenizer.from_pretrained(start)
             seed = 10 * (course - 1) + number + 1
             title = f"fine-tuning {domain}, course {course}"
-            train(model, tokenizer, choose_draw(domain), training, seed, title)
+            rehearsal = None
+            if rehearse:
+                texts = folder / TEXTS_FILE
+                rehearsal = Rehearsal(folder / "base", texts, REHEARSED, seed, "cpu")
+            draw = choose_draw(domain)
+            train(model, tokenizer, draw, training, seed, title, extra_loss=rehearsal)
             save(model, tokenizer, output)
         start = output
 
@@ -249,16 +261,25 @@ def print_table(path: Path, domains: Sequence[str]) -> None:
     show_default=True,
     help="The rank of activations.",
 )
-def main(folder: Path, source: str | None, chosen: tuple[str, ...], rank: int) -> None:
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Train with texts of the base in every step; below FOLDER/rehearsed.",
+)
+def main(
+    folder: Path, source: str | None, chosen: tuple[str, ...], rank: int, rehearse: bool
+) -> None:
     """Fine-tune SmolLM2 below FOLDER, merge it in several ways, and print the Domain-Ratios."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    folder = folder.resolve()
+    folder = (folder / "rehearsed" if rehearse else folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     write_base(folder, source)
     write_tasks(folder / "tasks")
+    if rehearse:
+        write_texts(folder / "base", folder / TEXTS_FILE, "cpu")
     for domain in SETS["three"]:
-        fine_tune(folder, domain)
+        fine_tune(folder, domain, rehearse)
     for name in chosen or SETS:
         domains = SETS[name]
         judge = Judge(folder, domains)
