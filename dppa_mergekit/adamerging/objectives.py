@@ -153,13 +153,8 @@ def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> Weighte
     Raises:
         DppaError: The recipe cannot be merged, or the merged model has an encoder.
     """
-    merge = WeightedMerge.load(
-        recipe.with_default_weight(default_weight(recipe.method) or START),
-        workspace,
-        placement.device,
-        placement.dtype,
-        placement.trust_remote_code,
-    )
+    weighted = recipe.with_default_weight(default_weight(recipe.method) or START)
+    merge = WeightedMerge.load(weighted, workspace, placement)
     if merge.model.config.is_encoder_decoder:
         raise DppaError("The merged model has an encoder; AdaMerging is for causal models only.")
     return merge

@@ -29,6 +29,7 @@ from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.live_tensors import missing_tensor
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.merged_tensor import MergedTensor
+from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes import Recipe, Weight, identity
 from dppa_mergekit.tensor_names import Block
@@ -63,32 +64,26 @@ class WeightedMerge:
 
     @classmethod
     def load(
-        cls,
-        recipe: Recipe,
-        workspace: Path,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-        trust_remote_code: bool = False,
+        cls, recipe: Recipe, workspace: Path, placement: Placement = AS_STORED
     ) -> WeightedMerge:
         """Merge a recipe and hold the result in memory.
 
         Args:
             recipe: A recipe of any method whose models have weights.
             workspace: An existing folder on a disk that has room for the merged model.
-            device: The device of the live model.
-            dtype: The dtype of the live weights; None keeps the one that the merge writes.
-            trust_remote_code: As in mergekit and transformers.
+            placement: Where and how the merge is held.
 
         Raises:
             CheckpointError: transformers names a tensor otherwise than the merge does.
             DppaError: The recipe cannot be merged, or the model does not fit the device.
         """
         seen: list[Combined] = []
-        with merge_into_folder(recipe, workspace, seen.append, trust_remote_code) as folder:
-            model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
+        trusted = placement.trust_remote_code
+        with merge_into_folder(recipe, workspace, seen.append, trusted) as folder:
+            model, tokenizer = load_model(folder, placement.device, placement.dtype, trusted)
         live = model.requires_grad_(False).state_dict()
         tensors = [MergedTensor.of(combined, live) for combined in seen]
-        return cls(recipe, workspace, model, tokenizer, trust_remote_code, tensors, recipe)
+        return cls(recipe, workspace, model, tokenizer, trusted, tensors, recipe)
 
     @property
     def blocks(self) -> list[Block | None]:

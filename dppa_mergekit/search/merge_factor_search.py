@@ -49,13 +49,7 @@ class LiveMergeFactors:
 
     @cached_property
     def _merge(self) -> WeightedMerge:
-        return WeightedMerge.load(
-            self.recipe,
-            self.workspace,
-            self.placement.device,
-            self.placement.dtype,
-            self.placement.trust_remote_code,
-        )
+        return WeightedMerge.load(self.recipe, self.workspace, self.placement)
 
     def parameters(self) -> list[str]:
         """Return model and factor of every partition."""

@@ -39,13 +39,7 @@ class LiveWeights:
 
     @cached_property
     def _merge(self) -> WeightedMerge:
-        return WeightedMerge.load(
-            self.recipe,
-            self.workspace,
-            self.placement.device,
-            self.placement.dtype,
-            self.placement.trust_remote_code,
-        )
+        return WeightedMerge.load(self.recipe, self.workspace, self.placement)
 
     def parameters(self) -> list[str]:
         """Return what has a weight."""
