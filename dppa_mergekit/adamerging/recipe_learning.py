@@ -25,15 +25,15 @@ from dppa_mergekit.adamerging.state_journal import StateJournal, state_entry
 from dppa_mergekit.adamerging.states import LearningResult, states_until, warnings_about
 from dppa_mergekit.adamerging.summary import learning_summary
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Placement, fingerprints
+from dppa_mergekit.live.source_model import Placement, activation_digests, fingerprints
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe, activations_in
+from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, lm_eval_version
 from dppa_mergekit.scoring.tasks import TasksFile, folder_hash
 from dppa_mergekit.storage.journal import Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
-from dppa_mergekit.storage.run_record import digest, write_record
+from dppa_mergekit.storage.run_record import write_record
 from dppa_mergekit.version import __version__
 
 if TYPE_CHECKING:
@@ -209,9 +209,7 @@ class AdaMerge:
             "tasks": tasks,
             "task files": None if self.tasks is None else folder_hash(self.tasks.include_path),
             "checkpoints": fingerprints(self.recipe),
-            "activations": {
-                path: digest(Path(path)) for path in activations_in(self.recipe.content)
-            },
+            "activations": activation_digests(self.recipe),
             "objective": self.objective,
             "descent": descent,
             "dtype": str(self.placement.dtype),

@@ -140,14 +140,13 @@ def check_apart(output: Path, given: Sequence[Path | None]) -> None:
     """Refuse an output that would overwrite an input, itself or by a summary, figure or page."""
     from dppa_mergekit.errors import ParameterError
 
-    written = [output, *map(output.with_suffix, (".md", ".png", ".html"))]
-    for path in given:
-        for file in written if path is not None else ():
-            if path is not None and file.resolve() == path.resolve():
-                raise ParameterError(
-                    f"--output {output} would overwrite {file}, which is an input of the command: "
-                    f"name another file."
-                )
+    inputs = {path.resolve() for path in given if path is not None}
+    for file in (output, *map(output.with_suffix, (".md", ".png", ".html"))):
+        if file.resolve() in inputs:
+            raise ParameterError(
+                f"--output {output} would overwrite {file}, which is an input of the command: "
+                f"name another file."
+            )
 
 
 def refuse_idle(given: Mapping[str, object], needs: str) -> None:

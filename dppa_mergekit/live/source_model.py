@@ -12,7 +12,8 @@ import torch
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.loading import load_model
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes import Recipe, activations_in
+from dppa_mergekit.storage.run_record import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -134,3 +135,8 @@ def fingerprints(recipe: Recipe) -> dict[str, str]:
     """Model -> its fingerprint, for the base and the fine-tuned models of a recipe."""
     models = [str(recipe.content["base_model"]), *recipe.fine_tuned()]
     return {model: SourceModel(model).fingerprint() for model in models}
+
+
+def activation_digests(recipe: Recipe) -> dict[str, str | None]:
+    """Activations file -> the SHA-256 of its content; None where there is no such file."""
+    return {path: digest(Path(path)) for path in activations_in(recipe.content)}

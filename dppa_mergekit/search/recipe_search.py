@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Placement, fingerprints
-from dppa_mergekit.recipes import Recipe, activations_in
+from dppa_mergekit.live.source_model import Placement, activation_digests, fingerprints
+from dppa_mergekit.recipes import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
 from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash
@@ -30,7 +30,7 @@ from dppa_mergekit.search.trials import ScoreCommand, Trials
 from dppa_mergekit.search.workers import Cluster, connect, distribute
 from dppa_mergekit.storage.journal import Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
-from dppa_mergekit.storage.run_record import digest, write_record
+from dppa_mergekit.storage.run_record import write_record
 from dppa_mergekit.version import __version__
 
 LOG = logging.getLogger(__name__)
@@ -159,9 +159,7 @@ class RecipeSearch(ABC):
             "tasks": self._tasks_seen(),
             "task files": folder_hash(self.tasks.include_path),
             "checkpoints": fingerprints(self.recipe),
-            "activations": {
-                path: digest(Path(path)) for path in activations_in(self.recipe.content)
-            },
+            "activations": activation_digests(self.recipe),
             "options": options,
             "dtype": str(self.placement.dtype),
             "tune_dense": False,
