@@ -84,7 +84,7 @@ START = 0.5
 FLOAT32 = Placement(dtype=torch.float32)
 """How the merge that learns is held: float32 is faster than bfloat16 on a CPU."""
 
-DESCENT = Descent(steps=36, learning_rate=2e-2, every=6)
+DESCENT = Descent(steps=36, learning_rate=2e-2, batch_size=4, every=6)
 
 
 def fine_tune(folder: Path, domain: str, rehearse: bool) -> None:
