@@ -48,7 +48,7 @@ def write_texts(base: Path, file: Path, device: str) -> None:
     if file.exists():
         return
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device)
     texts: list[list[int]] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -79,7 +79,7 @@ class Rehearsal:
             seed: Seed of the random choice of texts.
             device: Where the models run.
         """
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device)
         self._base: LlamaForCausalLM = model.requires_grad_(False)
         self._texts = torch.tensor(json.loads(texts.read_text(encoding="utf-8")), device=device)
         self._batch_size, self._seed = batch_size, seed
