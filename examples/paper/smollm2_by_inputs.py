@@ -4,11 +4,12 @@
     python examples/paper/smollm2_by_inputs.py FOLDER
 
 Fine-tunes the model into a mathematician, a banker and a lawyer, shortly and at a high learning
-rate, and merges three and two of them. The weight of a sum is chosen on dev items; combinations by
-inputs are taken as they are, with prompts drawn from the training's. AdaMerging learns weights, or
-factors of combinations by inputs, from the same prompts. The tables on stdout show test
-Domain-Ratios with their standard errors. Finished trainings and rows are kept in FOLDER: the same
-command resumes, and another process may measure another `--set` at the same time.
+rate, and merges three and two of them; and, more shortly still, into a banker and a lawyer that
+rehearse texts of the base in every step. The weight of a sum is chosen on dev items; combinations
+by inputs are taken as they are, with prompts drawn from the training's. AdaMerging learns weights,
+or factors of combinations by inputs, from the same prompts. The tables on stdout show test
+Domain-Ratios with their standard errors. States of trainings and finished rows are kept in FOLDER:
+the same command resumes, and another process may measure another `--set` at the same time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules of the 
 from contest import Contest, Part, Result, Row, Weights, labelled, measure_missing, read_results
 from rehearsal import Rehearsal, write_texts
 from smollm2 import REHEARSED, TEXTS_FILE, choose_draw, make_tasks, write_base, write_tasks
-from training import Training, save, train
+from training import Resumption, Training, save, train
 
 from dppa_mergekit.adamerging.descent import Descent
 from dppa_mergekit.adamerging.recipe_learning import AdaMerge
@@ -50,9 +51,17 @@ COURSES = (
     Training(steps=100, batch_size=8, learning_rate=1e-3),
     Training(steps=150, batch_size=8, learning_rate=1e-3),
 )
-"""One after the other: the second begins anew, with a warm-up of its own."""
+"""One after the other: the second begins anew, with a warm-up of its own. Models that rehearse are
+fine-tuned by the first alone."""
 
-SETS = {"three": ("math", "finance", "law"), "two": ("math", "finance")}
+SAVE_EVERY = 25
+"""Steps between two saved states of a training."""
+
+THREE = ("math", "finance", "law")
+REHEARSING = "rehearsing"
+SETS = {"three": THREE, "two": ("math", "finance"), REHEARSING: ("finance", "law")}
+"""Name of a comparison -> the domains of the models that are merged in it."""
+
 DENSITIES = (0.2, 0.1)
 WEIGHTS = (0.3, 0.5, 0.7, 1.0)
 ITEMS = {"dev": 16, "test": 64}
@@ -93,12 +102,13 @@ def fine_tune(folder: Path, domain: str, rehearse: bool) -> None:
     Args:
         folder: The folder of the base and of its fine-tuned models.
         domain: The domain.
-        rehearse: Whether every step also rehearses texts of the base.
+        rehearse: Whether every step also rehearses texts of the base, in the first course alone.
     """
-    number = list(SETS["three"]).index(domain)
+    number = THREE.index(domain)
     start = folder / "base"
-    for course, training in enumerate(COURSES, start=1):
-        output = folder / (domain if course == len(COURSES) else f"{domain}_{course}")
+    courses = COURSES[:1] if rehearse else COURSES
+    for course, training in enumerate(courses, start=1):
+        output = folder / (domain if course == len(courses) else f"{domain}_{course}")
         if not output.exists():
             # The backward pass of eager attention is faster for short texts on a CPU.
             model = AutoModelForCausalLM.from_pretrained(
@@ -111,9 +121,11 @@ def fine_tune(folder: Path, domain: str, rehearse: bool) -> None:
             if rehearse:
                 texts = folder / TEXTS_FILE
                 rehearsal = Rehearsal(folder / "base", texts, REHEARSED, seed, "cpu")
+            state = Resumption(output.with_suffix(".state"), SAVE_EVERY)
             draw = choose_draw(domain)
-            train(model, tokenizer, draw, training, seed, title, extra_loss=rehearsal)
+            train(model, tokenizer, draw, training, seed, title, state, rehearsal)
             save(model, tokenizer, output)
+            state.file.unlink(missing_ok=True)
         start = output
 
 
@@ -126,9 +138,8 @@ def draw_prompts(domains: Sequence[str], number: int) -> dict[str, list[Prompt]]
     return prompts
 
 
-def observe(folder: Path, rank: int, number: int) -> Mapping[str, str]:
+def observe(folder: Path, rank: int, domains: Sequence[str], number: int) -> Mapping[str, str]:
     """Observe every model on prompts of its training; return domain -> its file."""
-    domains = SETS["three"]
     recipe = Recipe(
         {
             "merge_method": "dppa_regmean",
@@ -255,7 +266,7 @@ def print_table(path: Path, domains: Sequence[str]) -> None:
     "chosen",
     multiple=True,
     type=click.Choice(list(SETS)),
-    help="Domains to merge, and to put into the tables; both sets if not given.",
+    help="Models to merge and to put into tables; all sets if not given.",
 )
 @click.option(
     "--rank",
@@ -264,35 +275,35 @@ def print_table(path: Path, domains: Sequence[str]) -> None:
     show_default=True,
     help="The rank of activations.",
 )
-@click.option(
-    "--rehearse",
-    is_flag=True,
-    help="Train with texts of the base in every step; below FOLDER/rehearsed.",
-)
-def main(
-    folder: Path, source: str | None, chosen: tuple[str, ...], rank: int, rehearse: bool
-) -> None:
+def main(folder: Path, source: str | None, chosen: tuple[str, ...], rank: int) -> None:
     """Fine-tune SmolLM2 below FOLDER, merge it in several ways, and print the Domain-Ratios."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
     torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    folder = (folder / "rehearsed" if rehearse else folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_base(folder, source)
-    write_tasks(folder / "tasks")
-    if rehearse:
-        write_texts(folder / "base", folder / TEXTS_FILE, "cpu")
-    for domain in SETS["three"]:
-        fine_tune(folder, domain, rehearse)
     for name in chosen or SETS:
-        domains = SETS[name]
-        judge = Judge(folder, domains)
-        models = {model: load_weights(folder / model) for model in ("base", *domains)}
-        observing = cache(partial(observe, folder, rank))
-        learning = partial(learn, folder, domains, observing)
-        contest = Contest(models, observing, judge, WEIGHTS, (1.0,), learning)
-        kept = folder / f"by_inputs_{name}.json"
-        measure_missing(contest, ROWS, kept, f"{name} domains")
-        print_table(kept, domains)
+        rehearse = name == REHEARSING
+        models = (folder / REHEARSING if rehearse else folder).resolve()
+        models.mkdir(parents=True, exist_ok=True)
+        write_base(models, source)
+        write_tasks(models / "tasks")
+        if rehearse:
+            write_texts(models / "base", models / TEXTS_FILE, "cpu")
+        for domain in SETS[name] if rehearse else THREE:
+            fine_tune(models, domain, rehearse)
+        compare(models, name, rank)
+
+
+def compare(folder: Path, name: str, rank: int) -> None:
+    """Measure the merges of one comparison that are missing, and print its table."""
+    domains = SETS[name]
+    judge = Judge(folder, domains)
+    weights = {model: load_weights(folder / model) for model in ("base", *domains)}
+    observed = domains if name == REHEARSING else THREE
+    observing = cache(partial(observe, folder, rank, observed))
+    learning = partial(learn, folder, domains, observing)
+    contest = Contest(weights, observing, judge, WEIGHTS, (1.0,), learning)
+    kept = folder / f"by_inputs_{name}.json"
+    measure_missing(contest, ROWS, kept, f"{name} domains")
+    print_table(kept, domains)
 
 
 if __name__ == "__main__":
