@@ -7,7 +7,8 @@ this module tells them apart.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 
@@ -17,8 +18,18 @@ from dppa_mergekit.errors import CheckpointError, DppaError
 if TYPE_CHECKING:
     from mergekit.io.tasks import LoadTensor
     from mergekit.scripts.merge_raw_pytorch import SimpleLoadTensor
+    from transformers import PretrainedConfig
 
     Load: TypeAlias = LoadTensor | SimpleLoadTensor
+
+
+class Conversion(Protocol):
+    """The used part of transformers' WeightTransform (core_model_loading.py, release 5)."""
+
+    target_patterns: list[str]
+
+    def rename_source_key(self, source_key: str, /) -> tuple[str, str | None]:
+        """Return the new name of a stored tensor, and the pattern that matched it."""
 
 
 def _is_raw(load: Load) -> bool:
@@ -61,10 +72,30 @@ def is_convertible(load: Load) -> bool:
     if _is_raw(load):
         return False
     from mergekit.io.tasks import LoaderCache
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     config = load.model.config(trust_remote_code=LoaderCache().trust_remote_code)
-    return bool(get_checkpoint_conversion_mapping(config.model_type))  # type: ignore[no-untyped-call]
+    return bool(conversions_of(config))
+
+
+def conversions_of(config: PretrainedConfig) -> Sequence[Conversion]:
+    """Return how transformers converts stored tensors to those of its models, step by step."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    found: Sequence[Conversion] | None
+    found = get_checkpoint_conversion_mapping(config.model_type)  # type: ignore[no-untyped-call]
+    return found or ()
+
+
+def tied_names_of(config: PretrainedConfig) -> Mapping[str, str]:
+    """Return name of a tensor -> name of the one that takes its place when a model is loaded."""
+    import transformers
+
+    if not getattr(config.get_text_config(), "tie_word_embeddings", False):
+        return {}
+    architecture = next(iter(config.architectures or ()), "")
+    model = getattr(transformers, architecture, None)
+    tied: object = getattr(model, "_tied_weights_keys", None)
+    return tied if isinstance(tied, dict) else {}
 
 
 def is_tied(load: Load) -> bool:

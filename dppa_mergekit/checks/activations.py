@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
-from dppa_mergekit.checks.findings import Finding, error, note, such_as, warning
+from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.recipes import holders, identity, inputs_of, values_in
+from dppa_mergekit.report.phrases import such_as
 
 if TYPE_CHECKING:
     from dppa_mergekit.moments.activations_file import ActivationsFile

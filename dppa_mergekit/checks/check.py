@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dppa_mergekit import method_table
@@ -13,7 +14,7 @@ from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_dtypes, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note
 from dppa_mergekit.checks.merged_folder import check_merged_folder
-from dppa_mergekit.checks.missing_tensors import check_tensors
+from dppa_mergekit.checks.missing_tensors import can_plan, check_tensors
 from dppa_mergekit.checks.model_compatibility import check_against_base, check_names
 from dppa_mergekit.checks.output_folder import check_output, estimate_needs
 from dppa_mergekit.checks.recipe_text import check_keys, check_required
@@ -54,8 +55,12 @@ def check_recipe(
     sample: bool,
     lora_cache: Path | None = None,
     weighted: bool = True,
+    quick: bool = False,
+    begin_plan: Callable[[], object] = lambda: None,
 ) -> Iterator[Finding]:
     """Yield what is wrong with a recipe, its models, and the folder that it is to write.
+
+    Where nothing else is wrong, mergekit is asked for its plan of the merge, which takes seconds.
 
     Args:
         path: The recipe's file. Relative paths in it start from the current folder, as in mergekit.
@@ -63,6 +68,8 @@ def check_recipe(
         sample: Whether slices of the weights are read.
         lora_cache: The folder where mergekit keeps merged LoRAs; None where it is not known yet.
         weighted: Whether fine-tuned models without a weight are errors.
+        quick: Whether mergekit is not asked.
+        begin_plan: Called before mergekit is asked.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -70,33 +77,26 @@ def check_recipe(
         yield error(str(path), f"it cannot be read ({problem}).")
         return
     content, findings = parse(text)
-    yield from findings
     if not content:
-        return
-    yield from check_keys(content)
-    yield from check_required(content, weighted)
-    # A mistake in one slice may be in every other.
-    yield from dict.fromkeys(
-        finding
-        for models, base in _find_input_lists(content)
-        for finding in check_names(models, base)
-    )
-    if (method := str(content.get("merge_method"))) in method_table.names():
-        yield from check_layer_order(content, method)
-    named = list(dict.fromkeys(_find_models(content)))
-    inspected: dict[str, CheckpointFacts] = {}
-    for model in named:
-        facts, findings = inspect_model(model)
         yield from findings
-        yield from check_adapter(model, lora_cache)
-        if facts is not None:
-            inspected[model] = facts
-            yield from check_dtypes(facts)
-    yield from check_activations(content, inspected)
-    if inspected:
-        yield from _compare_models(content, inspected, sample, out or Path())
+        return
+    findings += _check_text(content, weighted)
+    inspected, of_models = _inspect(content, lora_cache)
+    findings += of_models
+    findings += _compare_models(content, inspected, sample)
+    if inspected.first is not None:
+        findings += estimate_needs(content, inspected.base or inspected.first, out or Path())
     if out is not None:
-        yield from check_output(out, named)
+        findings += check_output(out, list(inspected.named))
+    yield from findings
+    is_sound = not any(finding.severity == "error" for finding in findings)
+    ask = is_sound and not quick and can_plan(content)
+    if ask:
+        begin_plan()
+    if inspected.first is not None:
+        yield from check_tensors(
+            content, inspected.comparable, inspected.base or inspected.first, ask
+        )
 
 
 def check_folder(folder: Path, verify: str | None) -> Iterator[Finding]:
@@ -113,44 +113,97 @@ def check_folder(folder: Path, verify: str | None) -> Iterator[Finding]:
         yield from verify_tensors(folder, verify == "all")
 
 
+def _check_text(content: Mapping[str, object], weighted: bool) -> Iterator[Finding]:
+    """Yield what is wrong with a recipe by its text alone."""
+    yield from check_keys(content)
+    yield from check_required(content, weighted)
+    # A mistake in one slice may be in every other.
+    yield from dict.fromkeys(
+        finding
+        for models, base in _find_input_lists(content)
+        for finding in check_names(models, base)
+    )
+    if (method := str(content.get("merge_method"))) in method_table.names():
+        yield from check_layer_order(content, method)
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """The models of a recipe.
+
+    Attributes:
+        named: The models, as the recipe spells them.
+        models: Model -> what is known of it; without those that cannot be found.
+        base: The base model, or the first if the recipe names none; None if it cannot be found.
+        comparable: The others whose layers are merged with the same layers of the base.
+        moved: The others whose layers slices may move.
+    """
+
+    named: Sequence[str]
+    models: Mapping[str, CheckpointFacts]
+    base: CheckpointFacts | None
+    comparable: Sequence[CheckpointFacts]
+    moved: Sequence[CheckpointFacts]
+
+    @property
+    def first(self) -> CheckpointFacts | None:
+        """The first model that is found."""
+        return next(iter(self.models.values()), None)
+
+
+def _inspect(
+    content: Mapping[str, object], lora_cache: Path | None
+) -> tuple[_Inspected, list[Finding]]:
+    """Return the models of a recipe, and what is wrong with the files of each.
+
+    Where the files of a model are damaged, nothing is said of its tensors: what the damaged ones
+    hold is not known.
+    """
+    named = list(dict.fromkeys(_find_models(content)))
+    models: dict[str, CheckpointFacts] = {}
+    found: list[Finding] = []
+    for model in named:
+        facts, of_files = inspect_model(model)
+        found += of_files
+        found += check_adapter(model, lora_cache)
+        if facts is not None:
+            if any(finding.severity == "error" for finding in of_files):
+                facts = replace(facts, tensors={}, files={})
+            models[model] = facts
+            found += check_dtypes(facts)
+    found += check_activations(content, models)
+    first = next(iter(models.values()), None)
+    base_model = content.get("base_model")
+    base = first if base_model is None else models.get(str(base_model))
+    others = [] if base is None else [model for model in models.values() if model is not base]
+    moved = [model for model in others if base and not _keeps_layers(content, model, base)]
+    comparable = [model for model in others if model not in moved]
+    return _Inspected(named, models, base, comparable, moved), found
+
+
 def _compare_models(
-    content: Mapping[str, object],
-    inspected: Mapping[str, CheckpointFacts],
-    sample: bool,
-    out: Path,
+    content: Mapping[str, object], inspected: _Inspected, sample: bool
 ) -> Iterator[Finding]:
-    """Yield what does not fit between models and their base, or the first if there is no base.
+    """Yield what does not fit between models and their base.
 
     Args:
         content: The content of the recipe.
-        inspected: Model -> what is known of it.
+        inspected: Its models.
         sample: Whether slices of the weights are read.
-        out: The output folder, or the current one.
     """
-    first = next(iter(inspected.values()))
-    named = content.get("base_model")
-    base = first if named is None else inspected.get(str(named))
-    comparable: list[CheckpointFacts] = []
-    if base is None:
-        yield note("recipe", "its base model cannot be read here to compare the others with.")
-    else:
-        for model in inspected.values():
-            if model is base:
-                continue
-            if _keeps_layers(content, model, base):
-                comparable.append(model)
-            else:
-                yield note(
-                    model.model,
-                    "slices may move its layers: it was not compared with the base model.",
-                )
-        has_tokenizer = bool(content.get("tokenizer") or content.get("tokenizer_source"))
-        for model in comparable:
-            yield from check_against_base(model, base, has_tokenizer)
-            if sample:
-                yield from check_samples(model, base)
-    yield from check_tensors(content, comparable, base or first)
-    yield from estimate_needs(content, base or first, out)
+    if inspected.base is None:
+        if inspected.models:
+            yield note("recipe", "its base model cannot be read here to compare the others with.")
+        return
+    for model in inspected.moved:
+        yield note(
+            model.model, "slices may move its layers: it was not compared with the base model."
+        )
+    has_tokenizer = bool(content.get("tokenizer") or content.get("tokenizer_source"))
+    for model in inspected.comparable:
+        yield from check_against_base(model, inspected.base, has_tokenizer)
+        if sample:
+            yield from check_samples(model, inspected.base)
 
 
 def _keeps_layers(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
-
-from dppa_mergekit.report.phrases import count
-from dppa_mergekit.tensor_names import natural_order
 
 Severity = Literal["error", "warning", "note"]
 """After an error, a merge fails or is not what was meant; after a warning, it may not be; a note
@@ -60,15 +57,3 @@ def find_nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is most like another; None where none is alike."""
     near = difflib.get_close_matches(name, list(known), 1)
     return near[0] if near else None
-
-
-def such_as(names: Collection[str], one: str, many: str) -> str:
-    """Return how many tensors a sentence is about, the sentence, and the first of the tensors.
-
-    Args:
-        names: The names of the tensors; not empty.
-        one: The sentence about one tensor, without its number and its full stop.
-        many: The sentence about several.
-    """
-    first = min(names, key=natural_order)
-    return f"{count(len(names), one, many)}{': ' if len(names) == 1 else ', such as '}{first}"

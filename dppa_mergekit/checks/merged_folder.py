@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import find_stale_files, inspect_folder, inspect_model
-from dppa_mergekit.checks.findings import Finding, error, note, such_as, warning
+from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.missing_tensors import can_plan, find_missing, report_missing
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes import YAML_ERRORS
+from dppa_mergekit.report.phrases import such_as
 
 RECIPE = "mergekit_config.yml"
 """The recipe that mergekit leaves in the folder."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.checkpoints.tensor_loading import checkpoint_of, own_name, possible_names
-from dppa_mergekit.merging.dry_run import dry_run, dry_run_again
+from dppa_mergekit.merging.dry_run import DryRun, dry_run, dry_run_again
+from dppa_mergekit.merging.table_fit import Misfit
 from dppa_mergekit.tensor_names import block_of
 
 if TYPE_CHECKING:
@@ -31,13 +32,12 @@ class ModelReads:
 
     Attributes:
         names: All names under which mergekit looks for a tensor.
-        absent: Tensors that are not stored, or only under tied names -> whether the merge fails
-            without them.
+        absent: Tensors that are not stored, or only under tied names.
         is_packed: Whether stored tensors are packed into others as they are read.
     """
 
     names: frozenset[str]
-    absent: Mapping[str, bool]
+    absent: Collection[str]
     is_packed: bool
 
 
@@ -50,23 +50,25 @@ class PlannedMerge:
         outputs: Name of a tensor -> whether the merge may do without it.
         filtered: Names that filters of parameters are matched with: those of the outputs, and those
             of the inputs in their models.
+        losses: The tensors that it would lose, as the environment allows.
     """
 
     reads: Mapping[str, ModelReads]
     outputs: Mapping[str, bool]
     filtered: frozenset[str]
+    losses: Sequence[Misfit]
 
 
 def plan_merge(recipe: Recipe) -> PlannedMerge:
     """Plan a merge to come. Raises DppaError where it cannot be planned."""
     with _silence_logs(), dry_run(recipe, "") as planned:
-        return _summarize(planned.tasks)
+        return _summarize(planned)
 
 
 def plan_merge_again(recipe_file: Path) -> PlannedMerge:
     """Plan an earlier merge by the recipe in its folder. Raises DppaError as above."""
     with _silence_logs(), dry_run_again(recipe_file) as planned:
-        return _summarize(planned.tasks)
+        return _summarize(planned)
 
 
 @contextmanager
@@ -80,10 +82,10 @@ def _silence_logs() -> Iterator[None]:
         logging.disable(before)
 
 
-def _summarize(tasks: Sequence[Task[object]]) -> PlannedMerge:
+def _summarize(planned: DryRun) -> PlannedMerge:
     from mergekit.io.tasks import SaveTensor
 
-    saves = [task for task in tasks if isinstance(task, SaveTensor)]
+    saves = [task for task in planned.tasks if isinstance(task, SaveTensor)]
     loads: dict[object, list[LoadTensor]] = defaultdict(list)
     for save in saves:
         for load in _find_loads(save):
@@ -94,6 +96,7 @@ def _summarize(tasks: Sequence[Task[object]]) -> PlannedMerge:
         {str(model): _summarize_reads(model, of_model) for model, of_model in loads.items()},
         outputs,
         frozenset(outputs.keys() | inputs),
+        planned.losses,
     )
 
 
@@ -112,7 +115,7 @@ def _summarize_reads(model: object, loads: Sequence[LoadTensor]) -> ModelReads:
     names_stored = set(stored)
     sources = _PackingSources(loads[0].model.config().model_type, stored)
     names: set[str] = set()
-    absent: dict[str, bool] = {}
+    absent: list[str] = []
     is_packed = False
     for load in loads:
         possible = possible_names(load)
@@ -123,7 +126,7 @@ def _summarize_reads(model: object, loads: Sequence[LoadTensor]) -> ModelReads:
         if any(sources.can_give(name) for name in untied):
             is_packed = True
         else:
-            absent[own_name(load)] = not load.optional and not names_stored.intersection(possible)
+            absent.append(own_name(load))
     return ModelReads(frozenset(names), absent, is_packed)
 
 

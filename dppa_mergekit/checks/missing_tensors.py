@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit import method_table
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
-from dppa_mergekit.checks.findings import Finding, error, such_as, warning
+from dppa_mergekit.checks.findings import Finding, error, warning
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes import Recipe, holders, inputs_of
+from dppa_mergekit.report.phrases import such_as
 
 if TYPE_CHECKING:
     from dppa_mergekit.checks.mergekit_reads import PlannedMerge
@@ -65,7 +66,7 @@ def can_plan(content: Mapping[str, object]) -> bool:
         isinstance(model, str)
         and "+" not in model
         and os.path.isdir(model)
-        and any(Path(model).glob("*.safetensors"))
+        and any(any(Path(model).glob(f"*.{kind}")) for kind in ("safetensors", "bin"))
         for model in (*models, *(base for base in bases if base is not None))
     )
 
@@ -98,7 +99,10 @@ class Difference:
 
 
 def check_tensors(
-    content: Mapping[str, object], fine_tuned: Sequence[CheckpointFacts], base: CheckpointFacts
+    content: Mapping[str, object],
+    fine_tuned: Sequence[CheckpointFacts],
+    base: CheckpointFacts,
+    ask: bool,
 ) -> Iterator[Finding]:
     """Yield tensors that are missing or would be lost, and filters that match no tensor.
 
@@ -106,30 +110,41 @@ def check_tensors(
         content: The content of the recipe.
         fine_tuned: The fine-tuned models, whose tensors should be those of the base.
         base: The base model.
+        ask: Whether mergekit is asked for its plan. Without it, stored names alone must tell.
     """
     compared = [Difference.between(model, base) for model in fine_tuned]
     differences = [difference for difference in compared if difference.missing or difference.extra]
-    lasting = [name for name in base.tensors if not EXPERT.search(name)]
-    filters = _find_unmatched(_find_filters(content), lasting) if base.tensors else []
-    if not differences and not filters:
+    if not ask:
+        for difference in differences:
+            yield from _judge_by_names(difference)
+        lasting = [name for name in base.tensors if not EXPERT.search(name)]
+        if lasting:
+            yield from _report_unmatched(content, lasting)
         return
-    plannable = can_plan(content)
-    planned = None
-    if plannable:
-        try:
-            planned = _plan(content)
-        except DppaError as problem:
-            yield warning("recipe", problem.message)
-    if planned is None:
-        for difference in differences:
-            yield from _judge_by_names(difference, certain=plannable)
-    else:
-        for difference in differences:
-            yield from _judge_by_plan(difference, planned, base.model)
-        missing = {name for difference in differences for name in difference.missing}
-        yield from _check_base(base.model, missing, planned)
-    for text in _find_unmatched(filters, base.tensors if planned is None else planned.filtered):
-        yield warning("recipe", f"the filter {text!r} is in no tensor's name.")
+    from dppa_mergekit.merging.table_fit import MisfitError  # imports mergekit
+
+    try:
+        planned = _plan(content)
+    except MisfitError as problem:
+        for misfit in problem.misfits:
+            yield error(misfit.subject, misfit.sentence)
+        return
+    except DppaError as problem:
+        yield _report_failure(problem, [base.model, *(model.model for model in fine_tuned)])
+        return
+    for misfit in planned.losses:
+        yield warning(misfit.subject, misfit.sentence)
+    for difference in differences:
+        yield from _judge_by_plan(difference, planned, base.model)
+    yield from _report_unmatched(content, planned.filtered)
+
+
+def _report_failure(problem: DppaError, models: Sequence[str]) -> Finding:
+    """Return why mergekit has no plan: of the model that the message begins with, if it does."""
+    for model in models:
+        if problem.message.startswith(f"{model}: "):
+            return error(model, problem.message.removeprefix(f"{model}: "))
+    return error("recipe", problem.message)
 
 
 def _plan(content: Mapping[str, object]) -> PlannedMerge:
@@ -144,20 +159,13 @@ def _plan(content: Mapping[str, object]) -> PlannedMerge:
     return plan_merge(recipe)
 
 
-def _judge_by_names(difference: Difference, certain: bool) -> Iterator[Finding]:
-    """Yield what stored names tell.
-
-    Args:
-        difference: Between a model and its base.
-        certain: Whether mergekit was asked and has no plan of such a merge.
-    """
+def _judge_by_names(difference: Difference) -> Iterator[Finding]:
+    """Yield what stored names tell of a model that differs from its base in them."""
     for names, report in (
         (difference.missing, report_missing),
         (difference.extra, _report_extra),
     ):
-        if names and certain:
-            yield error(difference.model, f"{report(names)}.")
-        elif names:
+        if names:
             yield warning(
                 difference.model,
                 f"{report(names)}; or the models differ only in names: the merge itself will show "
@@ -166,43 +174,31 @@ def _judge_by_names(difference: Difference, certain: bool) -> Iterator[Finding]:
 
 
 def _judge_by_plan(difference: Difference, planned: PlannedMerge, base: str) -> Iterator[Finding]:
-    """Yield what mergekit's plan tells of a model that differs from its base in names."""
+    """Yield what mergekit's plan tells of a model that differs from its base in names.
+
+    Tensors that are nowhere, or that nothing reads, have ended the plan already.
+    """
     reads, base_reads = planned.reads.get(difference.model), planned.reads.get(base)
     if reads is None or base_reads is None:
-        yield from _judge_by_names(difference, certain=True)
+        yield from _judge_by_names(difference)
         return
-    missing = [name for name, fails in reads.absent.items() if fails or name in difference.missing]
-    extra = [name for name in difference.extra if name not in reads.names]
+    # mergekit would take the embeddings for an output head that is not tied to them.
+    missing = [name for name in reads.absent if name in difference.missing]
     if reads.is_packed and base_reads.is_packed:
         # Both are stored expert by expert: what one has, the other must have.
         missing += [name for name in difference.missing if name not in base_reads.names]
-    elif reads.is_packed:
-        extra = []
     if missing:
-        yield error(difference.model, f"{_report_absent(missing)}.")
-    if extra:
-        yield error(difference.model, f"{_report_extra(extra)}.")
-
-
-def _check_base(base: str, missing: Collection[str], planned: PlannedMerge) -> Iterator[Finding]:
-    """Yield tensors that the base lacks, and tensors of it that the merge would lose.
-
-    Args:
-        base: The base model.
-        missing: Tensors of the base that a fine-tuned model lacks.
-        planned: mergekit's plan.
-    """
-    reads = planned.reads.get(base)
-    if reads is None:
-        return
-    absent = [name for name, fails in reads.absent.items() if fails]
-    if absent:
-        yield error(base, f"{_report_absent(absent)}.")
-    lost = [name for name in missing if name not in reads.names]
-    if lost and not reads.is_packed:
-        yield warning(
-            base, f"{such_as(lost, 'tensor is in no output', 'tensors are in no output')}."
+        found = such_as(
+            missing,
+            "tensor that mergekit reads is missing",
+            "tensors that mergekit reads are missing",
         )
+        yield error(difference.model, f"{found}.")
+
+
+def _report_unmatched(content: Mapping[str, object], names: Collection[str]) -> Iterator[Finding]:
+    for text in _find_unmatched(_find_filters(content), names):
+        yield warning("recipe", f"the filter {text!r} is in no tensor's name.")
 
 
 def _report_extra(names: Collection[str]) -> str:
@@ -210,14 +206,6 @@ def _report_extra(names: Collection[str]) -> str:
         names,
         "tensor is not in the base model and would be lost",
         "tensors are not in the base model and would be lost",
-    )
-
-
-def _report_absent(names: Collection[str]) -> str:
-    return such_as(
-        names,
-        "tensor that mergekit reads is missing",
-        "tensors that mergekit reads are missing",
     )
 
 

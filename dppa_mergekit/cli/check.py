@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
 import click
+
+LOG = logging.getLogger(__name__)
 
 
 @click.command()
@@ -26,6 +29,11 @@ import click
     type=click.Choice(["sample", "all"]),
     help="For a folder: compute some or all tensors again, and compare.",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Leave out what takes more than a second: mergekit's plan of the merge.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(
     path: Path,
@@ -33,6 +41,7 @@ def check(
     lora_cache: Path | None,
     sample: bool,
     verify: str | None,
+    quick: bool,
     as_json: bool,
 ) -> None:
     """Check a recipe before the merge, or the merged folder after it.
@@ -56,17 +65,26 @@ def check(
         )
     if not path.is_dir() and verify is not None:
         raise ParameterError("--verify is for a folder; this is a recipe.")
-    findings = list(
+    found = (
         check_folder(path, verify)
         if path.is_dir()
-        else check_recipe(path, output, sample, lora_cache)
+        else check_recipe(path, output, sample, lora_cache, quick=quick, begin_plan=_say_so)
     )
+    findings = []
+    for finding in found:
+        findings.append(finding)
+        if not as_json:
+            click.echo(str(finding))
     errors = sum(finding.severity == "error" for finding in findings)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        for finding in findings:
-            click.echo(str(finding))
         warnings = sum(finding.severity == "warning" for finding in findings)
         click.echo(f"{path}: {count(errors, 'error')}, {count(warnings, 'warning')}")
     sys.exit(1 if errors else 0)
+
+
+def _say_so() -> None:
+    """Say that the rest takes seconds."""
+    if LOG.isEnabledFor(logging.WARNING):
+        click.echo("asking mergekit for its plan (--quick leaves this out)", err=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dppa_mergekit.errors import DppaError, RecipeError, first_line
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
+from dppa_mergekit.merging.table_fit import Misfit, refuse_misfits
 from dppa_mergekit.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -25,10 +26,12 @@ class DryRun:
     Attributes:
         tasks: mergekit's tasks that would write it.
         plan: The tensors of the merge; None for methods that are not of this package.
+        losses: The tensors that it would lose, as the environment allows.
     """
 
     tasks: Sequence[Task[object]]
     plan: Plan | None
+    losses: Sequence[Misfit]
 
 
 @contextmanager
@@ -70,7 +73,9 @@ def dry_run(
             options=options,
             out_model_config=config,
         )
-        planned = DryRun(planner.plan_to_disk(folder), plan_of_planner(planner))
+        losses = refuse_misfits(planner)
+        tasks = planner.plan_to_disk(folder)
+        planned = DryRun(tasks, plan_of_planner(planner), losses)
     except DppaError:
         LoaderCache.loaders.clear()
         raise

@@ -29,6 +29,7 @@ from dppa_mergekit.merging.input_models import check_dtype, check_fine_tuned
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
+from dppa_mergekit.merging.table_fit import refuse_misfits
 
 _PLANNER_MODULE = "mergekit.plan"
 
@@ -98,7 +99,7 @@ def observe_planning(method: Method) -> None:
 
     Raises:
         RecipeError: The recipe as a whole, or for one tensor, cannot be merged.
-        CheckpointError: A header shows that a tensor cannot be merged.
+        CheckpointError: A header shows that a tensor cannot be merged, or tensors would be lost.
     """
     caller, frame = _nearest(*_VALIDATING)
     if frame is None:
@@ -108,6 +109,7 @@ def observe_planning(method: Method) -> None:
         if id(planner) not in _PLAN_OF_PLANNER:
             config = planner.config
             check_fine_tuned(method.name, config.referenced_models(), config.base_model)
+            refuse_misfits(planner)
             _begin(planner, method, config, planner.options)
     elif caller is Caller.RAW_PLANNER:
         config = frame.f_locals["config"]

@@ -1,6 +1,8 @@
 """Counted nouns and lists of names, as messages and reports write them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from dppa_mergekit.tensor_names import natural_order
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
@@ -28,3 +30,15 @@ def join_names(names: Sequence[str]) -> str:
     """
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
+
+
+def such_as(names: Collection[str], one: str, many: str) -> str:
+    """Return how many tensors a sentence is about, the sentence, and the first of the tensors.
+
+    Args:
+        names: The names of the tensors; not empty.
+        one: The sentence about one tensor, without its number and its full stop.
+        many: The sentence about several.
+    """
+    first = min(names, key=natural_order)
+    return f"{count(len(names), one, many)}{': ' if len(names) == 1 else ', such as '}{first}"

@@ -35,7 +35,7 @@ def test_misuse(family: Path, tmp_path: Path) -> None:
     assert "are for a recipe" in check(family, "--sample").output
 
 
-@pytest.mark.parametrize("options", [["recipe.yml", "--sample"], ["base"]])
+@pytest.mark.parametrize("options", [["recipe.yml", "--sample", "--quick"], ["base", "--quick"]])
 def test_neither_torch_nor_mergekit_is_needed(options: list[str], family: Path) -> None:
     write_recipe(family / "recipe.yml", recipe(family))
     arguments = ["check", str(family / options[0]), *options[1:]]

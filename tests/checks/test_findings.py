@@ -8,8 +8,8 @@ import torch
 from check_command import of_recipe, said
 from checkpoints import recipe, tensors_of
 
-from dppa_mergekit.checks.findings import such_as
 from dppa_mergekit.checks.mergekit_schema import METHODS
+from dppa_mergekit.report.phrases import such_as
 
 
 def test_one_tensor_and_several() -> None:
@@ -28,8 +28,8 @@ def test_missing_tensors_are_counted(number: int, family: Path, tmp_path: Path) 
         del tensors[name]
     safetensors.torch.save_file(tensors, family / "math" / "model.safetensors", {"format": "pt"})
     found = {
-        1: f"1 tensor of the base model is missing: {names[0]}.",
-        2: f"2 tensors of the base model are missing, such as {names[0]}.",
+        1: f"1 tensor that mergekit reads is missing: {names[0]}.",
+        2: f"2 tensors that mergekit reads are missing, such as {names[0]}.",
     }
     assert said(of_recipe(tmp_path, recipe(family)), "error") == [
         f"error: {family / 'math'}: {found[number]}"

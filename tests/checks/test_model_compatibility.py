@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import torch
 from check_command import check, of_recipe, said
@@ -35,9 +36,9 @@ def test_models_that_do_not_fit(family: Path, tmp_path: Path) -> None:
 
     name = "model.layers.1.mlp.up_proj.weight"
     save({key: each for key, each in tensors.items() if key != name})
-    refused(f"1 tensor of the base model is missing: {name}.")
+    refused(f"1 tensor that mergekit reads is missing: {name}.")
     save({**tensors, "model.layers.3.more.weight": torch.ones(2)})
-    refused("1 tensor is not in the base model and would be lost: model.layers.3.more.weight.")
+    refused("leaves out 1 stored tensor: model.layers.3.more.weight, which the merge would lose")
     save({**tensors, name: torch.ones(3, 3)})
     refused(f"1 tensor has another shape than in the base model: {name} (3 x 3, not 80 x 32).")
     save({**tensors, "model.embed_tokens.weight": torch.ones(98, 32)})
@@ -109,11 +110,17 @@ def test_an_output_head_that_is_not_tied(
     assert error.endswith("1 tensor that its recipe gives is missing: lm_head.weight.")
 
 
-def test_a_base_with_more_than_mergekit_reads(family: Path, tmp_path: Path) -> None:
+def test_a_base_with_more_than_mergekit_reads(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = {**tensors_of(family / "base"), "model.more.weight": torch.ones(2, 2)}
     safetensors.torch.save_file(more, family / "base" / "model.safetensors", {"format": "pt"})
+    sentence = (
+        f"{family / 'base'}: mergekit's table of this architecture leaves out 1 stored tensor: "
+        f"model.more.weight, which the merge would lose; set DPPA_MERGEKIT_ALLOW_LOSS=1 to merge "
+        f"all the same."
+    )
+    assert said(of_recipe(tmp_path, recipe(family)), "error") == [f"error: {sentence}"]
+    monkeypatch.setenv("DPPA_MERGEKIT_ALLOW_LOSS", "1")
     done = of_recipe(tmp_path, recipe(family))
-    assert said(done, "error") == []
-    assert said(done, "warning") == [
-        f"warning: {family / 'base'}: 1 tensor is in no output: model.more.weight."
-    ]
+    assert (said(done, "error"), said(done, "warning")) == ([], [f"warning: {sentence}"])

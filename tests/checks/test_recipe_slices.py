@@ -58,6 +58,7 @@ def test_models_in_slices(family: Path, tmp_path: Path) -> None:
     # Other methods may take layers from anywhere.
     moving = sliced(family, [0, 2], [0, 2], method="linear")
     assert_not_compared(of_recipe(tmp_path, moving, "--sample"))
+    new_model("llama", 3).save_pretrained(family / "math")
     edit(family / "math" / "config.json", lambda held: held.update(num_hidden_layers=4))
     assert_not_compared(of_recipe(tmp_path, sliced(family, [0, 2], [2, 3])))
 

@@ -1,0 +1,317 @@
+"""Whether mergekit's table of an architecture fits the checkpoints of a merge.
+
+mergekit reads the tensors that its table lists. Others it drops without a word, and transformers
+then initialises them anew: experts of a model whose first layer is dense, biases of linears, towers
+of a multimodal model, layers beyond those of the configuration. And where a table lists a tensor
+that a checkpoint lacks, the merge fails when it is read, after it has begun to write.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dppa_mergekit.checkpoints.tensor_loading import conversions_of, tied_names_of
+from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.report.phrases import count, such_as
+
+if TYPE_CHECKING:
+    from mergekit.architecture.base import ConfiguredModelArchitecture
+    from mergekit.common import ModelReference
+    from mergekit.plan import MergePlanner
+
+    from dppa_mergekit.checkpoints.tensor_loading import Conversion
+
+LOG = logging.getLogger(__name__)
+
+ALLOWANCE = "DPPA_MERGEKIT_ALLOW_LOSS"
+"""The environment variable that lets merges lose tensors; off where empty or 0."""
+
+BUFFER = re.compile(
+    r"(^|\.)("
+    r"inv_freq|original_inv_freq|position_ids|masked_bias|num_batches_tracked"
+    r"|rotary_emb\.(cos|sin)_cached|(attn|attention)\.bias"
+    r")$"
+)
+"""Matches buffers that every release of transformers computes anew, whatever is stored. The bias of
+a module `attn` itself is the causal mask of GPT-2 and its kin."""
+
+
+class Weight(Protocol):
+    """The used part of mergekit's WeightInfo (mergekit/architecture/base.py, release 0.1.5)."""
+
+    name: str
+    optional: bool
+    aliases: tuple[str, ...] | None
+    tied_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class TableFit:
+    """How a table fits one checkpoint.
+
+    Attributes:
+        unread: Stored tensors of which nothing is read, without those that need no merge.
+        absent: Tensors that are read and are neither stored nor packed from stored ones.
+    """
+
+    unread: Sequence[str]
+    absent: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """One way in which a table does not fit.
+
+    Attributes:
+        subject: The model, or "recipe" where it concerns all of them.
+        sentence: What is wrong, and what is allowed.
+        is_loss: Whether the merge would succeed and lose tensors.
+    """
+
+    subject: str
+    sentence: str
+    is_loss: bool
+
+    def __str__(self) -> str:
+        """Return the sentence after its subject."""
+        return f"{self.subject}: {self.sentence}"
+
+
+class MisfitError(CheckpointError):
+    """mergekit's table does not fit the checkpoints of a merge.
+
+    Attributes:
+        misfits: All ways in which it does not.
+    """
+
+    def __init__(self, misfits: Sequence[Misfit]) -> None:
+        """Name the first misfit, and count the others."""
+        more = f" (and {len(misfits) - 1} more: mergekit-dppa check)" if len(misfits) > 1 else ""
+        super().__init__(f"{misfits[0]}{more}")
+        self.misfits = misfits
+
+
+def is_loss_allowed() -> bool:
+    """Return whether the environment lets merges lose tensors."""
+    return os.environ.get(ALLOWANCE, "") not in ("", "0")
+
+
+def refuse_misfits(planner: MergePlanner) -> list[Misfit]:
+    """Refuse a merge that would fail or lose tensors; warn of losses that the environment allows.
+
+    Args:
+        planner: mergekit's planner; every model is in mergekit's cache of loaders.
+
+    Returns:
+        The losses that are allowed.
+
+    Raises:
+        MisfitError: A model lacks tensors, or has stored ones that are in no output.
+    """
+    misfits = find_misfits(planner)
+    grave = [misfit for misfit in misfits if not (misfit.is_loss and is_loss_allowed())]
+    if grave:
+        raise MisfitError(grave)
+    for misfit in misfits:
+        LOG.warning("%s", misfit)
+    return misfits
+
+
+def find_misfits(planner: MergePlanner) -> list[Misfit]:
+    """Return where mergekit's table does not fit the models of a merge.
+
+    Args:
+        planner: mergekit's planner; every model is in mergekit's cache of loaders.
+    """
+    from mergekit.io.tasks import LoaderCache
+
+    base, models = planner.config.base_model, planner.config.referenced_models()
+    models.sort(key=lambda model: (model != base, str(model)))
+    stored = {model: list(LoaderCache().get(model).index.tensor_paths) for model in models}
+    of_all = set().union(*stored.values())
+    fits = {model: _fit(planner, model, stored[model], of_all) for model in models}
+    by_none = set.intersection(*(set(fit.absent) for fit in fits.values()))
+    misfits = []
+    if by_none:
+        found = such_as(by_none, "tensor that no model has", "tensors that no model has")
+        architecture = _architecture_of(planner, models[0])
+        misfits.append(
+            Misfit(
+                "recipe",
+                f"mergekit's table does not fit {architecture}: it reads {found}.",
+                is_loss=False,
+            )
+        )
+    for model, fit in fits.items():
+        absent = [name for name in fit.absent if name not in by_none]
+        if absent:
+            found = such_as(
+                absent,
+                "tensor that mergekit reads is missing",
+                "tensors that mergekit reads are missing",
+            )
+            misfits.append(Misfit(str(model), f"{found}.", is_loss=False))
+    misfits += _losses({model: fit.unread for model, fit in fits.items()})
+    misfits += _tied_by_base(planner, models, stored)
+    return misfits
+
+
+def fit_table(
+    stored: Collection[str],
+    weights: Iterable[Weight],
+    conversions: Sequence[Conversion],
+    tied: Mapping[str, str],
+) -> TableFit:
+    """Return how a table fits a checkpoint.
+
+    Args:
+        stored: The names of all stored tensors.
+        weights: What is read. Of several stored names of a weight, the first is read.
+        conversions: Those by which tensors are packed from stored ones.
+        tied: Name of a tensor -> name of the one that replaces it when the model is loaded.
+    """
+    known = set(stored)
+    read: set[str] = set()
+    packed: dict[str, Weight] = {}
+    for weight in weights:
+        own = _own_names(weight)
+        found = next((name for name in (*own, *(weight.tied_names or ())) if name in known), None)
+        if found is None:
+            packed.update(dict.fromkeys(own, weight))
+        else:
+            read.update((found, weight.name))
+    unread: list[str] = []
+    given: set[str] = set()
+    for name in stored:
+        if name in read:
+            continue
+        targets = packed.keys() & _targets(name, conversions)
+        given.update(packed[target].name for target in targets)
+        if not (targets or BUFFER.search(name) or tied.get(name) in read):
+            unread.append(name)
+    absent = [
+        weight.name
+        for name, weight in packed.items()
+        if name == weight.name and not weight.optional and name not in given
+    ]
+    return TableFit(unread, absent)
+
+
+def _fit(
+    planner: MergePlanner, model: ModelReference, stored: Sequence[str], of_all: Collection[str]
+) -> TableFit:
+    """Return how the table fits one model; layers that slices leave out need not be there.
+
+    Args:
+        planner: mergekit's planner.
+        model: The model.
+        stored: The names of its stored tensors.
+        of_all: The names of the stored tensors of all models.
+    """
+    from mergekit.architecture.base import ConfiguredModelArchitecture
+
+    config = model.config(trust_remote_code=planner.options.trust_remote_code)
+    table = ConfiguredModelArchitecture(info=planner.arch_info, config=config)
+    # mergekit skips an optional weight that no model stores, even where one could be packed.
+    planned = [
+        weight
+        for weight in table.all_weights()
+        if not weight.optional or any(name in of_all for name in _own_names(weight))
+    ]
+    fit = fit_table(stored, planned, conversions_of(config), tied_names_of(config))
+    left_out = _names_left_out(planner, model, table)
+    return TableFit(fit.unread, [name for name in fit.absent if name not in left_out])
+
+
+def _names_left_out(
+    planner: MergePlanner, model: ModelReference, table: ConfiguredModelArchitecture
+) -> set[str]:
+    """Return the tensors of the layers of a model that no slice of the recipe takes."""
+    config = planner.config
+    modules = {name: module.slices for name, module in (config.modules or {}).items()}
+    if config.slices:
+        modules = dict.fromkeys(table.info.modules, config.slices)
+    names: set[str] = set()
+    for module, slices in modules.items():
+        sources = [
+            source
+            for stretch in slices or ()
+            for source in stretch.sources
+            if source.model == model
+        ]
+        taken = {layer for source in sources for layer in range(*source.layer_range)}
+        layers = table.get_module(module)
+        for layer in set(range(layers.num_layers() if slices else 0)) - taken:
+            names.update(weight.name for weight in layers.layer_weights(layer))
+    return names
+
+
+def _losses(unread: Mapping[ModelReference, Sequence[str]]) -> Iterator[Misfit]:
+    """Yield the losses of a merge, models that lose the same tensors together."""
+    groups: dict[frozenset[str], list[ModelReference]] = {}
+    for model, names in unread.items():
+        if names:
+            groups.setdefault(frozenset(names), []).append(model)
+    for lost, (first, *others) in groups.items():
+        found = such_as(lost, "stored tensor", "stored tensors")
+        also = f" (and of {count(len(others), 'other model')})" if others else ""
+        yield Misfit(
+            str(first),
+            f"mergekit's table of this architecture leaves out {found}{also}, which the merge "
+            f"would lose; set {ALLOWANCE}=1 to merge all the same.",
+            is_loss=True,
+        )
+
+
+def _tied_by_base(
+    planner: MergePlanner,
+    models: Sequence[ModelReference],
+    stored: Mapping[ModelReference, Sequence[str]],
+) -> Iterator[Misfit]:
+    """Yield stored tensors that a model has of its own, and that the base, so the merge, ties.
+
+    Args:
+        planner: mergekit's planner.
+        models: The models; the first gives the merge its configuration.
+        stored: Model -> the names of its stored tensors.
+    """
+    trust = planner.options.trust_remote_code
+    tied = {model: tied_names_of(model.config(trust_remote_code=trust)) for model in models}
+    first = models[0]
+    for model in models[1:]:
+        own = [name for name in stored[model] if name in tied[first] and name not in tied[model]]
+        if own:
+            yield Misfit(
+                str(model),
+                f"{own[0]} is its own, and in {first} it is tied to {tied[first][own[0]]}, so the "
+                f"merge would lose it; set {ALLOWANCE}=1 to merge all the same.",
+                is_loss=True,
+            )
+
+
+def _architecture_of(planner: MergePlanner, model: ModelReference) -> str:
+    config = model.config(trust_remote_code=planner.options.trust_remote_code)
+    return " ".join(config.architectures or ["this architecture"])
+
+
+def _own_names(weight: Weight) -> tuple[str, ...]:
+    return weight.name, *(weight.aliases or ())
+
+
+def _targets(name: str, conversions: Sequence[Conversion]) -> set[str]:
+    """Return the names that transformers' conversions, one after the other, make of a name."""
+    names = {name}
+    for conversion in conversions:
+        for source in list(names):
+            renamed, pattern = conversion.rename_source_key(source)
+            if pattern is not None:
+                first = conversion.target_patterns[0]
+                names.update(
+                    renamed.replace(first, target, 1) for target in conversion.target_patterns
+                )
+    return names - {name}
