@@ -12,27 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 import safetensors
-import torch
 
 from dppa_mergekit.checkpoints.fingerprints import read_state, sample_content
+from dppa_mergekit.checkpoints.pickled_header import read_pickled_headers
 from dppa_mergekit.checkpoints.safetensors_header import FLOATING as FLOATING
 from dppa_mergekit.checkpoints.safetensors_header import PLAIN_DTYPES as PLAIN_DTYPES
 from dppa_mergekit.checkpoints.safetensors_header import Header as Header
-from dppa_mergekit.checkpoints.safetensors_header import read_headers
+from dppa_mergekit.checkpoints.safetensors_header import read_headers, refuse_pointer
 from dppa_mergekit.errors import CheckpointError, first_line
-
-_TORCH_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class TensorIndex(Protocol):
@@ -141,26 +128,16 @@ def _read_file(path: Path, model: str) -> dict[str, Header]:
     if not path.exists():
         raise CheckpointError(f"{model}: the file {path} is missing.")
     try:
-        if path.suffix.lower() == ".safetensors":
-            # safetensors itself also refuses gaps and sizes that do not fit the shapes.
-            with safetensors.safe_open(path, framework="pt"):
-                return read_headers(path)
-        return _read_pickled(path)
-    # torch.load raises many kinds for a damaged file: RuntimeError, EOFError, UnpicklingError.
+        if path.suffix.lower() != ".safetensors":
+            return read_pickled_headers(path)
+        refuse_pointer(path)
+        # safetensors itself also refuses gaps and sizes that do not fit the shapes.
+        with safetensors.safe_open(path, framework="pt"):
+            return read_headers(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{model}: {error.message}") from error
+    # safetensors raises an error of its own kind, and OSError.
     except Exception as error:
         raise CheckpointError(
             f"{model}: the file {path} is truncated or damaged ({first_line(error)})."
         ) from error
-
-
-def _read_pickled(path: Path) -> dict[str, Header]:
-    stored = torch.load(path, map_location="meta", weights_only=True)
-    stored = stored.get("state_dict", stored)
-    return {
-        name: Header(
-            _TORCH_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.").upper()),
-            tuple(tensor.shape),
-        )
-        for name, tensor in stored.items()
-        if isinstance(tensor, torch.Tensor)
-    }

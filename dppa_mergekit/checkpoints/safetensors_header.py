@@ -23,6 +23,9 @@ need scales that a merge does not see."""
 
 _LENGTH_BYTES = 8
 
+_POINTER = b"version https://git-lfs"
+"""How the file begins that git keeps in place of a large one."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -37,6 +40,16 @@ class Header:
     dtype: str
     shape: tuple[int, ...]
     span: tuple[int, int] | None = None
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a file that only points to the weights. Raises CheckpointError."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(
+                f"{path} is a pointer of git-LFS, not the weights: git lfs pull, in its folder, "
+                f"fetches them."
+            )
 
 
 def read_raw_header(path: Path) -> bytes:
@@ -58,9 +71,10 @@ def read_headers(path: Path) -> dict[str, Header]:
     """Return the header of every tensor in a safetensors file, by name, in the file's order.
 
     Raises:
-        CheckpointError: The file is truncated, or not a safetensors file.
+        CheckpointError: The file is truncated, a pointer, or not a safetensors file.
     """
     try:
+        refuse_pointer(path)
         raw = read_raw_header(path)
         content = json.loads(raw[_LENGTH_BYTES:])
         content.pop("__metadata__", None)

@@ -11,7 +11,7 @@ from dppa_mergekit import method_table
 from dppa_mergekit.checks.activations import check_activations
 from dppa_mergekit.checks.adapters import check_adapter
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
-from dppa_mergekit.checks.checkpoint_files import check_dtypes, inspect_model
+from dppa_mergekit.checks.checkpoint_files import check_architecture, check_dtypes, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note
 from dppa_mergekit.checks.merged_folder import check_merged_folder
 from dppa_mergekit.checks.missing_tensors import can_plan, check_tensors
@@ -20,7 +20,7 @@ from dppa_mergekit.checks.output_folder import check_output, estimate_needs
 from dppa_mergekit.checks.recipe_text import check_keys, check_required
 from dppa_mergekit.checks.recipe_yaml import parse
 from dppa_mergekit.checks.sampled_weights import check_samples
-from dppa_mergekit.checks.slices import check_layer_order
+from dppa_mergekit.checks.slices import check_gradients, check_layer_order, check_layer_ranges
 from dppa_mergekit.recipes import holders
 
 
@@ -83,6 +83,7 @@ def check_recipe(
     findings += _check_text(content, weighted)
     inspected, of_models = _inspect(content, lora_cache)
     findings += of_models
+    findings += _check_layers(content, inspected)
     findings += _compare_models(content, inspected, sample)
     if inspected.first is not None:
         findings += estimate_needs(content, inspected.base or inspected.first, out or Path())
@@ -125,6 +126,18 @@ def _check_text(content: Mapping[str, object], weighted: bool) -> Iterator[Findi
     )
     if (method := str(content.get("merge_method"))) in method_table.names():
         yield from check_layer_order(content, method)
+
+
+def _check_layers(content: Mapping[str, object], inspected: _Inspected) -> Iterator[Finding]:
+    """Yield layers that models do not have, and gradients over more layers than they have."""
+    layers = {
+        name: number
+        for name, model in inspected.models.items()
+        if isinstance(number := model.config.get("num_hidden_layers"), int)
+    }
+    yield from check_layer_ranges(content, layers)
+    if layers:
+        yield from check_gradients(content, max(layers.values()))
 
 
 @dataclass(frozen=True)
@@ -171,6 +184,7 @@ def _inspect(
                 facts = replace(facts, tensors={}, files={})
             models[model] = facts
             found += check_dtypes(facts)
+            found += check_architecture(facts)
     found += check_activations(content, models)
     first = next(iter(models.values()), None)
     base_model = content.get("base_model")

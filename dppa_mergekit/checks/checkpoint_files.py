@@ -14,10 +14,16 @@ from dppa_mergekit.checkpoints.safetensors_header import PLAIN_DTYPES, Header, r
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_facts, read_json
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.errors import CheckpointError
-from dppa_mergekit.report.phrases import count
+from dppa_mergekit.report.phrases import count, join_names
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+SINGLES = (SINGLE, "pytorch_model.bin")
+INDEXES = (INDEX, "pytorch_model.bin.index.json")
+"""The files that mergekit looks for, in this order (mergekit/io/lazy_tensor_loader.py, 0.1.5)."""
+
+ADAPTER = "adapter_config.json"
 
 SMALL_FILES = (
     "config.json",
@@ -53,8 +59,10 @@ def inspect_model(model: str) -> tuple[CheckpointFacts | None, list[Finding]]:
 def inspect_folder(folder: Path, model: str) -> tuple[CheckpointFacts, list[Finding]]:
     """Return the facts of a model in a folder, and what is wrong with its files."""
     findings = list(_check_single_file(folder, model))
-    index = _read_index(folder, model, findings)
-    names = sorted(set(index.values())) if index else _find_files(folder)
+    index_file = next((name for name in INDEXES if (folder / name).exists()), None)
+    index = {} if index_file is None else _read_index(folder / index_file, model, findings)
+    single = [name for name in SINGLES if (folder / name).exists()]
+    names = sorted(set(index.values())) or ([] if index_file else single[:1])
     tensors: dict[str, Header] = {}
     files: dict[str, str] = {}
     for name in names:
@@ -66,22 +74,43 @@ def inspect_folder(folder: Path, model: str) -> tuple[CheckpointFacts, list[Find
             findings.append(error(model, f"its index names {name}, which is not there."))
             continue
         try:
-            headers = read_headers(path)
+            headers = _read_any_headers(path)
         except CheckpointError as problem:
             findings.append(error(model, str(problem)))
             continue
         tensors.update(headers)
         files.update(dict.fromkeys(headers, path.name))
     findings.extend(_check_index(index, files, model, findings))
-    if not names:
-        findings.append(
-            note(model, "its weights are pickled (.bin) and have no headers to check.")
-            if any(folder.glob("*.bin"))
-            else error(model, "there are no weights in the folder.")
-        )
+    if not names and not findings:
+        findings.append(error(model, _explain_no_weights(folder)))
     if read_json(folder / "config.json") is None:
         findings.append(error(model, "config.json is missing, empty or not JSON."))
     return read_facts(model, folder, tensors, files, folder), findings
+
+
+def _read_any_headers(path: Path) -> dict[str, Header]:
+    """Return the header of every tensor in a file of either format. Raises CheckpointError."""
+    if path.suffix.lower() == ".safetensors":
+        return read_headers(path)
+    # Imports torch, so only here.
+    from dppa_mergekit.checkpoints.pickled_header import read_pickled_headers
+
+    return read_pickled_headers(path)
+
+
+def _explain_no_weights(folder: Path) -> str:
+    """Return why a folder has no weights that mergekit reads."""
+    if (folder / ADAPTER).exists():
+        return "it is a LoRA, not a whole model: write model+LoRA."
+    others = sorted(
+        path.name for kind in ("*.safetensors", "*.bin", "*.pth") for path in folder.glob(kind)
+    )
+    if not others:
+        return "there are no weights in the folder."
+    return (
+        f"its weights are in {others[0]}, and mergekit reads {join_names(SINGLES)} and their "
+        f"indexes only: rename or convert them."
+    )
 
 
 def _check_single_file(folder: Path, model: str) -> Iterator[Finding]:
@@ -93,24 +122,14 @@ def _check_single_file(folder: Path, model: str) -> Iterator[Finding]:
         )
 
 
-def _read_index(folder: Path, model: str, findings: list[Finding]) -> dict[str, str]:
-    """Return tensor -> file by the index; empty if there is none or, with a finding, if damaged."""
-    path = folder / INDEX
-    if not path.exists():
-        return {}
+def _read_index(path: Path, model: str, findings: list[Finding]) -> dict[str, str]:
+    """Return tensor -> file by an index; empty and with a finding if it is damaged."""
     content = read_json(path)
     weight_map = None if content is None else content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        findings.append(error(model, f"{INDEX} is damaged."))
+        findings.append(error(model, f"{path.name} is damaged."))
         return {}
     return {str(name): str(file) for name, file in weight_map.items()}
-
-
-def _find_files(folder: Path) -> list[str]:
-    """Return the weight files of a folder without an index."""
-    if (folder / SINGLE).exists():
-        return [SINGLE]
-    return sorted(path.name for path in folder.glob("*.safetensors"))
 
 
 def _check_index(
@@ -185,9 +204,26 @@ def check_dtypes(facts: CheckpointFacts) -> list[Finding]:
     ]
 
 
+def check_architecture(facts: CheckpointFacts) -> list[Finding]:
+    """Return an error if config.json does not name one architecture."""
+    named = facts.config.get("architectures")
+    if not facts.config or (isinstance(named, list) and len(named) == 1):
+        return []
+    found = f"architectures {named}" if "architectures" in facts.config else "no architectures"
+    return [
+        error(
+            facts.model,
+            f"config.json has {found}; mergekit merges models of exactly one, such as "
+            f'["LlamaForCausalLM"].',
+        )
+    ]
+
+
 def find_stale_files(folder: Path) -> list[Finding]:
     """Return a warning for every weight file of a folder that its index does not name."""
-    indexed = set(_read_index(folder, str(folder), []).values())
+    if not (folder / INDEX).exists():
+        return []
+    indexed = set(_read_index(folder / INDEX, str(folder), []).values())
     if not indexed:
         return []
     return [

@@ -41,7 +41,9 @@ def check_keys(content: Node) -> Iterator[Finding]:
         yield error("base_model", f"{name} needs one, and there is none.")
     for key in ("dtype", "out_dtype"):
         value = content.get(key)
-        if value is not None and str(value).removeprefix("torch.") not in DTYPES:
+        if value is not None and str(value) not in DTYPES:
+            # mergekit reads torch.float32, too, and writes it into a config.json that transformers
+            # then refuses.
             yield error(key, f"it is {value!r}; allowed is {', '.join(DTYPES)}.")
     yield from _KeyCheck(str(name), method).check_recipe(content)
 
@@ -187,7 +189,29 @@ class _KeyCheck:
                     yield error(where, str(problem))
             elif isinstance(value, float) and not math.isfinite(value):
                 yield error(where, f"{name} is {value}, which is not a finite number.")
+        yield from _check_lists(name, setting, where)
         yield from _check_conditions(name, setting, where)
+
+
+def _check_lists(name: str, setting: object, where: str) -> Iterator[Finding]:
+    """Yield lists that mergekit refuses, or takes for no value."""
+    if not isinstance(setting, list):
+        return
+    conditions = [part for part in setting if isinstance(part, dict)]
+    if not setting:
+        yield error(where, f"{name} is an empty list, and so has no value: leave it out.")
+    elif 0 < len(conditions) < len(setting):
+        yield error(
+            where,
+            f"{name} mixes filters and plain values, and mergekit refuses that: write every plain "
+            f"one as a value, such as {{value: {_first_plain(setting)}}}.",
+        )
+    for condition in conditions:
+        yield from _check_lists(name, condition.get("value"), where)
+
+
+def _first_plain(setting: Sequence[object]) -> object:
+    return next(part for part in setting if not isinstance(part, dict))
 
 
 def _explain_unknown(name: str, known: Sequence[str]) -> str:

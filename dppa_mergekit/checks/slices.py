@@ -1,4 +1,4 @@
-"""Slices of a recipe: layers that would move from their place."""
+"""Layers of a recipe: those that slices move or that do not exist, and gradients over them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pydantic
 
-from dppa_mergekit.checks.findings import Finding, error
+from dppa_mergekit.checks.findings import Finding, error, warning
+from dppa_mergekit.report.phrases import count
 
 _RANGE = pydantic.TypeAdapter(tuple[int, int])
 
@@ -43,6 +44,69 @@ def check_layer_order(content: Mapping[str, object], method: str) -> Iterator[Fi
             position += after - first
 
 
+def check_layer_ranges(
+    content: Mapping[str, object], layers: Mapping[str, int]
+) -> Iterator[Finding]:
+    """Yield an error for every slice that takes layers which its model does not have.
+
+    Args:
+        content: The content of a recipe.
+        layers: Model -> the number of its layers, where it is known.
+    """
+    for where, slices in _find_stacks(content):
+        for number, stretch in enumerate(slices, start=1):
+            for model, (first, after) in _read_sources(stretch):
+                number_of_layers = layers.get(model, after)
+                if not 0 <= first < after <= number_of_layers:
+                    yield error(
+                        f"{where}slice {number}",
+                        f"layer_range is [{first}, {after}], and {model} has "
+                        f"{count(number_of_layers, 'layer')}: allowed is [a, b] with "
+                        f"0 <= a < b <= {number_of_layers}.",
+                    )
+
+
+def check_gradients(content: Mapping[str, object], layers: int) -> Iterator[Finding]:
+    """Yield a warning for every gradient with more values than there are layers.
+
+    Args:
+        content: The content of a recipe without slices.
+        layers: The number of layers of its models.
+    """
+    for subject, parameters in _find_parameters(content):
+        for name, setting in parameters.items():
+            for gradient in _find_gradients(setting):
+                if len(gradient) > layers:
+                    yield warning(
+                        subject,
+                        f"{name} is a gradient of {len(gradient)} values for "
+                        f"{count(layers, 'layer')}: some of them meet no layer.",
+                    )
+
+
+def _find_parameters(
+    content: Mapping[str, object],
+) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Yield the parameters of the recipe and of each model, after whose they are."""
+    models = content.get("models")
+    for holder in (content, *(models if isinstance(models, list) else ())):
+        parameters = holder.get("parameters") if isinstance(holder, dict) else None
+        if isinstance(parameters, dict):
+            yield str(holder.get("model", "recipe")), parameters
+
+
+def _find_gradients(setting: object) -> Iterator[Sequence[object]]:
+    """Yield the gradients in a setting, which may be those of filters."""
+    if isinstance(setting, dict):
+        yield from _find_gradients(setting.get("value"))
+    elif isinstance(setting, list):
+        if any(isinstance(part, dict) for part in setting):
+            for part in setting:
+                yield from _find_gradients(part)
+        else:
+            yield setting
+
+
 def _find_stacks(content: Mapping[str, object]) -> Iterator[tuple[str, Sequence[object]]]:
     """Yield every list of slices, of the recipe and of its modules, after its place in words."""
     slices, modules = content.get("slices"), content.get("modules")
@@ -55,8 +119,13 @@ def _find_stacks(content: Mapping[str, object]) -> Iterator[tuple[str, Sequence[
 
 def _read_ranges(stretch: object) -> Iterator[tuple[int, int]]:
     """Yield the layer ranges of a slice's sources, except those that mergekit refuses."""
+    return (layers for _, layers in _read_sources(stretch))
+
+
+def _read_sources(stretch: object) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the models of a slice with their layer ranges, except those that mergekit refuses."""
     sources = stretch.get("sources") if isinstance(stretch, dict) else None
     for source in sources if isinstance(sources, list) else ():
         layers = read_layer_range(source.get("layer_range")) if isinstance(source, dict) else None
         if layers is not None:
-            yield layers
+            yield str(source.get("model")), layers

@@ -6,8 +6,7 @@ from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes import identity
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
-"""Dtypes that a recipe may cast to, with or without "torch." before the name -> bytes of an
-element."""
+"""Dtypes that a recipe may cast to -> bytes of an element."""
 
 
 def check_models(
@@ -65,6 +64,19 @@ def check_fine_tuned(method: str, models: Sequence[Hashable], base: Hashable | N
 
 
 def check_dtype(parameter: str, name: object) -> None:
-    """Refuse a dtype that a merge cannot be in. Raises RecipeError."""
-    if name is not None and str(name).removeprefix("torch.") not in DTYPES:
+    """Refuse a dtype that a merge cannot be in. Raises RecipeError.
+
+    mergekit reads torch.float32, too, but writes it into a config.json that transformers refuses.
+    """
+    if name is not None and str(name) not in DTYPES:
         raise RecipeError(f"{parameter} is {name!r}; allowed is {', '.join(DTYPES)}.")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine lacks. Raises RecipeError."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(
+            "The merge is to run on cuda, and PyTorch finds no such device: leave out --cuda."
+        )

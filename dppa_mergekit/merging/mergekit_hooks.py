@@ -25,7 +25,7 @@ import torch
 
 from dppa_mergekit.combination.contribution import Listener
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.merging.input_models import check_dtype, check_fine_tuned
+from dppa_mergekit.merging.input_models import check_device, check_dtype, check_fine_tuned
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
@@ -109,6 +109,7 @@ def observe_planning(method: Method) -> None:
         if id(planner) not in _PLAN_OF_PLANNER:
             config = planner.config
             check_fine_tuned(method.name, config.referenced_models(), config.base_model)
+            check_device(str(planner.options.device))
             refuse_misfits(planner)
             _begin(planner, method, config, planner.options)
     elif caller is Caller.RAW_PLANNER:
@@ -152,7 +153,7 @@ def _begin(owner: object, method: Method, config: object, options: object) -> No
     dtype, out_dtype = getattr(config, "dtype", None), getattr(config, "out_dtype", None)
     check_dtype("dtype", dtype)
     check_dtype("out_dtype", out_dtype)
-    output_dtype = None if out_dtype is None else getattr(torch, out_dtype.removeprefix("torch."))
+    output_dtype = None if out_dtype is None else getattr(torch, out_dtype)
     quiet = bool(getattr(options, "quiet", False))
     _PLAN_OF_PLANNER[id(owner)] = Plan(method, quiet, output_dtype, _LISTENING.listener)
     weakref.finalize(owner, _PLAN_OF_PLANNER.pop, id(owner), None)

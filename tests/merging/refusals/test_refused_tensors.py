@@ -53,7 +53,11 @@ def test_vocabularies_that_the_user_has_truncated(
 
 def test_a_missing_tensor(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
     edit(family / "law", lambda tensors: tensors.pop(Q))
-    assert refused(run_yaml(recipe(family)), tmp_path) == f"{family}/law: tensor {Q} is missing."
+    sentence = f"{family}/law: 1 tensor that mergekit reads is missing: {Q}."
+    assert refused(run_yaml(recipe(family)), tmp_path) == sentence
+    edit(family / "law", lambda tensors: tensors.pop("model.norm.weight"))
+    sentence = f"{family}/law: 2 tensors that mergekit reads are missing, such as {Q}."
+    assert refused(run_yaml(recipe(family)), tmp_path) == sentence
 
 
 @pytest.mark.parametrize("model", ["base", "math", "law"])
@@ -96,7 +100,10 @@ def test_quantised_experts(tmp_path: Path, run_yaml: RunYaml, dtype: torch.dtype
     assert "is quantised" in refused(run_yaml(recipe(family, dtype="bfloat16")), tmp_path)
 
 
-def test_quantised_tensors_that_nothing_uses(tmp_path: Path, run_yaml: RunYaml) -> None:
+def test_quantised_tensors_that_nothing_uses(
+    tmp_path: Path, run_yaml: RunYaml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DPPA_MERGEKIT_ALLOW_LOSS", "1")
     family = save_family(tmp_path / "experts", "mixtral")
     unused = torch.ones(4, 4, dtype=torch.int8)
     edit(family / "law", lambda tensors: tensors.update({"unused.scale.weight": unused}))
