@@ -9,8 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-ROUTING = frozenset({"gate", "router", "shared_expert_gate"})
-"""Name components of routers and scalar gates: pruning one would change the routing."""
+ROUTING = {
+    # Mixtral, Qwen2-MoE, DeepSeek, OLMoE, Jamba: one score for each expert.
+    "gate": re.compile(r"gate|gating"),
+    # Switch, NLLB-MoE, DBRX, Llama 4, gpt-oss; the modality_router of Gemma 3n's streams, the
+    # router_gate of Doge, the router_mlp of Zaya.
+    "router": re.compile(r"(\w+_)?router(_\w+)?"),
+    # Qwen2-MoE and Qwen3-Next: one number for the expert that all tokens share.
+    "expert gate": re.compile(r"(\w+_)?(experts?|moe)_gate"),
+    # Gemma 3n's AltUp: coefficients by which four streams of states mix, four or sixteen a state.
+    "mixing coefficients": re.compile(r"(correction|prediction)_coefs"),
+}
+"""Whole name components of routers, scalar gates and mixing coefficients, by kind. They are few
+numbers, and pruning them would send tokens elsewhere. A gate_proj, an output_gate or a
+per_layer_input_gate is a linear like others."""
 
 VOCABULARY = frozenset({"lm_head", "lm_heads", "shared_head"})
 """Name components of output heads that some models keep inside a block."""
@@ -129,7 +141,7 @@ def linears_alone(name: str | None, shape: Sequence[int], vocabulary: bool = Fal
 
     It need not be in a block. Only its shape, and its name where it has one, can make it dense.
     """
-    if vocabulary or 0 in shape or len(shape) == 0:
+    if vocabulary or 0 in shape or len(shape) < 2:
         return 0
     if name is None:
         return 1
@@ -143,7 +155,7 @@ def _components(name: str) -> list[str]:
 
 
 def _dense_by_name(components: list[str]) -> str | None:
-    if any(component in ROUTING for component in components):
+    if any(kind.fullmatch(part) for part in components for kind in ROUTING.values()):
         return "router or gate"
     if any(component in VOCABULARY for component in components):
         return "output head"
