@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dppa_mergekit.checks.check import check as check
     from dppa_mergekit.errors import DppaError as DppaError
     from dppa_mergekit.prompts import Prompt as Prompt
-    from dppa_mergekit.recipes import Recipe as Recipe
+    from dppa_mergekit.recipes.recipe import Recipe as Recipe
     from dppa_mergekit.scoring.evaluate import evaluate as evaluate
     from dppa_mergekit.search.factor_search import search_amplification as search_amplification
     from dppa_mergekit.search.weight_search import search_weights as search_weights
@@ -36,7 +36,7 @@ _MODULES = {
     "Multiples": "allocation.statistics",
     "PartitionAmplification": "sparsification.amplification",
     "Prompt": "prompts",
-    "Recipe": "recipes",
+    "Recipe": "recipes.recipe",
     "analyze": "analysis.analyze",
     "check": "checks.check",
     "delta_statistics": "allocation.measurement",

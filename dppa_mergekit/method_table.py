@@ -7,7 +7,7 @@ from dppa_mergekit.allocation import allocations
 from dppa_mergekit.combination.combinations import BY_INPUTS, TIES, WEIGHTED_SUM, Coefficient
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.parameters import AMPLIFY
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.sparsification.selections import MAGNITUDE, RANDOM
 
 DPPA = Method("dppa", "DPPA", allocations.DP, MAGNITUDE, WEIGHTED_SUM)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from dppa_mergekit.live.source_model import SourceModel
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.ratios import Scores, domain_ratio
 from dppa_mergekit.scoring.tasks import TasksFile

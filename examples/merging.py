@@ -29,7 +29,7 @@ from dppa_mergekit.adamerging.objectives import START
 from dppa_mergekit.adamerging.recipe_learning import AdaMerge
 from dppa_mergekit.live.source_model import AS_STORED
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS, WeightSearch
 

@@ -41,7 +41,7 @@ from dppa_mergekit.observation.observe import Observing
 from dppa_mergekit.observation.recipe_activations import RecipeActivations
 from dppa_mergekit.observation.texts import Reading
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.markdown_tables import table
 
 EXPERTS = [task for task in TASKS if task.domain != GENERAL]

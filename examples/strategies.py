@@ -19,7 +19,7 @@ from evidence import Result, Test, format_cell, make_recipe, measure, read_resul
 from pydantic import TypeAdapter
 
 from dppa_mergekit.live.source_model import AS_STORED
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.search.candidate_search import SearchResult
 from dppa_mergekit.search.factor_search import FactorSearch, default_options

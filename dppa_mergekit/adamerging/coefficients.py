@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from dppa_mergekit.live.weighted_merge import ByBlock, WeightedMerge
-    from dppa_mergekit.recipes import Recipe, Weight
+    from dppa_mergekit.recipes.recipe import Recipe, Weight
     from dppa_mergekit.tensor_names import Block
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from dppa_mergekit.adamerging.losses import DomainLoss
     from dppa_mergekit.live.weighted_merge import WeightedMerge
-    from dppa_mergekit.recipes import Weight
+    from dppa_mergekit.recipes.recipe import Weight
     from dppa_mergekit.tensor_names import Block
 
 START_BATCHES = 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dppa_mergekit.adamerging.states import DevScore
 from dppa_mergekit.live.source_model import Placement, SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
 from dppa_mergekit.scoring.ratios import Items, Scores

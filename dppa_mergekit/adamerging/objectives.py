@@ -22,7 +22,7 @@ from dppa_mergekit.prompts import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
 
     Tokenize: TypeAlias = Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]]
 

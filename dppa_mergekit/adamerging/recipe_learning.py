@@ -27,7 +27,7 @@ from dppa_mergekit.adamerging.summary import learning_summary
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import Placement, activation_digests, fingerprints
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, lm_eval_version
 from dppa_mergekit.scoring.tasks import TasksFile, folder_hash

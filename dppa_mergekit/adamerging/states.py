@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from dppa_mergekit.scoring.ratios import Estimate
 
 if TYPE_CHECKING:
-    from dppa_mergekit.recipes import Recipe, Weight
+    from dppa_mergekit.recipes.recipe import Recipe, Weight
 
 DIGITS = 6
 """Decimal places of the coefficients that are evaluated and written."""

@@ -17,7 +17,7 @@ from dppa_mergekit.adamerging.objectives import (
 from dppa_mergekit.adamerging.states import DevScore, LearningResult
 from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.storage.cache import CacheEntry, cache_entry, cache_folder
 from dppa_mergekit.storage.output_files import write_whole

@@ -10,7 +10,8 @@ from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import ACTIVATIONS
-from dppa_mergekit.recipes import holders, identity, inputs_of, values_in
+from dppa_mergekit.recipes.inputs import holders, inputs_of, values_in
+from dppa_mergekit.recipes.references import identity, spell
 from dppa_mergekit.report.phrases import such_as
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ def check_activations(
     if method is None or ACTIVATIONS not in method.parameters:
         return
     stated = [holder.get("base_model") for holder in holders(dict(content))]
-    bases = {identity(base) for base in stated if isinstance(base, str)}
+    bases = {identity(base) for base in stated if base is not None}
     given: dict[str, object] = {}
     for entry, parameters in inputs_of(dict(content)):
-        model = entry["model"]
-        if isinstance(model, str) and identity(model) not in bases:
+        model = spell(entry["model"])
+        if identity(model) not in bases:
             given[model] = parameters.get(ACTIVATIONS.name)
     without = [model for model, path in given.items() if path is None]
     if without and len(without) < len(given):

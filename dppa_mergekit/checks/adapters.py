@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.checks.findings import Finding, error, warning
+from dppa_mergekit.recipes.references import named
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -25,9 +26,10 @@ def check_adapter(model: str, cache: Path | None) -> Iterator[Finding]:
         model: The model as a recipe spells it: the adapter follows a +.
         cache: The folder that the merge will get as --lora-merge-cache; None if it is not known.
     """
-    path, _, adapter = model.partition("+")
-    if not adapter:
+    reference = named(model)
+    if reference.lora is None:
         return
+    path, adapter = str(reference.model), str(reference.lora)
     adapter_folder = Path(adapter)
     if adapter.startswith(("/", ".", "~")) and not os.path.isdir(adapter_folder):
         yield error(model, f"there is no adapter {adapter}.")

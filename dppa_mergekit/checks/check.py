@@ -21,7 +21,8 @@ from dppa_mergekit.checks.recipe_text import check_keys, check_required
 from dppa_mergekit.checks.recipe_yaml import parse
 from dppa_mergekit.checks.sampled_weights import check_samples
 from dppa_mergekit.checks.slices import check_gradients, check_layer_order, check_layer_ranges
-from dppa_mergekit.recipes import holders
+from dppa_mergekit.recipes.inputs import holders
+from dppa_mergekit.recipes.references import is_reference, spell
 
 
 def check(path: str | os.PathLike[str]) -> list[Finding]:
@@ -81,7 +82,7 @@ def check_recipe(
         yield from findings
         return
     findings += _check_text(content, weighted)
-    inspected, of_models = _inspect(content, lora_cache)
+    inspected, of_models = _inspect(content, lora_cache, path.parent)
     findings += of_models
     findings += _check_layers(content, inspected)
     findings += _compare_models(content, inspected, sample)
@@ -165,18 +166,23 @@ class _Inspected:
 
 
 def _inspect(
-    content: Mapping[str, object], lora_cache: Path | None
+    content: Mapping[str, object], lora_cache: Path | None, beside: Path
 ) -> tuple[_Inspected, list[Finding]]:
     """Return the models of a recipe, and what is wrong with the files of each.
 
     Where the files of a model are damaged, nothing is said of its tensors: what the damaged ones
     hold is not known.
+
+    Args:
+        content: The content of the recipe.
+        lora_cache: The folder where mergekit keeps merged LoRAs; None where it is not known yet.
+        beside: The folder of the recipe.
     """
     named = list(dict.fromkeys(_find_models(content)))
     models: dict[str, CheckpointFacts] = {}
     found: list[Finding] = []
     for model in named:
-        facts, of_files = inspect_model(model)
+        facts, of_files = inspect_model(model, beside)
         found += of_files
         found += check_adapter(model, lora_cache)
         if facts is not None:
@@ -188,7 +194,7 @@ def _inspect(
     found += check_activations(content, models)
     first = next(iter(models.values()), None)
     base_model = content.get("base_model")
-    base = first if base_model is None else models.get(str(base_model))
+    base = first if base_model is None else models.get(spell(base_model))
     others = [] if base is None else [model for model in models.values() if model is not base]
     moved = [model for model in others if base and not _keeps_layers(content, model, base)]
     comparable = [model for model in others if model not in moved]
@@ -237,11 +243,11 @@ def _find_input_lists(content: Mapping[str, object]) -> Iterator[tuple[list[str]
         for key in ("models", "sources"):
             entries = holder.get(key)
             models = [
-                str(entry["model"])
+                spell(entry["model"])
                 for entry in (entries if isinstance(entries, list) else ())
                 if isinstance(entry, dict) and "model" in entry
             ]
-            yield models, base if isinstance(base, str) else None
+            yield models, None if base is None else spell(base)
 
 
 def _find_models(content: object) -> Iterator[str]:
@@ -251,7 +257,8 @@ def _find_models(content: object) -> Iterator[str]:
             yield from _find_models(part)
     elif isinstance(content, dict):
         for key, value in content.items():
-            if key in ("model", "base_model") and isinstance(value, str):
-                yield value
+            if key in ("model", "base_model"):
+                if value is not None and is_reference(value):
+                    yield spell(value)
             elif key in ("models", "slices", "modules", "sources") or isinstance(value, dict):
                 yield from _find_models(value)

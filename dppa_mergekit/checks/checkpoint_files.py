@@ -14,6 +14,7 @@ from dppa_mergekit.checkpoints.safetensors_header import PLAIN_DTYPES, Header, r
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_facts, read_json
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.recipes.references import Place, named
 from dppa_mergekit.report.phrases import count, join_names
 
 INDEX = "model.safetensors.index.json"
@@ -35,24 +36,34 @@ SMALL_FILES = (
 """Files that are fetched from the Hub, beside headers."""
 
 
-def inspect_model(model: str) -> tuple[CheckpointFacts | None, list[Finding]]:
+def inspect_model(
+    model: str, beside: Path | None = None
+) -> tuple[CheckpointFacts | None, list[Finding]]:
     """Return the facts of a model and what is wrong with its files; no facts if it is not found.
 
     Args:
-        model: A folder or a name on the Hub; a revision follows an @, a LoRA a +.
+        model: A model of a recipe, as `spell` gives it.
+        beside: The folder of the recipe.
     """
-    path, _, adapter = model.partition("+")
+    reference = named(model)
+    place = reference.model
     findings: list[Finding] = []
-    if adapter:
+    if reference.lora is not None:
         findings.append(
             note(model, "mergekit merges its LoRA first; only the model below it is checked.")
         )
-    if os.path.isdir(path):
-        facts, own = inspect_folder(Path(path), model)
+    if os.path.isdir(place.path):
+        facts, own = inspect_folder(Path(place.path), model)
         return facts, [*findings, *own]
-    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+    if beside is not None and os.path.isdir(os.path.join(beside, place.path)):
+        sentence = (
+            "there is no such folder here, but there is one beside the recipe: mergekit counts "
+            "paths from the current folder."
+        )
+        return None, [*findings, error(model, sentence)]
+    if place.path.startswith(("/", ".", "~")) or place.path.count("/") > 1:
         return None, [*findings, error(model, "there is no such folder.")]
-    remote, own = _inspect_repository(path, model)
+    remote, own = _inspect_repository(place, model)
     return remote, [*findings, *own]
 
 
@@ -157,17 +168,17 @@ def _check_index(
     return findings
 
 
-def _inspect_repository(name: str, model: str) -> tuple[CheckpointFacts | None, list[Finding]]:
+def _inspect_repository(place: Place, model: str) -> tuple[CheckpointFacts | None, list[Finding]]:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 
-    repository, _, revision = name.partition("@")
+    repository, revision = place.path, place.revision
     try:
-        metadata = HfApi().get_safetensors_metadata(repository, revision=revision or None)
+        metadata = HfApi().get_safetensors_metadata(repository, revision=revision)
         small_files = Path(os.devnull)
         for file in SMALL_FILES:
             with contextlib.suppress(EntryNotFoundError):
-                downloaded = hf_hub_download(repository, file, revision=revision or None)
+                downloaded = hf_hub_download(repository, file, revision=revision)
                 small_files = Path(downloaded).parent
     except NotASafetensorsRepoError:
         return None, [note(model, "it has no safetensors files, so its tensors are not checked.")]

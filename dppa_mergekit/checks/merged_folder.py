@@ -15,7 +15,8 @@ from dppa_mergekit.checks.checkpoint_files import find_stale_files, inspect_fold
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.missing_tensors import can_plan, find_missing, report_missing
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes import YAML_ERRORS
+from dppa_mergekit.recipes.references import spell
+from dppa_mergekit.recipes.yaml_text import YAML_ERRORS
 from dppa_mergekit.report.phrases import such_as
 
 RECIPE = "mergekit_config.yml"
@@ -62,10 +63,10 @@ def check_merged_folder(folder: Path) -> Iterator[Finding]:
 
 
 def _compare_with_base(facts: CheckpointFacts, recipe: Mapping[str, object]) -> Iterator[Finding]:
-    name = recipe.get("base_model")
-    if not isinstance(name, str):
+    if recipe.get("base_model") is None:
         yield note(facts.model, "its recipe names no base model to compare it with.")
         return
+    name = spell(recipe["base_model"])
     base, _ = inspect_model(name)
     if base is None or not base.tensors:
         yield note(facts.model, f"the base model {name} cannot be read here to compare it with.")

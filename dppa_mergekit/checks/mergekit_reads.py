@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mergekit.graph import Task
     from mergekit.io.tasks import LoadTensor
 
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True)

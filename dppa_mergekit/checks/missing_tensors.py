@@ -7,7 +7,6 @@ seconds.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from dppa_mergekit import method_table
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, warning
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes import Recipe, holders, inputs_of
+from dppa_mergekit.recipes.inputs import holders, inputs_of
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import named, spell
 from dppa_mergekit.report.phrases import such_as
 
 if TYPE_CHECKING:
@@ -63,12 +64,16 @@ def can_plan(content: Mapping[str, object]) -> bool:
     bases = [holder.get("base_model") for holder in holders(dict(content))]
     models = [entry["model"] for entry, _ in inputs_of(content)]
     return all(
-        isinstance(model, str)
-        and "+" not in model
-        and os.path.isdir(model)
-        and any(any(Path(model).glob(f"*.{kind}")) for kind in ("safetensors", "bin"))
+        _is_whole_folder(spell(model))
         for model in (*models, *(base for base in bases if base is not None))
     )
+
+
+def _is_whole_folder(model: str) -> bool:
+    reference = named(model)
+    folder = Path(reference.model.path)
+    kinds = ("*.safetensors", "*.bin")
+    return reference.lora is None and any(any(folder.glob(kind)) for kind in kinds)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dppa_mergekit.checkpoints.safetensors_header import FLOATING, Header
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note, warning
-from dppa_mergekit.recipes import identity
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.phrases import count, join_names, such_as
 from dppa_mergekit.tensor_names import natural_order
 

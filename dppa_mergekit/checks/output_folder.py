@@ -12,7 +12,7 @@ from dppa_mergekit.checkpoints.safetensors_header import FLOAT_BYTES
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.merging.input_models import DTYPES
-from dppa_mergekit.recipes import identity
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.phrases import such_as
 
 SHARD = 5e9

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from dppa_mergekit.checks import mergekit_schema
-from dppa_mergekit.checks.findings import Finding, error, find_nearest, note, suggest, warning
+from dppa_mergekit.checks.findings import Finding, error, find_nearest, suggest, warning
 from dppa_mergekit.checks.slices import read_layer_range
-from dppa_mergekit.errors import ParameterError
+from dppa_mergekit.errors import ParameterError, RecipeError
 from dppa_mergekit.merging.input_models import DTYPES
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import REQUIRED, Parameter
-from dppa_mergekit.recipes import holders, identity, inputs_of
+from dppa_mergekit.recipes.inputs import holders, inputs_of
+from dppa_mergekit.recipes.references import Reference, identity, spell
 from dppa_mergekit.report.phrases import join_names
 
 Node = Mapping[str, object]
@@ -57,12 +58,8 @@ def check_required(content: Node, weighted: bool) -> Iterator[Finding]:
     """
     method = str(content.get("merge_method"))
     stated = [holder.get("base_model") for holder in holders(dict(content))]
-    bases = {identity(base) for base in stated if isinstance(base, str)}
-    inputs = [
-        (str(entry["model"]), given)
-        for entry, given in inputs_of(content)
-        if isinstance(entry["model"], str)
-    ]
+    bases = {identity(base) for base in stated if base is not None}
+    inputs = [(spell(entry["model"]), given) for entry, given in inputs_of(content)]
     fine_tuned = [(model, given) for model, given in inputs if identity(model) not in bases]
     own = _find_parameters(method)
     if not own or not bases:
@@ -122,7 +119,7 @@ class _KeyCheck:
             if not isinstance(entry, dict):
                 yield error(f"{where}, {number}", "it is not a mapping with model and parameters.")
                 continue
-            place = f"{where}, {entry.get('model', number)}"
+            place = f"{where}, {spell(entry.get('model', number))}"
             if entry.get("model") is None:
                 yield error(place, "there is no model.")
             yield from _check_reference(entry, "model", place)
@@ -225,12 +222,17 @@ def _explain_unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _check_reference(content: Node, key: str, where: str) -> Iterator[Finding]:
-    """Yield a model that is not one, or one that is not checked."""
+    """Yield a model that is not one, or that mergekit reads as another."""
     value = content.get(key)
-    if isinstance(value, dict):
-        yield note(where, f"its {key} is written as a mapping, which is not checked.")
-    elif value is not None and not isinstance(value, str):
+    if value is None:
+        return
+    if not isinstance(value, (str, dict)):
         yield error(where, f"{key} is {value!r}; allowed is a path or a name on the Hub.")
+        return
+    try:
+        Reference.parse(value)
+    except RecipeError as problem:
+        yield error(where, f"{key} is {problem.message}")
 
 
 def _iterate_values(setting: object) -> Iterator[object]:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 import yaml
 
 from dppa_mergekit.checks.findings import Finding, error
-from dppa_mergekit.recipes import YAML_ERRORS, describe_yaml_error
+from dppa_mergekit.recipes.yaml_text import YAML_ERRORS, describe_yaml_error
 
 MERGE_KEY = "tag:yaml.org,2002:merge"
 """The tag of `<<`, whose mapping may be overridden."""

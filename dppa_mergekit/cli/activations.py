@@ -85,7 +85,7 @@ def activations(
     from dppa_mergekit.observation.observe import Observing
     from dppa_mergekit.observation.recipe_activations import RecipeActivations
     from dppa_mergekit.observation.texts import Reading
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
 
     options.check_paged(html, output)
     options.check_apart(output, [recipe, *prompts_files])

@@ -137,7 +137,7 @@ def adamerge(
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.adamerging.descent import Descent
     from dppa_mergekit.adamerging.recipe_learning import AdaMerge
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
     from dppa_mergekit.scoring.tasks import TasksFile
 
     options.check_paged(html, output)

@@ -45,7 +45,7 @@ def analyze(
     from dppa_mergekit.analysis.plots import PICTURES
     from dppa_mergekit.analysis.results import verdict
     from dppa_mergekit.analysis.tables import overview
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
     from dppa_mergekit.storage.output_files import check_output_folder
 
     options.check_paged(html, output)

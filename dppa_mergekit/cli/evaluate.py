@@ -65,7 +65,7 @@ def evaluate(
         mergekit-dppa evaluate ./base ./merged --tasks tasks.yml
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.errors import ParameterError
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
     from dppa_mergekit.scoring.evaluate import evaluate as score_models
     from dppa_mergekit.scoring.tables import FILE, as_markdown
 

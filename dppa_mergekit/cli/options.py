@@ -208,7 +208,7 @@ def _is_of_another_plugin(recipe: Path) -> bool:
     """Whether mergekit knows the method of a recipe that `check` does not know."""
     from mergekit.merge_methods import registered_methods
 
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
 
     method = Recipe.read(recipe).content.get("merge_method")
     return method in {known.spec.name for known in registered_methods()}

@@ -158,7 +158,7 @@ def search(
 
     After an interruption, the same command continues where it stopped.
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
     from dppa_mergekit.search.factor_search import FactorSearch
     from dppa_mergekit.search.merge_factor_search import MergeFactorSearch
     from dppa_mergekit.search.merge_search import MergeSearch

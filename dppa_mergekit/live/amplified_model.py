@@ -26,7 +26,7 @@ from dppa_mergekit.live.kept_elements import Partition, copy_partitions, write_f
 from dppa_mergekit.live.live_tensors import live_part, write_combined
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.temporary_merge import merge_into_folder
-from dppa_mergekit.recipes import Recipe, Setting, at_layer
+from dppa_mergekit.recipes.recipe import Recipe, Setting, at_layer
 from dppa_mergekit.sparsification.pruning import Pruned, Pruning
 from dppa_mergekit.tensor_names import block_of
 

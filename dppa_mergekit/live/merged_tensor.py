@@ -9,7 +9,8 @@ import torch
 
 from dppa_mergekit.combination.contribution import Combined, Contribution, FactoredCombination
 from dppa_mergekit.live.live_tensors import live_part, write_combined
-from dppa_mergekit.recipes import Weight, identity
+from dppa_mergekit.recipes.recipe import Weight
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.tensor_names import Block, block_of
 
 Weights = Mapping[object, Weight]

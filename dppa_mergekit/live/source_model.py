@@ -12,7 +12,9 @@ import torch
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.loading import load_model
-from dppa_mergekit.recipes import Recipe, activations_in
+from dppa_mergekit.recipes.inputs import activations_in
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import named
 from dppa_mergekit.storage.run_record import digest
 
 if TYPE_CHECKING:
@@ -69,19 +71,21 @@ class SourceModel:
             DppaError: The model has a LoRA, or is neither a local folder nor a repository on the
                 Hub.
         """
-        from mergekit.common import ModelReference
-
-        reference = ModelReference.parse(self.model)
+        reference = named(self.model)
         if reference.lora is not None:
             raise DppaError(
                 f"{self.model} has a LoRA, which only a merge can apply: merge the LoRA into its "
                 f"model first, and name the result."
             )
         path = reference.model.path
-        if path.startswith((".", "/", "~")) and not Path(path).exists():
+        if reference.model.is_local:
+            return Path(path)
+        if path.startswith((".", "/", "~")):
             raise DppaError(f"{self.model}: there is no such folder.")
+        from mergekit.common import ModelReference
+
         try:
-            return Path(reference.local_path())
+            return Path(ModelReference.parse(self.model).local_path())
         # The Hub's client raises many kinds of errors for a name that it cannot fetch.
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
@@ -133,7 +137,7 @@ def fingerprint(folder: Path, dated: bool) -> str:
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
     """Model -> its fingerprint, for the base and the fine-tuned models of a recipe."""
-    models = [str(recipe.content["base_model"]), *recipe.fine_tuned()]
+    models = [recipe.base, *recipe.fine_tuned()]
     return {model: SourceModel(model).fingerprint() for model in models}
 
 

@@ -14,7 +14,7 @@ from dppa_mergekit.merging.mergekit_hooks import listening
 
 if TYPE_CHECKING:
     from dppa_mergekit.combination.contribution import Listener
-    from dppa_mergekit.recipes import Recipe
+    from dppa_mergekit.recipes.recipe import Recipe
 
 RANDOM_SEED = 0
 """The seed of every random draw that mergekit makes in these merges."""

@@ -31,7 +31,8 @@ from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.merged_tensor import MergedTensor
 from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
-from dppa_mergekit.recipes import Recipe, Weight, identity
+from dppa_mergekit.recipes.recipe import Recipe, Weight
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.tensor_names import Block
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dppa_mergekit.errors import DppaError, RecipeError, first_line
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
 from dppa_mergekit.merging.table_fit import Misfit, refuse_misfits
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
     from mergekit.graph import Task

@@ -1,9 +1,16 @@
 """The models of a merge: what can be refused by their names alone."""
 
+from __future__ import annotations
+
+import os
 from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.recipes import identity
+from dppa_mergekit.recipes.references import identity
+
+if TYPE_CHECKING:
+    from mergekit.common import ModelReference
 
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 """Dtypes that a recipe may cast to -> bytes of an element."""
@@ -34,6 +41,9 @@ def check_models(
         )
     from mergekit.common import ModelReference
 
+    for model in models:
+        if isinstance(model, ModelReference):
+            _refuse_revision(model)
     seen: dict[Hashable, Hashable] = {}
     for model in models:
         # A call from Python may name its inputs as it likes, and then means no folder by a name.
@@ -52,6 +62,16 @@ def check_models(
             f"The model {model} is given twice{also}; "
             f"allowed is once, with the sum of both weights."
         )
+
+
+def _refuse_revision(model: ModelReference) -> None:
+    """Refuse a folder with a revision: ./a@1 is ./a for mergekit, whatever ./a@1 is."""
+    for place in (model.model, model.lora):
+        if place is not None and place.revision and os.path.exists(place.path):
+            raise RecipeError(
+                f"{place}: mergekit reads {place.path} and ignores the revision, which a folder "
+                f"does not have; write a path with an @ as {{model: {{path: {place}}}}}."
+            )
 
 
 def check_fine_tuned(method: str, models: Sequence[Hashable], base: Hashable | None) -> None:

@@ -19,7 +19,8 @@ from dppa_mergekit.observation.overlap import InputsOfModels, compare_inputs
 from dppa_mergekit.observation.summary import draw_inputs, observation_summary
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe, values_in
+from dppa_mergekit.recipes.inputs import values_in
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.storage.output_files import (
     check_output_folder,

@@ -8,7 +8,7 @@ from pathlib import Path
 from dppa_mergekit.analysis.analyze import analyze
 from dppa_mergekit.analysis.plots import draw_density
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 
 LOG = logging.getLogger(__name__)

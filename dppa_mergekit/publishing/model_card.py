@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from dppa_mergekit.moments.activations_file import Observation
 from dppa_mergekit.parameters import ACTIVATIONS
-from dppa_mergekit.recipes import values_in
+from dppa_mergekit.recipes.inputs import values_in
 from dppa_mergekit.report.markdown_tables import table, with_error
 
 CARD = "README.md"

@@ -13,7 +13,7 @@ import pydantic
 
 from dppa_mergekit.live.source_model import fingerprint
 from dppa_mergekit.publishing.model_card import CardScore, Measurements
-from dppa_mergekit.recipes import identity
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.scoring.ratios import Estimate
 from dppa_mergekit.storage.run_record import read_records
 

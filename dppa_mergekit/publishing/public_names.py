@@ -10,7 +10,9 @@ from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.parameters import ACTIVATIONS
-from dppa_mergekit.recipes import Recipe, activations_in, identity
+from dppa_mergekit.recipes.inputs import activations_in
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import identity
 
 MODEL_KEYS = ("model", "base_model", "lora", "path", "source", "tokenizer_source")
 """Keys of a recipe that may name a model (mergekit/config.py and tokenizer/config.py, 0.1.5)."""
@@ -54,7 +56,7 @@ def public_files(content: Mapping[str, object], shown_in: str) -> dict[str, str]
 def merged_models(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
     """Return each model that a recipe merges -> its public name; the base model comes first."""
     base = recipe.content.get("base_model")
-    models = [*([] if base is None else [str(base)]), *recipe.fine_tuned()]
+    models = [*([] if base is None else [recipe.base]), *recipe.fine_tuned()]
     return {model: names.get(model, model) for model in models}
 
 

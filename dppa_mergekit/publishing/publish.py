@@ -34,7 +34,8 @@ from dppa_mergekit.publishing.public_names import (
     rename_models,
 )
 from dppa_mergekit.publishing.tuning_report import read_report
-from dppa_mergekit.recipes import Recipe, identity
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.scoring.tables import FILE as EVALUATION
 from dppa_mergekit.storage.output_files import write_whole
 from dppa_mergekit.storage.run_record import FILE, versions

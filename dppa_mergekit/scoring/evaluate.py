@@ -19,7 +19,8 @@ from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel, fingerprint
 from dppa_mergekit.live.temporary_merge import merge_into_folder
-from dppa_mergekit.recipes import Recipe, identity
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.plots import draw_evaluation

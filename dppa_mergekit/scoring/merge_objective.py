@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.objectives import DomainObjective, MergeObjective
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tasks import TasksFile
@@ -27,7 +27,7 @@ def experts_of(tasks: TasksFile, recipe: Recipe) -> Experts:
     for domain in tasks.domains.values():
         experts.setdefault(recipe.spelling_of(domain.model), []).extend(domain.dev)
     if tasks.guard.dev:
-        experts[str(recipe.content["base_model"])] = list(tasks.guard.dev)
+        experts[recipe.base] = list(tasks.guard.dev)
     return experts
 
 

@@ -11,7 +11,7 @@ import pydantic
 import yaml
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes import YAML_ERRORS, describe_yaml_error
+from dppa_mergekit.recipes.yaml_text import YAML_ERRORS, describe_yaml_error
 
 
 class TasksError(DppaError):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
-from dppa_mergekit.recipes import Setting
+from dppa_mergekit.recipes.recipe import Setting
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.racing import ONE, Candidate
 from dppa_mergekit.search.strategies import Space

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.source_model import AS_STORED, Placement
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.merge_objective import score_experts
 from dppa_mergekit.search.candidate_search import CandidateSearch, SearchResult
 from dppa_mergekit.search.candidates import Settings

@@ -17,7 +17,7 @@ from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.parameters import AMPLIFY_DENSE
-from dppa_mergekit.recipes import Recipe, at_layer
+from dppa_mergekit.recipes.recipe import Recipe, at_layer
 from dppa_mergekit.scoring.ratios import Items
 from dppa_mergekit.search.candidates import Proposal, Settings
 from dppa_mergekit.search.distillation import FactorDescent, distill

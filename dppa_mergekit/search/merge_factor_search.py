@@ -19,7 +19,8 @@ from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.parameters import AMPLIFICATION_NAMES
-from dppa_mergekit.recipes import Recipe, at_layer, identity
+from dppa_mergekit.recipes.recipe import Recipe, at_layer
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.search.candidate_search import MERGE
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, merge_factor_candidates
 from dppa_mergekit.search.merge_search import MergeSearch

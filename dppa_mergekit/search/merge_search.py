@@ -62,7 +62,7 @@ class MergeSearch(RecipeSearch):
         with self.open_trials(MERGE, scoring, 1) as trials:
             result = CandidateSearch(
                 MERGE,
-                str(self.recipe.content["base_model"]),
+                self.recipe.base,
                 {task: scoring.item_count(task) for task in self.metrics()},
                 trials,
                 self.options,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppa_mergekit.recipes import at_layer
+from dppa_mergekit.recipes.recipe import at_layer
 from dppa_mergekit.report.plot_style import PANEL, color_of
 from dppa_mergekit.search.candidate_search import SearchResult
 

@@ -17,7 +17,7 @@ from typing import ClassVar, TypeAlias
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import Placement, activation_digests, fingerprints
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
 from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash

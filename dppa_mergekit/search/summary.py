@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dppa_mergekit.recipes import Setting
+from dppa_mergekit.recipes.recipe import Setting
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.search.candidate_search import MERGE, SearchResult
 from dppa_mergekit.search.strategies import MERGE_FACTORS

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.source_model import Placement, SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.search.candidates import Proposal, Settings
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit.live.source_model import AS_STORED, Placement
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes import Recipe, at_layer
+from dppa_mergekit.recipes.recipe import Recipe, at_layer
 from dppa_mergekit.scoring.ratios import Items, Scores
 from dppa_mergekit.search.candidates import Settings
 

@@ -40,7 +40,7 @@ from dppa_mergekit.observation.observe import Observing
 from dppa_mergekit.observation.recipe_activations import RecipeActivations
 from dppa_mergekit.observation.texts import Reading
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.objectives import DomainObjective, MergeObjective

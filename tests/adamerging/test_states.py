@@ -1,7 +1,7 @@
 """What is said of the states of a descent."""
 
 from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, warnings_about
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
 
 

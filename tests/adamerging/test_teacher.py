@@ -12,7 +12,7 @@ from dppa_mergekit.adamerging.descent import Descent
 from dppa_mergekit.adamerging.weight_learning import learn_weights
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 
 def test_a_teacher_whose_words_are_other_words(tmp_path: Path) -> None:

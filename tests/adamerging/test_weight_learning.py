@@ -11,7 +11,7 @@ from dppa_mergekit.adamerging.descent import Descent
 from dppa_mergekit.adamerging.weight_learning import learn_weights
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 
 @pytest.mark.parametrize("objective", ["distill", "entropy", "loss"])

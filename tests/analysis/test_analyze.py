@@ -19,7 +19,7 @@ from dppa_mergekit.analysis import analyze as analysis
 from dppa_mergekit.analysis.results import Analysis, measure_structure
 from dppa_mergekit.cli.main import main
 from dppa_mergekit.prompts import Prompt
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.tensor_names import linears_in
 
 Merge = Callable[..., dict[str, torch.Tensor]]

@@ -27,7 +27,7 @@ from tables import format_table
 from transformers import AutoModelForCausalLM
 
 from dppa_mergekit.live.amplified_model import AmplifiedModel
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 PAGE = 4096
 """Bytes of a page, the unit in which a mapped file is read."""

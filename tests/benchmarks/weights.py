@@ -27,7 +27,7 @@ from tables import format_gigabytes, format_table
 
 from dppa_mergekit.adamerging.losses import Entropy
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.tensor_names import block_of
 
 PROMPT = [[11, 12, 13, 14, 15, 16, 17, 18]]

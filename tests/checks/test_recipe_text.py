@@ -8,7 +8,7 @@ from checkpoint_edits import Change
 from checkpoints import recipe, write_recipe
 
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 MISTAKES: list[tuple[str, Change, str]] = [
     (
@@ -226,18 +226,3 @@ def test_what_is_not_yaml(text: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
         Recipe.read(path)
     assert refused.value.message == f"{path} is not YAML: {sentence}."
-
-
-def test_models_that_are_mappings(family: Path, tmp_path: Path) -> None:
-    content = recipe(family)
-    for key, holder in (("model", content["models"][0]), ("base_model", content)):
-        holder[key] = {"model": {"path": holder[key]}}
-    done = of_recipe(tmp_path, content, "--sample")
-    assert done.exit_code == 0, done.stdout
-    notes = said(done, "note")
-    assert any("its model is written as a mapping" in each for each in notes)
-    assert "note: recipe: its base_model is written as a mapping, which is not checked." in notes
-    # Fine-tuned models are not taken for the base.
-    compared = said(of_recipe(tmp_path, recipe(family), "--sample"), "note")
-    assert sum("differ by" in each for each in compared) == 2
-    assert not any("differ by" in each for each in notes)

@@ -19,7 +19,7 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 from search_models import save_search
 
 from dppa_mergekit.cli.main import main
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 Adamerge = Callable[..., Result]
 

@@ -9,7 +9,7 @@ from commands import Merge
 from search_runs import Command, evaluated, journal
 
 from dppa_mergekit.live.amplified_model import AmplifiedModel
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.search.factor_search import search_amplification
 from dppa_mergekit.search.options import Options

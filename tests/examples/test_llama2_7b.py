@@ -24,7 +24,7 @@ from mergekit.scripts.run_yaml import main as mergekit_yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dppa_mergekit.cli.main import main
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.tasks import TasksFile
 
 FOLDER = Path(run.__file__).parent

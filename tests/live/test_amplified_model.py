@@ -13,7 +13,7 @@ from dppa_mergekit.deltas.kernel import library, passes_over
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.temporary_merge import merge_into_folder
-from dppa_mergekit.recipes import Recipe, Setting
+from dppa_mergekit.recipes.recipe import Recipe, Setting
 
 FACTORS: Sequence[Mapping[int, Setting]] = [
     {90: 2.1, 80: 1.4},

@@ -13,7 +13,7 @@ from commands import Merge
 from dppa_mergekit.live import weighted_merge
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 WEIGHTS = [(0.6, 0.5), (1.1, 0.0), (-0.3, 0.2)]
 

@@ -17,7 +17,7 @@ from dppa_mergekit.adamerging.teacher import (
     teach,
 )
 from dppa_mergekit.live.amplified_model import AmplifiedModel
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 PROMPTS = [[5, 6, 7], [9], [13, 12, 11, 10, 9], [6, 6]]
 

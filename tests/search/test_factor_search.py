@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dppa_mergekit.cli.search import search
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.search.factor_search import search_amplification
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.strategies import MERGE_FACTORS, STRATEGIES, WEIGHTS

@@ -12,7 +12,7 @@ from mergekit.io.tasks import LoaderCache
 from search_models import save_search
 
 from dppa_mergekit.cli.main import main
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.search.candidates import merge_factor_candidates
 from dppa_mergekit.search.merge_factor_search import (
     MERGE_FACTOR_OPTIONS,

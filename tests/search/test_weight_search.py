@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Score
 from dppa_mergekit.scoring.tasks import TasksError
 from dppa_mergekit.search.options import Options

@@ -9,7 +9,7 @@ from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.adamerging.teacher import teach
 from dppa_mergekit.live.source_model import AS_STORED, SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes import Recipe
+from dppa_mergekit.recipes.recipe import Recipe
 
 PROMPTS = [[5, 6, 7], [9], [13, 12, 11, 10, 9], [6, 6], [20, 31, 5]]
 OF_MODELS = {

@@ -5,8 +5,7 @@ A recipe keeps everything that is not filled in as its file has it, except comme
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import yaml
 
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.parameters import ACTIVATIONS
+from dppa_mergekit.recipes.inputs import Node, entries_of, holders, inputs_of, parameters_of
+from dppa_mergekit.recipes.references import identity, spell
+from dppa_mergekit.recipes.yaml_text import YAML_ERRORS, describe_yaml_error
 from dppa_mergekit.tensor_names import Block
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
-
-Node: TypeAlias = dict[str, object]
 
 Setting: TypeAlias = float | Sequence[float]
 """A number, or mergekit's gradient: knots from the first layer to the last."""
@@ -29,9 +28,6 @@ Setting: TypeAlias = float | Sequence[float]
 Weight: TypeAlias = float | Mapping[Block | None, float]
 """A weight or factor of a model: one number, or one for each block and, under None, for tensors
 outside all blocks."""
-
-YAML_ERRORS = (yaml.YAMLError, ValueError)
-"""The errors of PyYAML for a text that is not YAML; a ValueError for a date such as 2024-02-30."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +94,17 @@ class Recipe:
         """The merge method's name."""
         return str(self.content["merge_method"])
 
+    @property
+    def base(self) -> str:
+        """The base model, as mergekit writes it; the recipe must name one."""
+        return spell(self.content["base_model"])
+
     def fine_tuned(self) -> list[str]:
         """Return the fine-tuned models, as the recipe spells them, in its order."""
         base = identity(self.content.get("base_model"))
-        spelled = {identity(entry["model"]): str(entry["model"]) for entry in _inputs(self.content)}
+        spelled = {
+            identity(entry["model"]): spell(entry["model"]) for entry in entries_of(self.content)
+        }
         return [name for model, name in spelled.items() if model != base]
 
     def weights(self, default: float | None = None) -> dict[str, float]:
@@ -115,7 +118,7 @@ class Recipe:
         """
         weights: dict[str, float] = {}
         for entry, parameters in inputs_of(self.content):
-            name = str(entry["model"])
+            name = spell(entry["model"])
             if identity(name) == identity(self.content.get("base_model")):
                 continue
             weight = parameters.get("weight", default)
@@ -160,7 +163,7 @@ class Recipe:
         for entry, parameters in inputs_of(self.content):
             if identity(entry["model"]) == wanted:
                 return parameters
-        return dict(_parameters_of(self.content))
+        return dict(parameters_of(self.content))
 
     def with_parameters(self, model: str, values: Mapping[str, object]) -> Recipe:
         """Return the recipe with new values for parameters of one fine-tuned model.
@@ -171,15 +174,15 @@ class Recipe:
         """
         content = deepcopy(self.content)
         wanted = identity(self.spelling_of(model))
-        for entry in _inputs(content):
+        for entry in entries_of(content):
             if identity(entry["model"]) == wanted:
-                entry["parameters"] = {**_parameters_of(entry), **values}
+                entry["parameters"] = {**parameters_of(entry), **values}
         return Recipe(content, self.origin)
 
     def with_shared(self, values: Mapping[str, object]) -> Recipe:
         """Return the recipe with new values for parameters of the whole merge."""
         content = deepcopy(self.content)
-        content["parameters"] = {**_parameters_of(content), **values}
+        content["parameters"] = {**parameters_of(content), **values}
         return Recipe(content, self.origin)
 
     def with_only(self, model: str) -> Recipe:
@@ -234,7 +237,7 @@ class Recipe:
         base = identity(content.get("base_model"))
         for entry, parameters in inputs_of(content):
             if identity(entry["model"]) != base and "weight" not in parameters:
-                entry["parameters"] = {"weight": weight, **_parameters_of(entry)}
+                entry["parameters"] = {"weight": weight, **parameters_of(entry)}
         return Recipe(content, self.origin)
 
     def to_yaml(self) -> str:
@@ -272,104 +275,6 @@ def at_layer(setting: Setting, layer: int, layers: int) -> float:
 
     position = layer / (layers - 1) if layers > 1 else 1
     return float(evaluate_setting("", list(setting), position, validate=float))
-
-
-def holders(content: Node) -> Iterator[Node]:
-    """Yield all that may hold inputs or shared parameters: the recipe, its modules, its slices."""
-    yield content
-    modules = content.get("modules")
-    for module in modules.values() if isinstance(modules, dict) else ():
-        if isinstance(module, dict):
-            yield from holders(module)
-    slices = content.get("slices")
-    for stretch in slices if isinstance(slices, list) else ():
-        if isinstance(stretch, dict):
-            yield stretch
-
-
-def inputs_of(content: Mapping[str, object]) -> Iterator[tuple[Node, Node]]:
-    """Yield the entry of every input model in a recipe, with the parameters that it gets.
-
-    Its own parameters come before those of its slice, of its module, and of the recipe, as in
-    mergekit (mergekit/config.py, 0.1.5).
-    """
-    shared = _parameters_of(content)
-    for key in ("models", "sources"):
-        inputs = content.get(key)
-        for entry in inputs if isinstance(inputs, list) else ():
-            if isinstance(entry, dict) and "model" in entry:
-                yield entry, {**shared, **_parameters_of(entry)}
-    modules, slices = content.get("modules"), content.get("slices")
-    within = [*modules.values()] if isinstance(modules, dict) else []
-    within += slices if isinstance(slices, list) else []
-    for holder in within:
-        if isinstance(holder, dict):
-            for entry, parameters in inputs_of(holder):
-                yield entry, {**shared, **parameters}
-
-
-def _inputs(content: Node) -> Iterator[Node]:
-    """Yield the entry of every input model in a recipe."""
-    return (entry for entry, _ in inputs_of(content))
-
-
-def _parameters_of(holder: Mapping[str, object]) -> Node:
-    """Return the content of `parameters`; empty where that is not a mapping."""
-    parameters = holder.get("parameters")
-    return parameters if isinstance(parameters, dict) else {}
-
-
-def values_in(setting: object) -> Iterator[object]:
-    """Yield the values of a parameter, which may be a gradient or have filters."""
-    if isinstance(setting, list):
-        for part in setting:
-            yield from values_in(part)
-    elif isinstance(setting, dict):
-        yield from values_in(setting.get("value"))
-    elif setting is not None:
-        yield setting
-
-
-def activations_in(content: Mapping[str, object]) -> Iterator[str]:
-    """Yield the activations file of every input model in a recipe."""
-    for _, parameters in inputs_of(content):
-        for path in values_in(parameters.get(ACTIVATIONS.name)):
-            yield str(path)
-
-
-def identity(model: object) -> object:
-    """Return a text that is the same for all spellings of one model.
-
-    Args:
-        model: A folder or a name on the Hub, with or without `@revision` and `+LoRA`; or mergekit's
-            reference to it. Folders are resolved to their real paths.
-    """
-    spelling = str(model)
-    if os.path.exists(spelling):
-        return os.path.realpath(spelling)
-    return "+".join(_resolve(part) for part in spelling.split("+"))
-
-
-def _resolve(part: str) -> str:
-    path, at, revision = part.partition("@")
-    return (os.path.realpath(path) if os.path.exists(path) else path) + at + revision
-
-
-def describe_yaml_error(error: yaml.YAMLError | ValueError) -> str:
-    """Return what is wrong with a text that is not YAML, and where, on one line.
-
-    Args:
-        error: One of `YAML_ERRORS`. PyYAML's own message of an error takes several lines.
-    """
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-    if isinstance(error, yaml.reader.ReaderError):
-        return (
-            f"unacceptable character #x{error.character:04x} (character {error.position + 1} of "
-            f"the file)"
-        )
-    return " ".join(str(error).split())
 
 
 def _first_problem(error: Exception) -> str:

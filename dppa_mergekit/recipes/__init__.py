@@ -1,0 +1,1 @@
+"""Merge recipes: read, walked through, and written with other numbers."""

@@ -1,0 +1,73 @@
+"""The inputs of a recipe, wherever it has them: models, slices, modules, and their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+from dppa_mergekit.parameters import ACTIVATIONS
+
+Node: TypeAlias = dict[str, object]
+
+
+def holders(content: Node) -> Iterator[Node]:
+    """Yield all that may hold inputs or shared parameters: the recipe, its modules, its slices."""
+    yield content
+    modules = content.get("modules")
+    for module in modules.values() if isinstance(modules, dict) else ():
+        if isinstance(module, dict):
+            yield from holders(module)
+    slices = content.get("slices")
+    for stretch in slices if isinstance(slices, list) else ():
+        if isinstance(stretch, dict):
+            yield stretch
+
+
+def inputs_of(content: Mapping[str, object]) -> Iterator[tuple[Node, Node]]:
+    """Yield the entry of every input model in a recipe, with the parameters that it gets.
+
+    Its own parameters come before those of its slice, of its module, and of the recipe, as in
+    mergekit (mergekit/config.py, 0.1.5).
+    """
+    shared = parameters_of(content)
+    for key in ("models", "sources"):
+        inputs = content.get(key)
+        for entry in inputs if isinstance(inputs, list) else ():
+            if isinstance(entry, dict) and "model" in entry:
+                yield entry, {**shared, **parameters_of(entry)}
+    modules, slices = content.get("modules"), content.get("slices")
+    within = [*modules.values()] if isinstance(modules, dict) else []
+    within += slices if isinstance(slices, list) else []
+    for holder in within:
+        if isinstance(holder, dict):
+            for entry, parameters in inputs_of(holder):
+                yield entry, {**shared, **parameters}
+
+
+def entries_of(content: Node) -> Iterator[Node]:
+    """Yield the entry of every input model in a recipe."""
+    return (entry for entry, _ in inputs_of(content))
+
+
+def parameters_of(holder: Mapping[str, object]) -> Node:
+    """Return the content of `parameters`; empty where that is not a mapping."""
+    parameters = holder.get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def values_in(setting: object) -> Iterator[object]:
+    """Yield the values of a parameter, which may be a gradient or have filters."""
+    if isinstance(setting, list):
+        for part in setting:
+            yield from values_in(part)
+    elif isinstance(setting, dict):
+        yield from values_in(setting.get("value"))
+    elif setting is not None:
+        yield setting
+
+
+def activations_in(content: Mapping[str, object]) -> Iterator[str]:
+    """Yield the activations file of every input model in a recipe."""
+    for _, parameters in inputs_of(content):
+        for path in values_in(parameters.get(ACTIVATIONS.name)):
+            yield str(path)
