@@ -21,8 +21,10 @@ from dppa_mergekit.checks.recipe_text import check_keys, check_required
 from dppa_mergekit.checks.recipe_yaml import parse
 from dppa_mergekit.checks.sampled_weights import check_samples
 from dppa_mergekit.checks.slices import check_gradients, check_layer_order, check_layer_ranges
+from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.inputs import holders
 from dppa_mergekit.recipes.references import is_reference, spell
+from dppa_mergekit.recipes.stages import stages_of
 
 
 def check(path: str | os.PathLike[str]) -> list[Finding]:
@@ -77,28 +79,69 @@ def check_recipe(
     except (OSError, UnicodeDecodeError) as problem:
         yield error(str(path), f"it cannot be read ({problem}).")
         return
-    content, findings = parse(text)
-    if not content:
-        yield from findings
+    documents, findings = parse(text)
+    request = _Request(path.parent, out, sample, lora_cache, weighted, quick, begin_plan)
+    if len(documents) == 1:
+        yield from _check_content(documents[0], findings, (), request)
         return
-    findings += _check_text(content, weighted)
-    inspected, of_models = _inspect(content, lora_cache, path.parent)
+    yield from findings
+    try:
+        stages = stages_of(documents)
+    except RecipeError as problem:
+        yield error("recipe", problem.message)
+        return
+    for stage in stages:
+        # The output is that of the final merge.
+        of_stage = request if stage.name is None else replace(request, out=None)
+        for finding in _check_content(stage.content, [], stage.uses, of_stage):
+            yield replace(finding, subject=f"{stage.title}: {finding.subject}")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """How a recipe is checked: the arguments of `check_recipe`, and the folder of the recipe."""
+
+    beside: Path
+    out: Path | None
+    sample: bool
+    lora_cache: Path | None
+    weighted: bool
+    quick: bool
+    begin_plan: Callable[[], object]
+
+
+def _check_content(
+    content: dict[str, object],
+    findings: list[Finding],
+    outputs: Sequence[str],
+    request: _Request,
+) -> Iterator[Finding]:
+    """Yield what is wrong with one recipe.
+
+    Args:
+        content: The content of the recipe.
+        findings: What is wrong with its text.
+        outputs: The names of its models that are outputs of other stages, and not there yet.
+        request: How it is checked.
+    """
+    findings += _check_text(content, request.weighted)
+    inspected, of_models = _inspect(content, outputs, request)
     findings += of_models
     findings += _check_layers(content, inspected)
-    findings += _compare_models(content, inspected, sample)
+    findings += _compare_models(content, inspected, request.sample)
     if inspected.first is not None:
-        findings += estimate_needs(content, inspected.base or inspected.first, out or Path())
-    if out is not None:
-        findings += check_output(out, list(inspected.named))
+        known = inspected.base or inspected.first
+        findings += estimate_needs(content, known, request.out or Path())
+    if request.out is not None:
+        findings += check_output(request.out, list(inspected.named))
     yield from findings
     is_sound = not any(finding.severity == "error" for finding in findings)
-    ask = is_sound and not quick and can_plan(content)
+    ask = is_sound and not (request.quick or outputs) and can_plan(content)
     if ask:
-        begin_plan()
+        request.begin_plan()
     if inspected.first is not None:
-        yield from check_tensors(
-            content, inspected.comparable, inspected.base or inspected.first, ask
-        )
+        known = inspected.base or inspected.first
+        yield from check_tensors(content, inspected.comparable, known, ask)
 
 
 def check_folder(folder: Path, verify: str | None) -> Iterator[Finding]:
@@ -151,6 +194,7 @@ class _Inspected:
         base: The base model, or the first if the recipe names none; None if it cannot be found.
         comparable: The others whose layers are merged with the same layers of the base.
         moved: The others whose layers slices may move.
+        awaits_base: Whether the base model is the output of another stage.
     """
 
     named: Sequence[str]
@@ -158,6 +202,7 @@ class _Inspected:
     base: CheckpointFacts | None
     comparable: Sequence[CheckpointFacts]
     moved: Sequence[CheckpointFacts]
+    awaits_base: bool
 
     @property
     def first(self) -> CheckpointFacts | None:
@@ -166,7 +211,7 @@ class _Inspected:
 
 
 def _inspect(
-    content: Mapping[str, object], lora_cache: Path | None, beside: Path
+    content: Mapping[str, object], outputs: Sequence[str], request: _Request
 ) -> tuple[_Inspected, list[Finding]]:
     """Return the models of a recipe, and what is wrong with the files of each.
 
@@ -175,16 +220,19 @@ def _inspect(
 
     Args:
         content: The content of the recipe.
-        lora_cache: The folder where mergekit keeps merged LoRAs; None where it is not known yet.
-        beside: The folder of the recipe.
+        outputs: The names of its models that are outputs of other stages.
+        request: How the recipe is checked.
     """
-    named = list(dict.fromkeys(_find_models(content)))
+    all_named = dict.fromkeys(_find_models(content))
+    named = [model for model in all_named if model not in outputs]
     models: dict[str, CheckpointFacts] = {}
-    found: list[Finding] = []
+    found = [
+        note(output, "it is the output of that stage, and not there yet.") for output in outputs
+    ]
     for model in named:
-        facts, of_files = inspect_model(model, beside)
+        facts, of_files = inspect_model(model, request.beside)
         found += of_files
-        found += check_adapter(model, lora_cache)
+        found += check_adapter(model, request.lora_cache)
         if facts is not None:
             if any(finding.severity == "error" for finding in of_files):
                 facts = replace(facts, tensors={}, files={})
@@ -198,7 +246,8 @@ def _inspect(
     others = [] if base is None else [model for model in models.values() if model is not base]
     moved = [model for model in others if base and not _keeps_layers(content, model, base)]
     comparable = [model for model in others if model not in moved]
-    return _Inspected(named, models, base, comparable, moved), found
+    awaits_base = base_model is not None and spell(base_model) in outputs
+    return _Inspected(named, models, base, comparable, moved, awaits_base), found
 
 
 def _compare_models(
@@ -212,7 +261,7 @@ def _compare_models(
         sample: Whether slices of the weights are read.
     """
     if inspected.base is None:
-        if inspected.models:
+        if inspected.models and not inspected.awaits_base:
             yield note("recipe", "its base model cannot be read here to compare the others with.")
         return
     for model in inspected.moved:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 
 import yaml
 
@@ -13,16 +13,21 @@ MERGE_KEY = "tag:yaml.org,2002:merge"
 """The tag of `<<`, whose mapping may be overridden."""
 
 
-def parse(text: str) -> tuple[Mapping[str, object], list[Finding]]:
-    """Return the content of a recipe, and what is wrong with it as YAML; {} if it is no mapping."""
+def parse(text: str) -> tuple[list[dict[str, object]], list[Finding]]:
+    """Return the recipes in a text, and what is wrong with it as YAML; none if one is no mapping.
+
+    Several documents are the stages of mergekit-multi.
+    """
+    documents: list[dict[str, object]] = []
     try:
         loader = _Loader(text)
-        content = loader.get_single_data()
+        while loader.check_data():  # type: ignore[no-untyped-call]
+            documents.append(loader.get_data())
     except YAML_ERRORS as problem:
-        return {}, [error("recipe", f"it is not YAML: {describe_yaml_error(problem)}.")]
-    if not isinstance(content, dict) or not content:
-        return {}, [error("recipe", "it is not a mapping with merge_method.")]
-    return content, loader.findings
+        return [], [error("recipe", f"it is not YAML: {describe_yaml_error(problem)}.")]
+    if not documents or not all(document and isinstance(document, dict) for document in documents):
+        return [], [error("recipe", "it is not a mapping with merge_method.")]
+    return documents, loader.findings
 
 
 class _Loader(yaml.SafeLoader):

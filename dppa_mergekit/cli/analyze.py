@@ -37,6 +37,8 @@ def analyze(
 ) -> None:
     """Analyze the deltas of RECIPE: their size, the kept elements, and whether DARE would do.
 
+    Of several recipes, as mergekit-multi takes them, each stage is analyzed by itself.
+
     \b
         mergekit-dppa analyze recipe.yml --output analysis/
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
@@ -46,24 +48,37 @@ def analyze(
     from dppa_mergekit.analysis.results import verdict
     from dppa_mergekit.analysis.tables import overview
     from dppa_mergekit.recipes.recipe import Recipe
+    from dppa_mergekit.recipes.stages import read_stages, recipe_of
     from dppa_mergekit.storage.output_files import check_output_folder
 
     options.check_paged(html, output)
     if output is not None:
         check_output_folder(output, f"{FILE}.json")
     options.check_first(recipe)
-    read = Recipe.read(recipe)
-    prompts = assign_prompts(read, files)
+    stages = read_stages(recipe)
     placement = options.placement(device, dtype, trust_remote_code)
     options.quiet_transformers()
-    workspace = Path.cwd() if output is None else output
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    found = analyze_deltas(read, prompts, placement, workspace)
-    if output is not None:
-        path = write_analysis(found, read, output)
-        if html:
-            verdicts = [f"{model.model}: {verdict(model)}" for model in found.models]
-            title = f"Deltas of {recipe.name}"
-            options.write_page(path, title, verdicts, PICTURES, [recipe, *files])
-    click.echo(overview(found), nl=False)
+    for stage in stages:
+        if stage.uses:
+            click.echo(
+                f"{stage.title}: it merges the output of {', '.join(stage.uses)}, which is not "
+                f"there yet, so its deltas are not known.\n"
+            )
+            continue
+        folder = output
+        if len(stages) > 1:
+            click.echo(f"{stage.title}:\n")
+            folder = None if output is None else output / (stage.name or "final")
+        read = recipe_of(stage, recipe) if len(stages) > 1 else Recipe.read(recipe)
+        prompts = assign_prompts(read, files)
+        workspace = Path.cwd() if folder is None else folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        found = analyze_deltas(read, prompts, placement, workspace)
+        if folder is not None:
+            path = write_analysis(found, read, folder)
+            if html:
+                verdicts = [f"{model.model}: {verdict(model)}" for model in found.models]
+                title = f"Deltas of {recipe.name}"
+                options.write_page(path, title, verdicts, PICTURES, [recipe, *files])
+        click.echo(overview(found), nl=False)

@@ -67,6 +67,12 @@ class Recipe:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} cannot be read: {error}.") from error
+        except yaml.composer.ComposerError as error:
+            if "single document" in str(error):
+                raise RecipeError(
+                    f"{path} holds several recipes, as for mergekit-multi; allowed is one here."
+                ) from error
+            raise RecipeError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
         except YAML_ERRORS as error:
             raise RecipeError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
         if not isinstance(content, dict):
