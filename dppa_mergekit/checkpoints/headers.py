@@ -17,8 +17,13 @@ from dppa_mergekit.checkpoints.fingerprints import read_state, sample_content
 from dppa_mergekit.checkpoints.pickled_header import read_pickled_headers
 from dppa_mergekit.checkpoints.safetensors_header import FLOATING as FLOATING
 from dppa_mergekit.checkpoints.safetensors_header import PLAIN_DTYPES as PLAIN_DTYPES
+from dppa_mergekit.checkpoints.safetensors_header import (
+    TWO_LAYOUTS,
+    has_two_layouts,
+    read_headers,
+    refuse_pointer,
+)
 from dppa_mergekit.checkpoints.safetensors_header import Header as Header
-from dppa_mergekit.checkpoints.safetensors_header import read_headers, refuse_pointer
 from dppa_mergekit.errors import CheckpointError, first_line
 
 
@@ -43,7 +48,12 @@ class Checkpoint:
     _headers: dict[str, dict[str, Header]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse an index that points outside the model's folder; links inside it are fine."""
+        """Refuse an index that points outside the model's folder, or beside a single file.
+
+        Links inside the folder are fine.
+        """
+        if has_two_layouts(Path(self.index.base_path)):
+            raise CheckpointError(f"{self.model}: {TWO_LAYOUTS}")
         for shard in sorted(set(self.index.tensor_paths.values())):
             parts = Path(shard).parts
             if Path(shard).is_absolute() or ".." in parts:

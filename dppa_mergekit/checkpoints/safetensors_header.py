@@ -21,6 +21,15 @@ PLAIN_DTYPES = FLOATING | {"I64", "BOOL"}
 """Dtypes that hold values themselves: floats, and the integers and booleans of buffers. All others
 need scales that a merge does not see."""
 
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""The file of a checkpoint in one file, and the index of one in shards."""
+
+TWO_LAYOUTS = (
+    f"it holds both {SINGLE} and an index of shards: transformers loads the single file, mergekit "
+    f"the shards; remove whichever is stale."
+)
+
 _LENGTH_BYTES = 8
 
 _POINTER = b"version https://git-lfs"
@@ -40,6 +49,11 @@ class Header:
     dtype: str
     shape: tuple[int, ...]
     span: tuple[int, int] | None = None
+
+
+def has_two_layouts(folder: Path) -> bool:
+    """Return whether a folder holds a checkpoint in one file and one in shards."""
+    return (folder / SINGLE).exists() and (folder / INDEX).exists()
 
 
 def refuse_pointer(path: Path) -> None:

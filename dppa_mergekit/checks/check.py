@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from dppa_mergekit import method_table
 from dppa_mergekit.checks.activations import check_activations
@@ -13,10 +14,15 @@ from dppa_mergekit.checks.adapters import check_adapter
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_architecture, check_dtypes, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note
-from dppa_mergekit.checks.merged_folder import check_merged_folder
+from dppa_mergekit.checks.merged_folder import check_merged_folder, read_recipe
 from dppa_mergekit.checks.missing_tensors import can_plan, check_tensors
-from dppa_mergekit.checks.model_compatibility import check_against_base, check_names
-from dppa_mergekit.checks.output_folder import check_output, estimate_needs
+from dppa_mergekit.checks.model_compatibility import (
+    Stated,
+    check_against_base,
+    check_donor,
+    check_names,
+)
+from dppa_mergekit.checks.output_folder import check_output, estimate_needs, output_size
 from dppa_mergekit.checks.recipe_text import check_keys, check_required
 from dppa_mergekit.checks.recipe_yaml import parse
 from dppa_mergekit.checks.sampled_weights import check_samples
@@ -129,33 +135,47 @@ def _check_content(
     findings += of_models
     findings += _check_layers(content, inspected)
     findings += _compare_models(content, inspected, request.sample)
-    if inspected.first is not None:
-        known = inspected.base or inspected.first
-        findings += estimate_needs(content, known, request.out or Path())
+    known = inspected.base or inspected.first
+    if known is not None:
+        findings += estimate_needs(content, known, request.out)
     if request.out is not None:
-        findings += check_output(request.out, list(inspected.named))
+        size = None if known is None else output_size(content, known)
+        findings += check_output(request.out, inspected.named, size)
     yield from findings
     is_sound = not any(finding.severity == "error" for finding in findings)
     ask = is_sound and not (request.quick or outputs) and can_plan(content)
     if ask:
         request.begin_plan()
-    if inspected.first is not None:
-        known = inspected.base or inspected.first
+    if known is not None:
         yield from check_tensors(content, inspected.comparable, known, ask)
 
 
-def check_folder(folder: Path, verify: str | None) -> Iterator[Finding]:
+def check_folder(
+    folder: Path,
+    verify: Literal["sample", "all"] | None,
+    quick: bool = False,
+    begin_plan: Callable[[], object] = lambda: None,
+) -> Iterator[Finding]:
     """Yield what is wrong with a merged folder.
 
     Args:
         folder: The folder that a merge wrote.
-        verify: Which tensors are computed again: "sample", "all", or None for none.
+        verify: Which tensors are computed again; None for one of each shard, where nothing else is
+            wrong and the recipe's models are here.
+        quick: Whether no tensor is computed again if `verify` is None.
+        begin_plan: Called before tensors are computed.
     """
-    yield from check_merged_folder(folder)
-    if verify is not None:
-        from dppa_mergekit.checks.recompute import verify_tensors  # imports torch
+    is_sound = True
+    for finding in check_merged_folder(folder):
+        is_sound &= finding.severity != "error"
+        yield finding
+    content = read_recipe(folder)
+    if verify is None and (quick or not is_sound or content is None or not can_plan(content)):
+        return
+    from dppa_mergekit.checks.recompute import verify_tensors  # imports torch
 
-        yield from verify_tensors(folder, verify == "all")
+    begin_plan()
+    yield from verify_tensors(folder, verify or "shards")
 
 
 def _check_text(content: Mapping[str, object], weighted: bool) -> Iterator[Finding]:
@@ -268,9 +288,14 @@ def _compare_models(
         yield note(
             model.model, "slices may move its layers: it was not compared with the base model."
         )
-    has_tokenizer = bool(content.get("tokenizer") or content.get("tokenizer_source"))
+    states = Stated(
+        tokenizer=bool(content.get("tokenizer") or content.get("tokenizer_source")),
+        template=content.get("chat_template") is not None,
+        dtype=content.get("dtype") is not None or content.get("out_dtype") is not None,
+    )
+    yield from check_donor(inspected.base, states)
     for model in inspected.comparable:
-        yield from check_against_base(model, inspected.base, has_tokenizer)
+        yield from check_against_base(model, inspected.base, states)
         if sample:
             yield from check_samples(model, inspected.base)
 

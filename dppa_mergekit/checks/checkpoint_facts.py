@@ -9,6 +9,9 @@ from pathlib import Path
 
 from dppa_mergekit.checkpoints.safetensors_header import Header
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer has at least one."""
+
 
 @dataclass(frozen=True)
 class CheckpointFacts:
@@ -23,6 +26,7 @@ class CheckpointFacts:
         vocabulary: Token -> id; empty where there is no tokenizer.json.
         chat_template: The chat template, if there is one.
         end_tokens: The ids of the tokens that end an answer, by the configurations.
+        has_tokenizer: Whether there is a file of a tokenizer.
     """
 
     model: str
@@ -33,6 +37,7 @@ class CheckpointFacts:
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     chat_template: str | None = None
     end_tokens: frozenset[int] = frozenset()
+    has_tokenizer: bool = False
 
 
 def read_facts(
@@ -61,6 +66,7 @@ def read_facts(
         _read_vocabulary(small_files),
         _read_chat_template(small_files),
         _read_end_tokens(small_files, config),
+        any((small_files / name).exists() for name in TOKENIZERS),
     )
 
 

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from dppa_mergekit.checkpoints.safetensors_header import PLAIN_DTYPES, Header, read_headers
+from dppa_mergekit.checkpoints.safetensors_header import (
+    INDEX,
+    PLAIN_DTYPES,
+    SINGLE,
+    TWO_LAYOUTS,
+    Header,
+    has_two_layouts,
+    read_headers,
+)
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_facts, read_json
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.errors import CheckpointError
 from dppa_mergekit.recipes.references import Place, named
-from dppa_mergekit.report.phrases import count, join_names
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from dppa_mergekit.report.phrases import count, join_names, such_as
 
 SINGLES = (SINGLE, "pytorch_model.bin")
 INDEXES = (INDEX, "pytorch_model.bin.index.json")
@@ -69,7 +74,7 @@ def inspect_model(
 
 def inspect_folder(folder: Path, model: str) -> tuple[CheckpointFacts, list[Finding]]:
     """Return the facts of a model in a folder, and what is wrong with its files."""
-    findings = list(_check_single_file(folder, model))
+    findings = [error(model, TWO_LAYOUTS)] if has_two_layouts(folder) else []
     index_file = next((name for name in INDEXES if (folder / name).exists()), None)
     index = {} if index_file is None else _read_index(folder / index_file, model, findings)
     single = [name for name in SINGLES if (folder / name).exists()]
@@ -122,15 +127,6 @@ def _explain_no_weights(folder: Path) -> str:
         f"its weights are in {others[0]}, and mergekit reads {join_names(SINGLES)} and their "
         f"indexes only: rename or convert them."
     )
-
-
-def _check_single_file(folder: Path, model: str) -> Iterator[Finding]:
-    if (folder / INDEX).exists() and (folder / SINGLE).exists():
-        yield error(
-            model,
-            f"it holds both {SINGLE} and an index of shards: transformers loads the single file, "
-            f"mergekit the shards; remove whichever is stale.",
-        )
 
 
 def _read_index(path: Path, model: str, findings: list[Finding]) -> dict[str, str]:
@@ -230,17 +226,37 @@ def check_architecture(facts: CheckpointFacts) -> list[Finding]:
     ]
 
 
-def find_stale_files(folder: Path) -> list[Finding]:
-    """Return a warning for every weight file of a folder that its index does not name."""
-    if not (folder / INDEX).exists():
-        return []
-    indexed = set(_read_index(folder / INDEX, str(folder), []).values())
-    if not indexed:
-        return []
-    return [
-        warning(
-            str(folder), f"{path.name} is not in the index: it is left over from another merge."
+def find_strays(folder: Path, files: Collection[str]) -> list[Path]:
+    """Return the weight files of a merged folder that are not of its merge.
+
+    Args:
+        folder: The folder.
+        files: The names of the files that hold its tensors.
+    """
+    kinds = ("*.safetensors", "*.bin", ".tmp*", "*.tmp")
+    return sorted(
+        path for kind in kinds for path in folder.glob(kind) if path.name not in {*files, *SINGLES}
+    )
+
+
+def check_strays(facts: CheckpointFacts) -> Iterator[Finding]:
+    """Yield weight files that are not of the merge, and those that others cannot read."""
+    if facts.folder is None or not facts.files:
+        return
+    files = set(facts.files.values())
+    strays = [path.name for path in find_strays(facts.folder, files)]
+    if strays:
+        found = such_as(
+            strays,
+            "weight file is not of this merge",
+            "weight files are not of this merge",
         )
-        for path in sorted(folder.glob("*.safetensors"))
-        if path.name not in indexed and path.name != SINGLE
-    ]
+        yield warning(
+            facts.model,
+            f"{found}: left over from an older merge, or from one that was killed; remove what you "
+            f"do not need.",
+        )
+    closed = [name for name in files if not (facts.folder / name).stat().st_mode & 0o044]
+    if closed and os.name == "posix":
+        found = such_as(closed, "weight file", "weight files")
+        yield note(facts.model, f"only its owner can read {found}.")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
-from dppa_mergekit.checks.checkpoint_files import find_stale_files, inspect_folder, inspect_model
+from dppa_mergekit.checks.checkpoint_files import check_strays, inspect_folder, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.missing_tensors import can_plan, find_missing, report_missing
 from dppa_mergekit.errors import DppaError
@@ -21,8 +21,6 @@ from dppa_mergekit.report.phrases import such_as
 
 RECIPE = "mergekit_config.yml"
 """The recipe that mergekit leaves in the folder."""
-
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 CHUNK = 1 << 22
 """Elements that are looked at together."""
@@ -49,8 +47,8 @@ def check_merged_folder(folder: Path) -> Iterator[Finding]:
     """Yield what is wrong with a merged folder; every weight is read once."""
     facts, findings = inspect_folder(folder, str(folder))
     yield from findings
-    yield from find_stale_files(folder)
-    if not any((folder / name).exists() for name in TOKENIZERS):
+    yield from check_strays(facts)
+    if not facts.has_tokenizer:
         yield error(str(folder), "there is no tokenizer: the merge did not finish, or lost it.")
     yield from _check_finite(facts)
     recipe = read_recipe(folder)

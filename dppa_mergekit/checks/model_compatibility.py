@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from dppa_mergekit.checkpoints.safetensors_header import FLOATING, Header
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.phrases import count, join_names, such_as
-from dppa_mergekit.tensor_names import natural_order
+from dppa_mergekit.tensor_names import is_output_head, natural_order
 
 MUST_AGREE = (
     "model_type",
@@ -25,6 +26,9 @@ MUST_AGREE = (
 """Keys of config.json that agree in all models of one base."""
 
 SHOULD_AGREE = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
+
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Name of a dtype in safetensors headers -> in config.json."""
 
 VOCABULARY = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_out")
 """Parts of the names of tensors with an axis of tokens."""
@@ -45,22 +49,75 @@ def check_names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
             yield error(same, f"it is the base model, spelt as {base}: its delta is zero.")
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What a recipe says of the merged model.
+
+    Attributes:
+        tokenizer: Whether it says which tokenizer the merge gets.
+        template: Whether it says which chat template.
+        dtype: Whether it says which dtype.
+    """
+
+    tokenizer: bool
+    template: bool
+    dtype: bool
+
+
+def check_donor(base: CheckpointFacts, stated: Stated) -> Iterator[Finding]:
+    """Yield what the merge would take over from its base and should not, or cannot.
+
+    Args:
+        base: The base model, whose configuration and tokenizer the merge gets.
+        stated: What the recipe says.
+    """
+    if base.folder is not None and not base.has_tokenizer:
+        report = error if stated.tokenizer else warning
+        yield report(base.model, "there is no tokenizer in it, so the merge gets none from it.")
+    declared = str(base.config.get("dtype") or base.config.get("torch_dtype") or "")
+    stored = DTYPE_NAMES.get(_find_dtype(base), declared)
+    if declared and declared != stored and not stated.dtype:
+        yield warning(
+            base.model,
+            f"its weights are {stored} and its config.json says {declared}, and so will be the "
+            f"merge's: set dtype.",
+        )
+
+
 def check_against_base(
-    fine_tuned: CheckpointFacts, base: CheckpointFacts, has_tokenizer: bool
+    fine_tuned: CheckpointFacts, base: CheckpointFacts, stated: Stated
 ) -> Iterator[Finding]:
     """Yield what does not fit between a fine-tuned model and its base.
 
     Args:
         fine_tuned: The fine-tuned model.
         base: The base model.
-        has_tokenizer: Whether the recipe says which tokenizer the merge gets.
+        stated: What the recipe says.
     """
     yield from _check_configurations(fine_tuned, base)
-    if not has_tokenizer:
+    if fine_tuned.folder is not None and stated.tokenizer and not fine_tuned.has_tokenizer:
+        yield error(
+            fine_tuned.model,
+            "there is no tokenizer in it, and the recipe's tokenizer is made from all of them.",
+        )
+    if not stated.tokenizer:
         yield from _check_vocabularies(fine_tuned, base)
-    yield from _check_answers(fine_tuned, base)
+    yield from _check_answers(fine_tuned, base, stated)
     if fine_tuned.tensors and base.tensors:
-        yield from _check_shapes(fine_tuned, base, has_tokenizer)
+        yield from _check_shapes(fine_tuned, base, stated.tokenizer)
+        yield from _check_head(fine_tuned, base)
+
+
+def _check_head(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
+    """Yield a note if the base has an output head of its own and a fine-tuned model has none."""
+    heads = [name for name in base.tensors if is_output_head(name)]
+    ties = [bool(model.config.get("tie_word_embeddings")) for model in (fine_tuned, base)]
+    if ties == [True, False] and heads and heads[0] not in fine_tuned.tensors:
+        yield note(
+            fine_tuned.model,
+            f"its output head is its embeddings, and the base model has {heads[0]}: the merge "
+            f"takes the embeddings as its head.",
+        )
 
 
 def _check_configurations(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
@@ -98,9 +155,12 @@ def _check_vocabularies(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> I
         )
 
 
-def _check_answers(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
+def _check_answers(
+    fine_tuned: CheckpointFacts, base: CheckpointFacts, stated: Stated
+) -> Iterator[Finding]:
     """Yield what changes how the merge is asked, and where its answers end."""
-    if fine_tuned.chat_template is not None and fine_tuned.chat_template != base.chat_template:
+    template = fine_tuned.chat_template
+    if not stated.template and template is not None and template != base.chat_template:
         yield warning(
             fine_tuned.model,
             "its chat template is not the base model's, which the merge gets unless chat_template "

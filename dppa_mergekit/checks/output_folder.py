@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dppa_mergekit.checkpoints.safetensors_header import FLOAT_BYTES
+from dppa_mergekit.checkpoints.safetensors_header import FLOAT_BYTES, INDEX
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.merging.input_models import DTYPES
@@ -24,8 +24,14 @@ PROCESS, PER_ELEMENT = 0.4e9, 2.7
 merge."""
 
 
-def check_output(output: Path, models: Sequence[str]) -> Iterator[Finding]:
-    """Yield whether the output is an input, holds an older merge, or cannot be written."""
+def check_output(output: Path, models: Sequence[str], size: float | None) -> Iterator[Finding]:
+    """Yield whether the output is an input, holds an older merge, or cannot be written.
+
+    Args:
+        output: The folder that the merge will write.
+        models: The models of the recipe.
+        size: The bytes of its weights; None where they are not known.
+    """
     where = str(output)
     for model in models:
         if os.path.exists(model) and identity(model) == identity(output):
@@ -37,43 +43,75 @@ def check_output(output: Path, models: Sequence[str]) -> Iterator[Finding]:
     if output.exists() and not output.is_dir():
         yield error(where, "it is a file, not a folder.")
         return
-    older = sorted(path.name for path in output.glob("*.safetensors")) if output.exists() else []
-    if older:
-        found = such_as(older, "weight file", "weight files")
-        yield warning(
-            where,
-            f"it already holds {found}; the merge leaves what it does not overwrite, so remove "
-            f"them first.",
-        )
+    if output.exists():
+        yield from _check_older(output, where, size)
     existing = _find_existing(output)
     if not os.access(existing, os.W_OK):
         yield error(where, f"{existing} is not writable.")
 
 
+def _check_older(output: Path, where: str, size: float | None) -> Iterator[Finding]:
+    """Yield the weights of an older merge in an output folder.
+
+    The new merge overwrites files of the same names and leaves the others. Where one file lies
+    beside an index of shards, transformers loads the file and mergekit the shards.
+    """
+    older = sorted(path.name for path in output.glob("*.safetensors"))
+    if not older:
+        return
+    found = such_as(older, "weight file", "weight files")
+    was_sharded = (output / INDEX).exists() or len(older) > 1
+    if size is not None and was_sharded != (size > SHARD):
+        layouts = ["one file", "shards"]
+        yield error(
+            where,
+            f"it already holds {found}, in {layouts[was_sharded]}, and the merge would write "
+            f"{layouts[not was_sharded]} beside: remove them, or name another folder.",
+        )
+    else:
+        yield warning(
+            where,
+            f"it already holds {found}; the merge leaves what it does not overwrite, so remove "
+            f"them first.",
+        )
+
+
+def output_size(content: Mapping[str, object], base: CheckpointFacts) -> float | None:
+    """Return the bytes of a merge's weights; None where the base's tensors are not known.
+
+    Args:
+        content: The content of the recipe.
+        base: The base model.
+    """
+    if not base.tensors:
+        return None
+    width = DTYPES.get(str(content.get("out_dtype") or content.get("dtype")))
+    return sum(
+        math.prod(header.shape) * (width or FLOAT_BYTES.get(header.dtype, 8))
+        for header in base.tensors.values()
+    )
+
+
 def estimate_needs(
-    content: Mapping[str, object], base: CheckpointFacts, output: Path
+    content: Mapping[str, object], base: CheckpointFacts, output: Path | None
 ) -> Iterator[Finding]:
     """Yield the disk and the memory that a merge needs, beside what is free.
 
     Args:
         content: The content of the recipe.
         base: The base model.
-        output: The folder that the merge will write.
+        output: The folder that the merge will write; None for any on the current disk.
     """
-    if not base.tensors:
+    disk = output_size(content, base)
+    if disk is None:
         return
-    dtype = content.get("out_dtype") or content.get("dtype")
-    width = DTYPES.get(str(dtype).removeprefix("torch."))
-    numbers = {name: math.prod(header.shape) for name, header in base.tensors.items()}
-    disk = sum(
-        numbers[name] * (width or FLOAT_BYTES.get(header.dtype, 8))
-        for name, header in base.tensors.items()
-    )
-    memory = PROCESS + PER_ELEMENT * max(numbers.values()) + min(disk, SHARD)
-    free_disk = shutil.disk_usage(_find_existing(output)).free
-    yield _compare("disk", disk, free_disk, "free some space, or name another disk")
+    largest = max(math.prod(header.shape) for header in base.tensors.values())
+    memory = PROCESS + PER_ELEMENT * largest + min(disk, SHARD)
+    free_disk = shutil.disk_usage(_find_existing(output or Path())).free
+    report = warning if output is None else error
+    yield _compare("disk", disk, free_disk, "free some space, or name another disk", report)
     yield _compare(
-        "memory", memory, _read_available_memory(), "a smaller --out-shard-size needs less"
+        "memory", memory, _read_available_memory(), "a smaller --out-shard-size needs less", warning
     )
 
 
@@ -83,13 +121,19 @@ def _find_existing(output: Path) -> Path:
     return next(path for path in (output, *output.parents) if path.exists())
 
 
-def _compare(resource: str, needed: float, free: float | None, hint: str) -> Finding:
+def _compare(
+    resource: str,
+    needed: float,
+    free: float | None,
+    hint: str,
+    report: Callable[[str, str], Finding],
+) -> Finding:
     sentence = f"the merge needs about {needed / 1e9:.2g} GB"
     if free is None:
         return note(resource, f"{sentence}.")
     sentence = f"{sentence}; {free / 1e9:.1f} GB free"
     return (
-        warning(resource, f"{sentence}: {hint}.")
+        report(resource, f"{sentence}: {hint}.")
         if needed > free
         else note(resource, f"{sentence}.")
     )

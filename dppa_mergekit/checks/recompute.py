@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING
+from random import Random, choice
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import safe_open
@@ -22,35 +22,42 @@ if TYPE_CHECKING:
     from mergekit.graph import Task
 
 SAMPLE = 8
-"""How many tensors are computed again, if not all."""
+"""How many tensors are computed again as a sample."""
+
+Extent = Literal["shards", "sample", "all"]
+"""Which tensors are computed again: one of each shard, drawn anew each time; `SAMPLE`, the same
+each time; or all."""
 
 
-def verify_tensors(folder: Path, every: bool) -> Iterator[Finding]:
+def verify_tensors(folder: Path, extent: Extent) -> Iterator[Finding]:
     """Yield whether the tensors of a merged folder are those that its recipe gives.
 
     Args:
         folder: With the recipe that mergekit leaves; relative paths in the recipe start from the
             current folder.
-        every: Whether all tensors are compared, or a sample.
+        extent: Which tensors are compared.
     """
     where = str(folder)
     method = (read_recipe(folder) or {}).get("merge_method")
     if method in RANDOM_METHODS:
-        yield warning(
+        report = note if extent == "shards" else warning
+        yield report(
             where,
             f"{method} draws other random numbers in every run: its weights cannot be verified.",
         )
         return
     try:
         with dry_run_again(folder / RECIPE) as planned:
-            yield from _compare_tensors(folder, planned.tasks, every)
+            yield from _compare_tensors(folder, planned.tasks, extent)
     # Beside a DppaError, mergekit, its methods, safetensors and torch raise many kinds where inputs
     # are damaged or have changed.
     except Exception as problem:
         yield error(where, f"its recipe cannot be merged again: {first_line(problem)}.")
 
 
-def _compare_tensors(folder: Path, tasks: Sequence[Task[object]], every: bool) -> Iterator[Finding]:
+def _compare_tensors(
+    folder: Path, tasks: Sequence[Task[object]], extent: Extent
+) -> Iterator[Finding]:
     """Yield whether the folder holds what the tasks compute."""
     from mergekit.common import dtype_from_name
     from mergekit.graph import Executor
@@ -63,8 +70,16 @@ def _compare_tensors(folder: Path, tasks: Sequence[Task[object]], every: bool) -
         if isinstance(task, SaveTensor)
     }
     computed = list(outputs)
-    chosen = computed if every else Random(0).sample(computed, min(SAMPLE, len(computed)))
     facts, _ = inspect_folder(folder, where)
+    chosen = computed
+    if extent == "sample":
+        chosen = Random(0).sample(computed, min(SAMPLE, len(computed)))
+    elif extent == "shards":
+        by_shard: dict[str, list[Task[object]]] = {}
+        for task, (name, _) in outputs.items():
+            by_shard.setdefault(facts.files.get(name, ""), []).append(task)
+        by_shard.pop("", None)
+        chosen = [choice(of_shard) for of_shard in by_shard.values()]
     different: list[str] = []
     compared = 0
     for task, tensor in Executor(chosen, math_device=torch.device("cpu")).run(quiet=True):
@@ -88,7 +103,8 @@ def _compare_tensors(folder: Path, tasks: Sequence[Task[object]], every: bool) -
     else:
         yield note(
             where,
-            f"its recipe gives the same bytes for {compared} of {count(len(computed), 'tensor')}.",
+            f"its recipe gives the same bytes for {compared} of {count(len(computed), 'tensor')}"
+            f"{', one of each shard, drawn at random' * (extent == 'shards')}.",
         )
 
 

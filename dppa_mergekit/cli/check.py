@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -27,12 +28,13 @@ LOG = logging.getLogger(__name__)
 @click.option(
     "--verify",
     type=click.Choice(["sample", "all"]),
-    help="For a folder: compute some or all tensors again, and compare.",
+    help="For a folder: compute more than one tensor of each shard again, and compare.",
 )
 @click.option(
     "--quick",
     is_flag=True,
-    help="Leave out what takes more than a second: mergekit's plan of the merge.",
+    help="Leave out what takes seconds: mergekit's plan of a recipe's merge; one tensor of each "
+    "shard of a folder, computed again.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(
@@ -40,7 +42,7 @@ def check(
     output: Path | None,
     lora_cache: Path | None,
     sample: bool,
-    verify: str | None,
+    verify: Literal["sample", "all"] | None,
     quick: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +68,7 @@ def check(
     if not path.is_dir() and verify is not None:
         raise ParameterError("--verify is for a folder; this is a recipe.")
     found = (
-        check_folder(path, verify)
+        check_folder(path, verify, quick, _say_so)
         if path.is_dir()
         else check_recipe(path, output, sample, lora_cache, quick=quick, begin_plan=_say_so)
     )
@@ -87,4 +89,4 @@ def check(
 def _say_so() -> None:
     """Say that the rest takes seconds."""
     if LOG.isEnabledFor(logging.WARNING):
-        click.echo("asking mergekit for its plan (--quick leaves this out)", err=True)
+        click.echo("asking mergekit (--quick leaves this out)", err=True)

@@ -128,7 +128,8 @@ class ModelAllocation:
             record.numel * self._densities[model].get(record.linear.tensor, 0.0)
             for record in statistics.linears
         )
-        if total and statistics.nonzero_share < asked / total:
+        # At density 1 every tensor is kept as it is.
+        if total and statistics.nonzero_share < asked / total < 1:
             LOG.warning(
                 "%s: only %.1f %% of its linears' deltas are non-zero, but density %.3g asks for "
                 "more; a linear with too few non-zero deltas keeps all of them.",

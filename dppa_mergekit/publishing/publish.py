@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dppa_mergekit import method_table
 from dppa_mergekit.checks.check import check_folder
+from dppa_mergekit.checks.checkpoint_files import find_strays, inspect_folder
 from dppa_mergekit.checks.merged_folder import RECIPE
 from dppa_mergekit.errors import CheckpointError, DppaError, RecipeError
 from dppa_mergekit.moments.activations_file import (
@@ -214,11 +215,13 @@ class Publishing:
         )
 
     def _files(self) -> Iterator[Path]:
-        """Yield the files of the folder that are uploaded."""
+        """Yield the files of the folder that are uploaded; no weights but those of the merge."""
+        facts, _ = inspect_folder(self.folder, str(self.folder))
+        strays = find_strays(self.folder, set(facts.files.values()))
         for path in self.folder.rglob("*"):
             is_hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
             stays = any(fnmatch(path.name, pattern) for pattern in LOCAL_FILES)
-            if path.is_file() and not is_hidden and not stays:
+            if path.is_file() and not is_hidden and not stays and path not in strays:
                 yield path
 
 

@@ -61,7 +61,9 @@ def test_findings_in_python(family: Path) -> None:
         "error: recipe: mergekit ignores 'dtpe': did you mean dtype?"
     ]
     (family / "law" / "tokenizer.json").unlink()
+    (family / "law" / "model.safetensors").chmod(0o600)
     assert [str(finding) for finding in check_in_python(str(family / "law"))] == [
+        f"note: {family / 'law'}: only its owner can read 1 weight file: model.safetensors.",
         f"error: {family / 'law'}: there is no tokenizer: the merge did not finish, or lost it.",
         f"note: {family / 'law'}: without a readable mergekit_config.yml, it cannot be compared "
         "with its base model.",

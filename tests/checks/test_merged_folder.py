@@ -10,6 +10,7 @@ import torch
 from check_command import check, said
 from checkpoints import recipe, tensors_of
 from click.testing import Result
+from commands import Merge
 
 from dppa_mergekit.checks import checkpoint_files
 
@@ -32,7 +33,7 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
 
     name = "model.layers.2.mlp.down_proj.weight"
     save({**tensors, name: tensors[name] * 1.001})
-    assert check(out).exit_code == 0
+    assert check(out, "--quick").exit_code == 0
     mixed = check(out, "--verify=all")
     assert (
         f"its recipe gives other bytes for 1 of {len(tensors)} tensors, such as {name}"
@@ -73,9 +74,8 @@ def test_a_merge_without_base(
     )
     done = check(tmp_path / "out")
     assert asked == []
-    assert said(done, "note") == [
-        f"note: {tmp_path / 'out'}: its recipe names no base model to compare it with."
-    ]
+    note = f"note: {tmp_path / 'out'}: its recipe names no base model to compare it with."
+    assert note in said(done, "note")
 
 
 def test_shards_over_an_older_merge(
@@ -84,8 +84,34 @@ def test_shards_over_an_older_merge(
     assert run_yaml(recipe(family), "--out-shard-size", "20000").exit_code == 0
     out = tmp_path / "out"
     first = sorted(out.glob("*.safetensors"))[0]
-    shutil.copy(first, out / "model-00099-of-00099.safetensors")
-    done = check(out)
-    assert "model-00099-of-00099.safetensors is not in the index" in done.stdout
+    for name in ("model-00099-of-00099.safetensors", "model-4.safetensors", ".tmpAb3"):
+        shutil.copy(first, out / name)
+    (warning,) = said(check(out), "warning")
+    assert "3 weight files are not of this merge, such as .tmpAb3: left over from" in warning
     shutil.copy(first, out / "model.safetensors")
     assert "transformers loads the single file" in check(out).stdout
+
+
+def test_a_mixture_of_two_merges(
+    family: Path, tmp_path: Path, run_yaml: Callable[..., Result], merge: Merge
+) -> None:
+    merge(recipe(family, "task_arithmetic", {"law": {"weight": 1.0}}), "--out-shard-size", "20000")
+    (tmp_path / "out").rename(tmp_path / "older")
+    merge(recipe(family, "dppa"), "--out-shard-size", "20000")
+    out = tmp_path / "out"
+    done = check(out)
+    number = len(list(out.glob("*.safetensors")))
+    assert f"gives the same bytes for {number} of {len(tensors_of(out))} tensors, one of each" in (
+        done.stdout
+    )
+    # A kill in the loop that gives shards their names leaves some of an older merge.
+    for path in sorted((tmp_path / "older").glob("*.safetensors"))[2:]:
+        shutil.copy(path, out / path.name)
+    (error,) = said(check(out), "error")
+    assert "its recipe gives other bytes for" in error
+    assert check(out, "--quick").exit_code == 0
+    # Nothing is computed where the models are gone, or where something else is wrong.
+    shutil.rmtree(family / "math")
+    done = check(out)
+    assert done.exit_code == 0, done.stdout
+    assert "bytes" not in done.stdout

@@ -124,3 +124,44 @@ def test_a_base_with_more_than_mergekit_reads(
     monkeypatch.setenv("DPPA_MERGEKIT_ALLOW_LOSS", "1")
     done = of_recipe(tmp_path, recipe(family))
     assert (said(done, "error"), said(done, "warning")) == ([], [f"warning: {sentence}"])
+
+
+def test_what_the_merge_takes_from_its_base(family: Path, tmp_path: Path) -> None:
+    edit(family / "base" / "config.json", lambda held: held.update(dtype="bfloat16"))
+    (warning,) = said(of_recipe(tmp_path, recipe(family)), "warning")
+    assert "its weights are float32 and its config.json says bfloat16, and so will be" in warning
+    assert said(of_recipe(tmp_path, recipe(family, dtype="float32")), "warning") == []
+    for name in ("base", "math"):
+        (family / name / "tokenizer.json").unlink()
+    done = of_recipe(tmp_path, recipe(family, dtype="float32"))
+    (warning,) = said(done, "warning")
+    assert warning == (
+        f"warning: {family / 'base'}: there is no tokenizer in it, so the merge gets none from it."
+    )
+    union = recipe(family, dtype="float32", tokenizer={"source": "union"})
+    assert [error.split(": ")[1] for error in said(of_recipe(tmp_path, union), "error")] == [
+        str(family / "base"),
+        str(family / "math"),
+    ]
+
+
+def test_chat_templates(family: Path, tmp_path: Path) -> None:
+    (family / "law" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    (warning,) = said(of_recipe(tmp_path, recipe(family)), "warning")
+    assert "set chat_template to keep it" in warning
+    assert said(of_recipe(tmp_path, recipe(family, chat_template="auto")), "warning") == []
+
+
+def test_a_head_that_only_the_base_has(tmp_path: Path, merge: Callable[..., object]) -> None:
+    family = save_family(tmp_path, "llama_untied")
+    tensors = tensors_of(family / "math")
+    del tensors["lm_head.weight"]
+    safetensors.torch.save_file(tensors, family / "math" / "model.safetensors", {"format": "pt"})
+    edit(family / "math" / "config.json", lambda content: content.update(tie_word_embeddings=True))
+    done = of_recipe(tmp_path, recipe(family))
+    assert done.exit_code == 0
+    assert (
+        f"note: {family / 'math'}: its output head is its embeddings, and the base model has "
+        f"lm_head.weight: the merge takes the embeddings as its head."
+    ) in done.stdout
+    merge(recipe(family))

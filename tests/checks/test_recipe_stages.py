@@ -71,7 +71,9 @@ def test_findings_name_the_stage(family: Path, tmp_path: Path) -> None:
 def test_names_of_stages(
     names: list[str | None], sentence: str, family: Path, tmp_path: Path
 ) -> None:
-    documents = [{**content, "name": name} for content, name in zip(stages(family), names, strict=True)]
+    documents = [
+        {**content, "name": name} for content, name in zip(stages(family), names, strict=True)
+    ]
     path = write(tmp_path / "multi.yml", documents)
     assert said(check(path), "error") == [f"error: recipe: {sentence}"]
     assert sentence in analyze(path).output

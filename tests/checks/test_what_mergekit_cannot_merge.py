@@ -187,7 +187,7 @@ def test_architectures(name: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_is_asked_for_last(family: Path, tmp_path: Path) -> None:
-    asking = "asking mergekit for its plan (--quick leaves this out)"
+    asking = "asking mergekit (--quick leaves this out)"
     path = write_recipe(tmp_path / "recipe.yml", recipe(family))
     assert asking in check(path).stderr
     assert asking not in check(path, "--quick").stderr

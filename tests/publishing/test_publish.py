@@ -155,11 +155,14 @@ def test_a_failed_upload_can_be_repeated(merged: Path, hub: Hub) -> None:
 def test_dry_run_asks_nothing_of_the_hub(merged: Path, hub: Hub) -> None:
     license_all(merged, "mit", "mit", "mit")
     (merged / "out" / "dppa_run.json").write_text("{}", encoding="utf-8")
+    stray = merged / "out" / "model-00002-of-00003.safetensors"
+    shutil.copy(merged / "law" / "model.safetensors", stray)
     done = hub.publish(merged, "out", "me/merge", "--dry-run", token="")
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in done.stdout
     assert "README.md" in done.stdout
     assert "dppa_run.json" not in done.stdout
+    assert stray.name not in done.stdout
     assert not (hub.root / "requests").exists()
     card = (merged / "out" / "README.md").read_text(encoding="utf-8")
     assert str(merged) not in card
@@ -208,6 +211,14 @@ def test_a_folder_that_is_not_whole(merged: Path, hub: Hub) -> None:
     done = hub.publish(merged, "out", "me/merge", "--license", "mit")
     assert done.returncode == 1
     assert "config.json" in done.stderr
+
+
+def test_a_folder_that_is_not_one_merge(merged: Path, hub: Hub) -> None:
+    shutil.copy(merged / "law" / "model.safetensors", merged / "out" / "model.safetensors")
+    done = hub.publish(merged, "out", "me/merge", "--license", "mit", *NAMES)
+    assert done.returncode == 1
+    assert "its recipe gives other bytes for 1 of 1 tensor" in done.stderr
+    assert commits(hub) == []
 
 
 def test_another_recipe(merged: Path, hub: Hub) -> None:

@@ -1,6 +1,7 @@
 """Shards that are damaged or missing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,23 @@ def test_an_index_that_points_outside(tmp_path: Path, run_yaml: RunYaml, target:
     path.write_text(json.dumps(index))
     sentence = refused(run_yaml(recipe(family)), tmp_path)
     assert f"outside the model's folder, to {target}" in sentence
+
+
+def test_one_file_beside_shards(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = sharded(tmp_path)
+    whole = save_family(tmp_path / "whole")
+    shutil.copy(whole / "law" / "model.safetensors", family / "law")
+    sentence = refused(run_yaml(recipe(family)), tmp_path)
+    assert sentence == (
+        f"{family / 'law'}: it holds both model.safetensors and an index of shards: transformers "
+        f"loads the single file, mergekit the shards; remove whichever is stale."
+    )
+
+
+def test_a_pointer_of_git_lfs(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = sharded(tmp_path)
+    shard = sorted((family / "math").glob("model-*.safetensors"))[1]
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    shard.write_text(text, encoding="utf-8")
+    sentence = refused(run_yaml(recipe(family)), tmp_path)
+    assert f"{shard} is a pointer of git-LFS, not the weights: git lfs pull" in sentence
