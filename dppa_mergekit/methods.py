@@ -5,7 +5,7 @@ import threading
 
 from mergekit import merge_methods as mergekit_methods
 
-from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
+from dppa_mergekit.merging.mergekit_support import check_mergekit
 from dppa_mergekit.method_table import METHODS
 from dppa_mergekit.report.progress import write_logs_around_bars
 
@@ -18,7 +18,14 @@ def register_methods() -> None:
     """Make the methods available by name in mergekit; safe to call again.
 
     A name that mergekit or another plugin has already stays theirs, with a warning.
+
+    Raises:
+        UnsupportedMergekitError: mergekit is of another release than those that are supported.
     """
+    check_mergekit()
+    # Imports what has just been looked for.
+    from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
+
     write_logs_around_bars()
     with _REGISTRATION:
         taken = {method.spec.name: method for method in mergekit_methods.registered_methods()}

@@ -67,7 +67,7 @@ def _register_after(spec: "ModuleSpec") -> None:
 
 
 class UnavailableMethod:
-    """A merge method of a plugin that cannot load: it only says why."""
+    """A merge method of a plugin that cannot load: it only says why, whatever is asked of it."""
 
     def __init__(self, name: str, reason: str) -> None:
         from types import SimpleNamespace
@@ -82,6 +82,13 @@ class UnavailableMethod:
         raise click.ClickException(f"Merge method {self.spec.name}: {self.reason}")
 
     __call__ = validate_inputs
+
+    def __getattr__(self, name: str) -> object:
+        """Refuse. Releases before 0.1.5 begin with other methods than `validate_inputs`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        self.validate_inputs()
+        return None
 
 
 def register() -> None:
@@ -101,7 +108,12 @@ def register() -> None:
         elif hasattr(methods, "register_methods"):
             methods.register_methods()
     except Exception as error:
-        reason = f"dppa-mergekit cannot load: {type(error).__name__}: {error}"
+        # An error of the plugin's own is a sentence; its class is not looked up, since it may be
+        # what cannot be imported.
+        own = type(error).__module__.startswith("dppa_mergekit.")
+        reason = (
+            str(error) if own else f"dppa-mergekit cannot load: {type(error).__name__}: {error}"
+        )
         _register_unavailable(reason)
         if _warned:
             return
@@ -115,6 +127,10 @@ def register() -> None:
 
 def _register_unavailable(reason: str) -> None:
     mergekit = sys.modules[AWAITED]
+    older = getattr(mergekit, "REGISTERED_MERGE_METHODS", None)  # releases before 0.1.5
+    if isinstance(older, dict):
+        for name in _names_of_methods():
+            older.setdefault(name, UnavailableMethod(name, reason))
     if not hasattr(mergekit, "register") or not hasattr(mergekit, "registered_methods"):
         return  # not the mergekit that this plugin is for
     taken = {method.spec.name for method in mergekit.registered_methods()}

@@ -1,10 +1,15 @@
 """A plugin or a mergekit that fails: one warning, and mergekit goes on working."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from checkpoints import recipe, save_family, write_recipe
 from interpreters import FAKES, METHODS, package, python
+from packaging.specifiers import SpecifierSet
+
+from dppa_mergekit.merging.mergekit_support import check_mergekit
+from dppa_mergekit.version import SUPPORTED_MERGEKIT
 
 
 @pytest.fixture
@@ -147,3 +152,47 @@ def test_a_mergekit_that_fails_by_itself_is_not_talked_over(tmp_path: Path) -> N
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "OSError: mergekit is ill"
     assert "cannot load" not in done.stderr
+
+
+OLDER = """
+REGISTERED_MERGE_METHODS = {}
+
+
+def get(method):
+    if method in REGISTERED_MERGE_METHODS:
+        return REGISTERED_MERGE_METHODS[method]
+    raise RuntimeError(f"Unimplemented merge method {method}")
+"""
+
+
+def test_an_older_mergekit_ends_in_one_sentence(tmp_path: Path) -> None:
+    fakes = package(
+        tmp_path, {"mergekit/__init__.py": "", "mergekit/merge_methods/__init__.py": OLDER}
+    )
+    script = """
+import click
+import mergekit.merge_methods as methods
+
+
+@click.command()
+def main():
+    method = methods.get("dppa")
+    for parameter in method.parameters():
+        print(parameter)
+
+
+main()
+"""
+    done = python("-c", script, path=[fakes])
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    sentence = "dppa-mergekit works with mergekit >=0.1.5,<0.1.6; the installed one is 0.1."
+    assert done.stderr.splitlines()[-1].startswith(f"Error: Merge method dppa: {sentence}")
+    assert "and has no mergekit.merge_methods.register: pip install" in done.stderr
+
+
+def test_the_supported_releases_are_those_of_the_package() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert f'"mergekit{SUPPORTED_MERGEKIT}",' in project.read_text(encoding="utf-8")
+    assert version("mergekit") in SpecifierSet(SUPPORTED_MERGEKIT)
+    check_mergekit()
