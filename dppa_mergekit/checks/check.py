@@ -21,6 +21,7 @@ from dppa_mergekit.checks.model_compatibility import (
     check_against_base,
     check_donor,
     check_names,
+    check_union,
 )
 from dppa_mergekit.checks.output_folder import check_output, estimate_needs, output_size
 from dppa_mergekit.checks.recipe_text import check_keys, check_required
@@ -294,6 +295,10 @@ def _compare_models(
         dtype=content.get("dtype") is not None or content.get("out_dtype") is not None,
     )
     yield from check_donor(inspected.base, states)
+    tokenizer = content.get("tokenizer")
+    source = tokenizer.get("source") if isinstance(tokenizer, dict) else None
+    source = source or content.get("tokenizer_source")
+    yield from check_union(list(inspected.models.values()), inspected.base, source)
     for model in inspected.comparable:
         yield from check_against_base(model, inspected.base, states)
         if sample:

@@ -84,6 +84,27 @@ def check_donor(base: CheckpointFacts, stated: Stated) -> Iterator[Finding]:
         )
 
 
+def check_union(
+    models: Sequence[CheckpointFacts], base: CheckpointFacts, source: object
+) -> Iterator[Finding]:
+    """Yield a warning if a tokenizer that is made of several numbers tokens anew in every run.
+
+    Args:
+        models: The fine-tuned models.
+        base: The base model.
+        source: The recipe's source of the tokenizer.
+    """
+    added = {
+        token for model in models for token in model.vocabulary.keys() - base.vocabulary.keys()
+    }
+    if source == "union" and base.vocabulary and len(added) > 1:
+        yield warning(
+            "tokenizer",
+            f"mergekit numbers the {len(added)} tokens that the base model lacks, such as "
+            f"{min(added)!r}, in another order in every run, and so orders their embeddings.",
+        )
+
+
 def check_against_base(
     fine_tuned: CheckpointFacts, base: CheckpointFacts, stated: Stated
 ) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random, choice
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,7 @@ from dppa_mergekit.report.phrases import count
 
 if TYPE_CHECKING:
     from mergekit.graph import Task
+    from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 8
 """How many tensors are computed again as a sample."""
@@ -62,6 +64,7 @@ def _compare_tensors(
     from mergekit.common import dtype_from_name
     from mergekit.graph import Executor
     from mergekit.io.tasks import SaveTensor
+    from mergekit.tokenizer import BuildTokenizer
 
     where = str(folder)
     outputs = {
@@ -82,8 +85,13 @@ def _compare_tensors(
         chosen = [choice(of_shard) for of_shard in by_shard.values()]
     different: list[str] = []
     compared = 0
-    for task, tensor in Executor(chosen, math_device=torch.device("cpu")).run(quiet=True):
-        name, dtype = outputs[task]
+    axes = {task: _vocabulary_axis(task) for task in chosen}
+    builders = [task for task in tasks if isinstance(task, BuildTokenizer)]
+    wanted = [*chosen, *(builders if any(axis is not None for axis in axes.values()) else ())]
+    found = dict(Executor(wanted, math_device=torch.device("cpu")).run(quiet=True))
+    rows = [_Rows.between(found[builder].tokenizer, folder) for builder in builders[-1:]]
+    for task in chosen:
+        (name, dtype), tensor = outputs[task], found[task]
         file = facts.files.get(name)
         if file is None or tensor is None:
             continue
@@ -92,6 +100,10 @@ def _compare_tensors(
             tensor = tensor.to(dtype_from_name(dtype))
         with safe_open(folder / file, framework="pt") as opened:
             stored = opened.get_tensor(name)
+        axis = axes[task]
+        if axis is not None and stored.shape == tensor.shape:
+            for of_tokens in rows:
+                stored, tensor = of_tokens.align(stored, tensor, axis)
         if stored.dtype != tensor.dtype or not _is_identical(stored, tensor):
             different.append(name)
     if different:
@@ -106,6 +118,46 @@ def _compare_tensors(
             f"its recipe gives the same bytes for {compared} of {count(len(computed), 'tensor')}"
             f"{', one of each shard, drawn at random' * (extent == 'shards')}.",
         )
+
+
+def _vocabulary_axis(task: Task[object]) -> int | None:
+    """Return the axis of an output that is indexed by tokens; None if there is none."""
+    axis: int | None = getattr(getattr(task, "output_weight", None), "vocabulary_axis", None)
+    return axis
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The ids of the same tokens in a folder and in a merge that is computed again.
+
+    A tokenizer that mergekit makes of several numbers the tokens that the base lacks in the order
+    of a set, so in another one in every process; their rows of embeddings differ in place.
+
+    Attributes:
+        stored: The ids in the folder's tokenizer.
+        computed: The ids in the tokenizer that the recipe gives now, token by token.
+    """
+
+    stored: Sequence[int]
+    computed: Sequence[int]
+
+    @classmethod
+    def between(cls, tokenizer: PreTrainedTokenizerBase, folder: Path) -> _Rows:
+        """Compare the tokenizer that a recipe gives with that of a folder."""
+        from transformers import AutoTokenizer
+
+        ours, theirs = AutoTokenizer.from_pretrained(folder).get_vocab(), tokenizer.get_vocab()
+        tokens = [token for token in ours if token in theirs]
+        return cls([ours[token] for token in tokens], [theirs[token] for token in tokens])
+
+    def align(
+        self, stored: torch.Tensor, computed: torch.Tensor, axis: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what two tensors of one shape hold for the tokens, in the same order."""
+        size = stored.shape[axis]
+        pairs = [pair for pair in zip(self.stored, self.computed, strict=True) if max(pair) < size]
+        rows = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+        return stored.index_select(axis, rows[:, 0]), computed.index_select(axis, rows[:, 1])
 
 
 def _is_identical(stored: torch.Tensor, computed: torch.Tensor) -> bool:
