@@ -12,19 +12,24 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dppa_mergekit.checks.adapter_contents import check_contents
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
-from dppa_mergekit.checks.findings import Finding, error, warning
+from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.recipes.references import named
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
-def check_adapter(model: str, cache: Path | None) -> Iterator[Finding]:
+def check_adapter(
+    model: str, cache: Path | None, below: CheckpointFacts | None
+) -> Iterator[Finding]:
     """Yield what is wrong with the adapter of a model, if it has one.
 
     Args:
         model: The model as a recipe spells it: the adapter follows a +.
         cache: The folder that the merge will get as --lora-merge-cache; None if it is not known.
+        below: What is known of the model below the adapter; None if nothing is.
     """
     reference = named(model)
     if reference.lora is None:
@@ -34,7 +39,10 @@ def check_adapter(model: str, cache: Path | None) -> Iterator[Finding]:
     if adapter.startswith(("/", ".", "~")) and not os.path.isdir(adapter_folder):
         yield error(model, f"there is no adapter {adapter}.")
         return
+    if os.path.isdir(adapter_folder):
+        yield from check_contents(adapter_folder, model, below)
     if cache is None:
+        yield note(model, "its LoRA needs mergekit-yaml --lora-merge-cache FOLDER.")
         return
     merged = cache / f"{_cache_name(path)}_{_cache_name(adapter)}"
     if not os.path.exists(merged):

@@ -253,7 +253,7 @@ def _inspect(
     for model in named:
         facts, of_files = inspect_model(model, request.beside)
         found += of_files
-        found += check_adapter(model, request.lora_cache)
+        found += check_adapter(model, request.lora_cache, facts)
         if facts is not None:
             if any(finding.severity == "error" for finding in of_files):
                 facts = replace(facts, tensors={}, files={})

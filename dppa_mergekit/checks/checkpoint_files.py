@@ -53,10 +53,6 @@ def inspect_model(
     reference = named(model)
     place = reference.model
     findings: list[Finding] = []
-    if reference.lora is not None:
-        findings.append(
-            note(model, "mergekit merges its LoRA first; only the model below it is checked.")
-        )
     if os.path.isdir(place.path):
         facts, own = inspect_folder(Path(place.path), model)
         return facts, [*findings, *own]

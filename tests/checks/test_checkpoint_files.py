@@ -4,12 +4,15 @@ import os
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import safetensors.torch
 import torch
 from check_command import of_recipe, said
 from checkpoint_edits import edit
 from checkpoints import recipe, save_family
+from mergekit.common import ModelReference
+from transformers import LlamaForCausalLM
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -34,17 +37,73 @@ def test_shards(tmp_path: Path) -> None:
 @pytest.fixture
 def adapted(tmp_path: Path) -> tuple[str, Path, Path]:
     """A model with a LoRA, the cache folder, and what mergekit calls its merge there."""
-    from mergekit.common import ModelReference
-
     save_family(tmp_path)
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    safetensors.torch.save_file({"a": torch.ones(1)}, adapter / "adapter_model.safetensors")
+    adapter = save_adapter(tmp_path / "math", tmp_path / "adapter")
     cache = tmp_path / "cache"
     reference = ModelReference.parse(f"{tmp_path / 'math'}+{adapter}")
     assert reference.lora is not None
     held = cache / f"{reference.model._unique_id()}_{reference.lora._unique_id()}"
     return str(reference), cache, held
+
+
+def save_adapter(model: Path, folder: Path, **changes: object) -> Path:
+    """A LoRA of PEFT's own on a model."""
+    settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], **changes}
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", **settings)
+    peft.get_peft_model(LlamaForCausalLM.from_pretrained(model), adapter).save_pretrained(folder)
+    return folder
+
+
+def of_adapter(tmp_path: Path, model: str = "") -> list[str]:
+    """What is found of the first model with an adapter, but for the flag that it needs."""
+    content = recipe(tmp_path)
+    content["models"][0]["model"] = model or f"{tmp_path / 'math'}+{tmp_path / 'adapter'}"
+    lines = of_recipe(tmp_path, content).stdout.splitlines()
+    found = [line for line in lines if "+" in line]
+    needed = [line for line in found if "needs mergekit-yaml --lora-merge-cache FOLDER" in line]
+    assert len(needed) == 1
+    return [line for line in found if line not in needed]
+
+
+def test_adapters(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    weights, config = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    assert of_adapter(tmp_path) == []
+
+    def one(sentence: str, severity: str = "error") -> None:
+        (line,) = of_adapter(tmp_path)
+        assert line.startswith(f"{severity}: {tmp_path / 'math'}+{adapter}: ")
+        assert sentence in line
+        shutil.rmtree(adapter)
+        save_adapter(tmp_path / "math", adapter)
+
+    weights.unlink()
+    one("holds no weights; allowed are adapter_model.safetensors and adapter_model.bin.")
+    config.unlink()
+    one("adapter_config.json is missing, empty or not JSON.")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    one("is truncated")
+    edit(config, lambda held: held.update(r=8))
+    one("its LoRA has rank 8, and 12 factors have another rank, such as base_model.model.model.")
+    edit(config, lambda held: held.update(r=0))
+    one("its LoRA has rank 0; allowed is a whole number of at least 1.")
+    edit(config, lambda held: held.update(base_model_name_or_path="org/another"))
+    one("its LoRA was trained on org/another, and is given on", "warning")
+    edit(config, lambda held: held.update(modules_to_save=["lm_head"]))
+    one("its LoRA replaces whole modules, too: lm_head.", "note")
+    factors = safetensors.torch.load_file(weights)
+
+    def rename(old: str, new: str) -> None:
+        changed = {name.replace(old, new): tensor for name, tensor in factors.items()}
+        safetensors.torch.save_file(changed, weights)
+
+    rename("layers.2", "layers.7")
+    one("2 modules of its LoRA are not in the model below, such as model.layers.7.", "warning")
+    rename("model.model.layers", "model.transformer.h")
+    one("the model below has no 6 modules of its LoRA, such as transformer.h.0.mlp.down_proj")
+    factors = {name: torch.ones(4, 4) for name in factors}
+    rename("", "")
+    one("6 modules of its LoRA have other sizes than in the model below, such as model.layers.0.")
 
 
 def test_lora_cache(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_names_that_only_the_merge_can_tell(tmp_path: Path) -> None:
     family = save_family(tmp_path, "gpt2")
     rename(family / "base", without_prefix)
     content = recipe(family)
-    content["models"][0]["model"] += f"+{family / 'law'}"
+    content["models"][0]["model"] += "+me/lora"
     done = of_recipe(tmp_path, content)
     assert done.exit_code == 0, done.stdout
     assert len(said(done, "warning")) == 4

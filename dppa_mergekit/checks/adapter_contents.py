@@ -1,0 +1,128 @@
+"""What a LoRA holds, and whether it fits the model that it is to be merged into.
+
+The names and keys are those of PEFT: `base_model.model.<module>.lora_A.weight` (rank, inputs) and
+`.lora_B.weight` (outputs, rank), beside adapter_config.json.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dppa_mergekit.checkpoints.safetensors_header import Header, read_headers
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_json
+from dppa_mergekit.checks.checkpoint_files import ADAPTER
+from dppa_mergekit.checks.findings import Finding, error, note, warning
+from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.recipes.references import identity, named
+from dppa_mergekit.report.phrases import join_names, such_as
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)\.(?:[^.]+\.)?weight")
+"""Matches the name of a factor: the module, and which of the two."""
+
+
+def check_contents(folder: Path, model: str, below: CheckpointFacts | None) -> Iterator[Finding]:
+    """Yield what is wrong with an adapter in a folder.
+
+    Args:
+        folder: The folder of the adapter.
+        model: The model with its adapter, as the recipe spells it.
+        below: What is known of the model below the adapter; None if nothing is.
+    """
+    config = read_json(folder / ADAPTER)
+    if config is None:
+        yield error(model, f"{folder / ADAPTER} is missing, empty or not JSON.")
+        return
+    weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    if weights is None:
+        yield error(model, f"{folder} holds no weights; allowed are {join_names(WEIGHTS)}.")
+        return
+    if config.get("peft_type", "LORA") == "LORA" and weights.suffix == ".safetensors":
+        try:
+            headers = read_headers(weights)
+        except CheckpointError as problem:
+            yield error(model, str(problem))
+            return
+        yield from _check_rank(model, config, headers)
+        if below is not None and below.tensors:
+            yield from _check_modules(model, headers, below)
+    trained_on = config.get("base_model_name_or_path")
+    if isinstance(trained_on, str) and trained_on:
+        path = str(named(model).model)
+        if identity(trained_on) != identity(path) and os.path.basename(
+            trained_on.rstrip("/")
+        ) != os.path.basename(path.rstrip("/")):
+            yield warning(model, f"its LoRA was trained on {trained_on}, and is given on {path}.")
+    if config.get("modules_to_save"):
+        saved = join_names([str(name) for name in _as_list(config["modules_to_save"])])
+        yield note(model, f"its LoRA replaces whole modules, too: {saved}.")
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_rank(
+    model: str, config: Mapping[str, object], headers: Mapping[str, Header]
+) -> Iterator[Finding]:
+    """Yield a rank that is none, or that the stored factors do not have."""
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        yield error(model, f"its LoRA has rank {rank}; allowed is a whole number of at least 1.")
+        return
+    if config.get("rank_pattern"):
+        return
+    others = {
+        name: header.shape
+        for name, header in headers.items()
+        if (found := FACTOR.fullmatch(name))
+        and len(header.shape) == 2
+        and header.shape[0 if found[2] == "A" else 1] != rank
+    }
+    if others:
+        found_in = such_as(others, "factor has another rank", "factors have another rank")
+        yield error(model, f"its LoRA has rank {rank}, and {found_in}.")
+
+
+def _check_modules(
+    model: str, headers: Mapping[str, Header], below: CheckpointFacts
+) -> Iterator[Finding]:
+    """Yield modules that the model below does not have, or has in another shape."""
+    factors: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, header in headers.items():
+        found = FACTOR.fullmatch(name)
+        if found:
+            factors.setdefault(found[1], {})[found[2]] = header.shape
+    if not factors:
+        yield error(model, "its LoRA has no factors lora_A and lora_B.")
+        return
+    missing = [module for module in factors if f"{module}.weight" not in below.tensors]
+    if len(missing) == len(factors):
+        sentence = such_as(missing, "module of its LoRA", "modules of its LoRA")
+        yield error(model, f"the model below has no {sentence}: it is of another architecture.")
+        return
+    if missing:
+        found_in = such_as(
+            missing,
+            "module of its LoRA is not in the model below",
+            "modules of its LoRA are not in the model below",
+        )
+        yield warning(model, f"{found_in}: stored under another name, or not there.")
+    unfit = [
+        module
+        for module, shapes in factors.items()
+        if module not in missing
+        and shapes.keys() == {"A", "B"}
+        and {shapes["A"][-1], shapes["B"][0]} != {*below.tensors[f"{module}.weight"].shape}
+    ]
+    if unfit:
+        found_in = such_as(
+            unfit,
+            "module of its LoRA has other sizes than in the model below",
+            "modules of its LoRA have other sizes than in the model below",
+        )
+        yield error(model, f"{found_in}.")
