@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from dppa_mergekit.adamerging.descent import Descent
 from dppa_mergekit.adamerging.objectives import START
 from dppa_mergekit.adamerging.recipe_learning import AdaMerge
-from dppa_mergekit.live.source_model import AS_STORED
+from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.markdown_tables import table

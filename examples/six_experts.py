@@ -36,7 +36,7 @@ from tiny_llama import make_model, make_tokenizer
 from training import save, train
 from transformers.utils.logging import disable_progress_bar
 
-from dppa_mergekit.live.source_model import AS_STORED
+from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.observation.observe import Observing
 from dppa_mergekit.observation.recipe_activations import RecipeActivations
 from dppa_mergekit.observation.texts import Reading

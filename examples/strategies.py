@@ -18,7 +18,7 @@ from domains import DOMAINS
 from evidence import Result, Test, format_cell, make_recipe, measure, read_results, read_tasks
 from pydantic import TypeAdapter
 
-from dppa_mergekit.live.source_model import AS_STORED
+from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.search.candidate_search import SearchResult

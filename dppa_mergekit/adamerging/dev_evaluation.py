@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dppa_mergekit.adamerging.states import DevScore
-from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.placement import Placement
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness

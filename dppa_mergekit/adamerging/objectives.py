@@ -14,7 +14,8 @@ from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.context import shorten
-from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.placement import Placement
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.method_table import default_weight, learnable
 from dppa_mergekit.prompts import Prompt

@@ -25,7 +25,8 @@ from dppa_mergekit.adamerging.state_journal import StateJournal, state_entry
 from dppa_mergekit.adamerging.states import LearningResult, states_until, warnings_about
 from dppa_mergekit.adamerging.summary import learning_summary
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Placement, activation_digests, fingerprints
+from dppa_mergekit.live.placement import Placement
+from dppa_mergekit.live.source_model import activation_digests, fingerprints
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
@@ -208,7 +209,7 @@ class AdaMerge:
             },
             "tasks": tasks,
             "task files": None if self.tasks is None else folder_hash(self.tasks.include_path),
-            "checkpoints": fingerprints(self.recipe),
+            "checkpoints": fingerprints(self.recipe, self.placement),
             "activations": activation_digests(self.recipe),
             "objective": self.objective,
             "descent": descent,

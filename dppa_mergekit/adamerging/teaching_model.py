@@ -64,7 +64,7 @@ def check_words(
     from transformers import AutoTokenizer
 
     own = AutoTokenizer.from_pretrained(
-        teacher.folder(), trust_remote_code=teacher.placement.trust_remote_code
+        teacher.folder(), trust_remote_code=teacher.placement.loading.trust_remote_code
     )
     numbers = own.get_vocab(), tokenizer.get_vocab()
     mine, theirs = ({number: word for word, number in vocabulary.items()} for vocabulary in numbers)

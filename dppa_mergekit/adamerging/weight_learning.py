@@ -15,7 +15,7 @@ from dppa_mergekit.adamerging.objectives import (
     load_merge_and_losses,
 )
 from dppa_mergekit.adamerging.states import DevScore, LearningResult
-from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Estimate

@@ -29,7 +29,8 @@ from dppa_mergekit.analysis.tables import every_linear, overview
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.loading import load_model
-from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
+from dppa_mergekit.live.placement import AS_STORED, Placement
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
@@ -120,7 +121,7 @@ def _deltas(request: AnalysisRequest) -> Analysis:
     import dppa_mergekit.methods  # noqa: F401
 
     recipe = allocating(request.recipe)
-    with dry_run(recipe, "", trust_remote_code=request.placement.trust_remote_code) as planned:
+    with dry_run(recipe, "", loading=request.placement.loading) as planned:
         plan = planned.plan
         assert plan is not None
         kept = _cache_entry(plan, request.recipe)
@@ -175,9 +176,9 @@ def _measure_divergence(
     request: AnalysisRequest, recipe: Recipe, teacher: SourceModel, lessons: Lessons
 ) -> float:
     """Return the mean divergence of a merged recipe from the teacher's answers, in nats."""
-    placement, trusted = request.placement, request.placement.trust_remote_code
-    with merge_into_folder(recipe, request.workspace, None, trusted) as folder:
-        live, tokenizer = load_model(folder, placement.device, placement.dtype, trusted)
+    loading = request.placement.loading
+    with merge_into_folder(recipe, request.workspace, None, loading) as folder:
+        live, tokenizer = load_model(folder, request.placement)
     check_words(teacher, lessons, live, tokenizer)
     teaching = Teaching(lessons)
     total = 0.0

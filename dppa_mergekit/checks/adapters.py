@@ -15,14 +15,14 @@ from pathlib import Path
 from dppa_mergekit.checks.adapter_contents import check_contents
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
-from dppa_mergekit.checks.findings import Finding, error, note, warning
-from dppa_mergekit.recipes.references import named
+from dppa_mergekit.checks.findings import Finding, error, warning
+from dppa_mergekit.recipes.references import Reference, named
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def check_adapter(
-    model: str, cache: Path | None, below: CheckpointFacts | None
+    model: str, cache: str | None, below: CheckpointFacts | None
 ) -> Iterator[Finding]:
     """Yield what is wrong with the adapter of a model, if it has one.
 
@@ -42,9 +42,8 @@ def check_adapter(
     if os.path.isdir(adapter_folder):
         yield from check_contents(adapter_folder, model, below)
     if cache is None:
-        yield note(model, "its LoRA needs mergekit-yaml --lora-merge-cache FOLDER.")
         return
-    merged = cache / f"{_cache_name(path)}_{_cache_name(adapter)}"
+    merged = Path(cache) / merged_name(reference)
     if not os.path.exists(merged):
         return
     weights = _find_weights(merged)
@@ -74,10 +73,13 @@ def check_adapter(
             )
 
 
-def _cache_name(path: str) -> str:
-    """Return the name of a model or an adapter in mergekit's cache."""
-    name = path.split("@")[0]
-    return f"{Path(name).name}_{binascii.crc32(path.encode())}"
+def merged_name(model: Reference) -> str:
+    """Return the name of the folder in mergekit's cache that has a model with its LoRA."""
+    return "_".join(
+        f"{Path(place.path).name}_{binascii.crc32(str(place).encode())}"
+        for place in (model.model, model.lora)
+        if place is not None
+    )
 
 
 def _find_weights(folder: Path) -> list[Path]:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from dppa_mergekit import method_table
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.checks.activations import check_activations
 from dppa_mergekit.checks.adapters import check_adapter
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_architecture, check_dtypes, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note
 from dppa_mergekit.checks.merged_folder import check_merged_folder, read_recipe
-from dppa_mergekit.checks.missing_tensors import can_plan, check_tensors
+from dppa_mergekit.checks.missing_tensors import can_plan, check_tensors, find_needed_options
 from dppa_mergekit.checks.model_compatibility import (
     Stated,
     check_against_base,
@@ -32,6 +33,7 @@ from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.inputs import holders
 from dppa_mergekit.recipes.references import is_reference, spell
 from dppa_mergekit.recipes.stages import stages_of
+from dppa_mergekit.report.phrases import join_names
 
 
 def check(path: str | os.PathLike[str]) -> list[Finding]:
@@ -63,7 +65,7 @@ def check_recipe(
     path: Path,
     out: Path | None,
     sample: bool,
-    lora_cache: Path | None = None,
+    loading: LoadingOptions = DEFAULT_LOADING,
     weighted: bool = True,
     quick: bool = False,
     begin_plan: Callable[[], object] = lambda: None,
@@ -76,7 +78,7 @@ def check_recipe(
         path: The recipe's file. Relative paths in it start from the current folder, as in mergekit.
         out: The output folder; None where it is not known yet.
         sample: Whether slices of the weights are read.
-        lora_cache: The folder where mergekit keeps merged LoRAs; None where it is not known yet.
+        loading: How the merge will load models.
         weighted: Whether fine-tuned models without a weight are errors.
         quick: Whether mergekit is not asked.
         begin_plan: Called before mergekit is asked.
@@ -87,7 +89,7 @@ def check_recipe(
         yield error(str(path), f"it cannot be read ({problem}).")
         return
     documents, findings = parse(text)
-    request = _Request(path.parent, out, sample, lora_cache, weighted, quick, begin_plan)
+    request = _Request(path.parent, out, sample, loading, weighted, quick, begin_plan)
     if len(documents) == 1:
         yield from _check_content(documents[0], findings, (), request)
         return
@@ -111,7 +113,7 @@ class _Request:
     beside: Path
     out: Path | None
     sample: bool
-    lora_cache: Path | None
+    loading: LoadingOptions
     weighted: bool
     quick: bool
     begin_plan: Callable[[], object]
@@ -142,18 +144,23 @@ def _check_content(
     if request.out is not None:
         size = None if known is None else output_size(content, known)
         findings += check_output(request.out, inspected.named, size)
+    needed = find_needed_options(content, request.loading)
+    if needed:
+        findings.append(note("recipe", f"mergekit-yaml needs {join_names(needed)} for it."))
     yield from findings
     is_sound = not any(finding.severity == "error" for finding in findings)
-    ask = is_sound and not (request.quick or outputs) and can_plan(content)
+    ask = is_sound and not (request.quick or outputs) and can_plan(content, request.loading)
     if ask:
         request.begin_plan()
     if known is not None:
-        yield from check_tensors(content, inspected.comparable, known, ask)
+        loading = request.loading if ask else None
+        yield from check_tensors(content, inspected.comparable, known, loading)
 
 
 def check_folder(
     folder: Path,
     verify: Literal["sample", "all"] | None,
+    loading: LoadingOptions = DEFAULT_LOADING,
     quick: bool = False,
     begin_plan: Callable[[], object] = lambda: None,
 ) -> Iterator[Finding]:
@@ -163,20 +170,27 @@ def check_folder(
         folder: The folder that a merge wrote.
         verify: Which tensors are computed again; None for one of each shard, where nothing else is
             wrong and the recipe's models are here.
+        loading: How the merge loaded models.
         quick: Whether no tensor is computed again if `verify` is None.
         begin_plan: Called before tensors are computed.
     """
     is_sound = True
-    for finding in check_merged_folder(folder):
+    for finding in check_merged_folder(folder, loading):
         is_sound &= finding.severity != "error"
         yield finding
     content = read_recipe(folder)
-    if verify is None and (quick or not is_sound or content is None or not can_plan(content)):
+    if verify is None and (quick or not is_sound or content is None):
+        return
+    needed = find_needed_options(content or {}, loading)
+    if needed:
+        yield note(str(folder), f"it cannot be verified without {join_names(needed)}.")
+        return
+    if verify is None and not can_plan(content or {}, loading):
         return
     from dppa_mergekit.checks.recompute import verify_tensors  # imports torch
 
     begin_plan()
-    yield from verify_tensors(folder, verify or "shards")
+    yield from verify_tensors(folder, verify or "shards", loading)
 
 
 def _check_text(content: Mapping[str, object], weighted: bool) -> Iterator[Finding]:
@@ -253,7 +267,7 @@ def _inspect(
     for model in named:
         facts, of_files = inspect_model(model, request.beside)
         found += of_files
-        found += check_adapter(model, request.lora_cache, facts)
+        found += check_adapter(model, request.loading.lora_merge_cache, facts)
         if facts is not None:
             if any(finding.severity == "error" for finding in of_files):
                 facts = replace(facts, tensors={}, files={})

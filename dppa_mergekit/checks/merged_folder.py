@@ -10,6 +10,7 @@ import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_strays, inspect_folder, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note, warning
@@ -43,8 +44,13 @@ def read_recipe(folder: Path) -> Mapping[str, object] | None:
     return content if isinstance(content, dict) else None
 
 
-def check_merged_folder(folder: Path) -> Iterator[Finding]:
-    """Yield what is wrong with a merged folder; every weight is read once."""
+def check_merged_folder(folder: Path, loading: LoadingOptions) -> Iterator[Finding]:
+    """Yield what is wrong with a merged folder; every weight is read once.
+
+    Args:
+        folder: The folder.
+        loading: How the merge loaded models.
+    """
     facts, findings = inspect_folder(folder, str(folder))
     yield from findings
     yield from check_strays(facts)
@@ -57,10 +63,12 @@ def check_merged_folder(folder: Path) -> Iterator[Finding]:
             str(folder), f"without a readable {RECIPE}, it cannot be compared with its base model."
         )
         return
-    yield from _compare_with_base(facts, recipe)
+    yield from _compare_with_base(facts, recipe, loading)
 
 
-def _compare_with_base(facts: CheckpointFacts, recipe: Mapping[str, object]) -> Iterator[Finding]:
+def _compare_with_base(
+    facts: CheckpointFacts, recipe: Mapping[str, object], loading: LoadingOptions
+) -> Iterator[Finding]:
     if recipe.get("base_model") is None:
         yield note(facts.model, "its recipe names no base model to compare it with.")
         return
@@ -72,7 +80,7 @@ def _compare_with_base(facts: CheckpointFacts, recipe: Mapping[str, object]) -> 
     tied = bool(facts.config.get("tie_word_embeddings"))
     missing = find_missing(base.tensors, facts.tensors, tied)
     if missing:
-        yield from _check_missing(facts, recipe, missing)
+        yield from _check_missing(facts, recipe, missing, loading)
     for key in ("num_hidden_layers", "hidden_size", "model_type"):
         ours, theirs = facts.config.get(key), base.config.get(key)
         if ours != theirs and not recipe.get("slices"):
@@ -82,7 +90,10 @@ def _compare_with_base(facts: CheckpointFacts, recipe: Mapping[str, object]) -> 
 
 
 def _check_missing(
-    facts: CheckpointFacts, recipe: Mapping[str, object], missing: list[str]
+    facts: CheckpointFacts,
+    recipe: Mapping[str, object],
+    missing: list[str],
+    loading: LoadingOptions,
 ) -> Iterator[Finding]:
     """Yield tensors that the recipe gives but the folder lacks.
 
@@ -90,15 +101,16 @@ def _check_missing(
         facts: What is known of the merged folder.
         recipe: The content of the recipe in it.
         missing: Tensors of the base that are not in the folder under their names.
+        loading: How the merge loaded models.
     """
     folder = facts.folder
     assert folder is not None
     reason = "a model of its recipe is in no folder here."
-    if can_plan(recipe):
+    if can_plan(recipe, loading):
         from dppa_mergekit.checks.mergekit_reads import plan_merge_again
 
         try:
-            outputs = plan_merge_again(folder / RECIPE).outputs
+            outputs = plan_merge_again(folder / RECIPE, loading).outputs
         except DppaError as problem:
             reason = problem.message
         else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checkpoints.tensor_loading import checkpoint_of, own_name, possible_names
 from dppa_mergekit.merging.dry_run import DryRun, dry_run, dry_run_again
 from dppa_mergekit.merging.table_fit import Misfit
@@ -59,15 +60,15 @@ class PlannedMerge:
     losses: Sequence[Misfit]
 
 
-def plan_merge(recipe: Recipe) -> PlannedMerge:
+def plan_merge(recipe: Recipe, loading: LoadingOptions) -> PlannedMerge:
     """Plan a merge to come. Raises DppaError where it cannot be planned."""
-    with _silence_logs(), dry_run(recipe, "") as planned:
+    with _silence_logs(), dry_run(recipe, "", loading=loading) as planned:
         return _summarize(planned)
 
 
-def plan_merge_again(recipe_file: Path) -> PlannedMerge:
+def plan_merge_again(recipe_file: Path, loading: LoadingOptions) -> PlannedMerge:
     """Plan an earlier merge by the recipe in its folder. Raises DppaError as above."""
-    with _silence_logs(), dry_run_again(recipe_file) as planned:
+    with _silence_logs(), dry_run_again(recipe_file, loading) as planned:
         return _summarize(planned)
 
 
@@ -111,9 +112,12 @@ def _find_loads(task: Task[object]) -> Iterator[LoadTensor]:
 
 
 def _summarize_reads(model: object, loads: Sequence[LoadTensor]) -> ModelReads:
+    from mergekit.io.tasks import LoaderCache
+
     stored = checkpoint_of(loads[0], model).stored()
     names_stored = set(stored)
-    sources = _PackingSources(loads[0].model.config().model_type, stored)
+    config = loads[0].model.config(trust_remote_code=LoaderCache().trust_remote_code)
+    sources = _PackingSources(config.model_type, stored)
     names: set[str] = set()
     absent: list[str] = []
     is_packed = False

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit import method_table
-from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
+from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+from dppa_mergekit.checks.adapters import merged_name
+from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_json
 from dppa_mergekit.checks.findings import Finding, error, warning
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes.inputs import holders, inputs_of
 from dppa_mergekit.recipes.recipe import Recipe
-from dppa_mergekit.recipes.references import named, spell
+from dppa_mergekit.recipes.references import Reference, named, spell
 from dppa_mergekit.report.phrases import such_as
 
 if TYPE_CHECKING:
@@ -59,21 +61,49 @@ def report_missing(names: Collection[str]) -> str:
     )
 
 
-def can_plan(content: Mapping[str, object]) -> bool:
+def can_plan(content: Mapping[str, object], loading: LoadingOptions) -> bool:
     """Return whether mergekit can plan a recipe without downloading a model or merging a LoRA."""
+    models = _models_in(content)
+    if not models or find_needed_options(content, loading):
+        return False
+    return all(_is_at_hand(model, loading) for model in models)
+
+
+def find_needed_options(content: Mapping[str, object], loading: LoadingOptions) -> list[str]:
+    """Return the options of mergekit without which a recipe's models cannot be loaded.
+
+    Args:
+        content: The content of the recipe.
+        loading: The options that are given.
+    """
+    models = _models_in(content)
+    needed = []
+    if loading.lora_merge_cache is None and any(model.lora is not None for model in models):
+        needed.append("--lora-merge-cache")
+    if not loading.trust_remote_code and any(_has_code(model) for model in models):
+        needed.append("--trust-remote-code")
+    return needed
+
+
+def _has_code(model: Reference) -> bool:
+    """Return whether a model in a folder comes with code of its own, which transformers needs."""
+    config = read_json(Path(model.model.path) / "config.json") or {}
+    return "auto_map" in config
+
+
+def _models_in(content: Mapping[str, object]) -> list[Reference]:
     bases = [holder.get("base_model") for holder in holders(dict(content))]
     models = [entry["model"] for entry, _ in inputs_of(content)]
-    return all(
-        _is_whole_folder(spell(model))
-        for model in (*models, *(base for base in bases if base is not None))
-    )
+    return [named(spell(model)) for model in (*models, *bases) if model is not None]
 
 
-def _is_whole_folder(model: str) -> bool:
-    reference = named(model)
-    folder = Path(reference.model.path)
-    kinds = ("*.safetensors", "*.bin")
-    return reference.lora is None and any(any(folder.glob(kind)) for kind in kinds)
+def _is_at_hand(model: Reference, loading: LoadingOptions) -> bool:
+    folder = Path(model.model.path)
+    if model.lora is not None:
+        if loading.lora_merge_cache is None:
+            return False
+        folder = Path(loading.lora_merge_cache) / merged_name(model)
+    return any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin"))
 
 
 @dataclass(frozen=True)
@@ -107,7 +137,7 @@ def check_tensors(
     content: Mapping[str, object],
     fine_tuned: Sequence[CheckpointFacts],
     base: CheckpointFacts,
-    ask: bool,
+    loading: LoadingOptions | None,
 ) -> Iterator[Finding]:
     """Yield tensors that are missing or would be lost, and filters that match no tensor.
 
@@ -115,11 +145,12 @@ def check_tensors(
         content: The content of the recipe.
         fine_tuned: The fine-tuned models, whose tensors should be those of the base.
         base: The base model.
-        ask: Whether mergekit is asked for its plan. Without it, stored names alone must tell.
+        loading: How mergekit, which is asked for its plan, loads models; None if it is not asked,
+            and stored names alone must tell.
     """
     compared = [Difference.between(model, base) for model in fine_tuned]
     differences = [difference for difference in compared if difference.missing or difference.extra]
-    if not ask:
+    if loading is None:
         for difference in differences:
             yield from _judge_by_names(difference)
         lasting = [name for name in base.tensors if not EXPERT.search(name)]
@@ -129,7 +160,7 @@ def check_tensors(
     from dppa_mergekit.merging.table_fit import MisfitError  # imports mergekit
 
     try:
-        planned = _plan(content)
+        planned = _plan(content, loading)
     except MisfitError as problem:
         for misfit in problem.misfits:
             yield error(misfit.subject, misfit.sentence)
@@ -152,7 +183,7 @@ def _report_failure(problem: DppaError, models: Sequence[str]) -> Finding:
     return error("recipe", problem.message)
 
 
-def _plan(content: Mapping[str, object]) -> PlannedMerge:
+def _plan(content: Mapping[str, object], loading: LoadingOptions) -> PlannedMerge:
     """Ask mergekit for its plan. Raises DppaError where it makes none."""
     from dppa_mergekit.checks.mergekit_reads import plan_merge
 
@@ -161,7 +192,7 @@ def _plan(content: Mapping[str, object]) -> PlannedMerge:
         # A search may still have to find the weights; which tensors are read does not depend on
         # them.
         recipe = recipe.with_default_weight(1.0)
-    return plan_merge(recipe)
+    return plan_merge(recipe, loading)
 
 
 def _judge_by_names(difference: Difference) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from safetensors import safe_open
 
+from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.merged_folder import RECIPE, read_recipe
@@ -31,13 +32,14 @@ Extent = Literal["shards", "sample", "all"]
 each time; or all."""
 
 
-def verify_tensors(folder: Path, extent: Extent) -> Iterator[Finding]:
+def verify_tensors(folder: Path, extent: Extent, loading: LoadingOptions) -> Iterator[Finding]:
     """Yield whether the tensors of a merged folder are those that its recipe gives.
 
     Args:
         folder: With the recipe that mergekit leaves; relative paths in the recipe start from the
             current folder.
         extent: Which tensors are compared.
+        loading: How the merge loaded models.
     """
     where = str(folder)
     method = (read_recipe(folder) or {}).get("merge_method")
@@ -49,8 +51,8 @@ def verify_tensors(folder: Path, extent: Extent) -> Iterator[Finding]:
         )
         return
     try:
-        with dry_run_again(folder / RECIPE) as planned:
-            yield from _compare_tensors(folder, planned.tasks, extent)
+        with dry_run_again(folder / RECIPE, loading) as planned:
+            yield from _compare_tensors(folder, planned.tasks, extent, loading)
     # Beside a DppaError, mergekit, its methods, safetensors and torch raise many kinds where inputs
     # are damaged or have changed.
     except Exception as problem:
@@ -58,7 +60,7 @@ def verify_tensors(folder: Path, extent: Extent) -> Iterator[Finding]:
 
 
 def _compare_tensors(
-    folder: Path, tasks: Sequence[Task[object]], extent: Extent
+    folder: Path, tasks: Sequence[Task[object]], extent: Extent, loading: LoadingOptions
 ) -> Iterator[Finding]:
     """Yield whether the folder holds what the tasks compute."""
     from mergekit.common import dtype_from_name
@@ -89,7 +91,10 @@ def _compare_tensors(
     builders = [task for task in tasks if isinstance(task, BuildTokenizer)]
     wanted = [*chosen, *(builders if any(axis is not None for axis in axes.values()) else ())]
     found = dict(Executor(wanted, math_device=torch.device("cpu")).run(quiet=True))
-    rows = [_Rows.between(found[builder].tokenizer, folder) for builder in builders[-1:]]
+    rows = [
+        _Rows.between(found[builder].tokenizer, folder, loading.trust_remote_code)
+        for builder in builders[-1:]
+    ]
     for task in chosen:
         (name, dtype), tensor = outputs[task], found[task]
         file = facts.files.get(name)
@@ -142,11 +147,12 @@ class _Rows:
     computed: Sequence[int]
 
     @classmethod
-    def between(cls, tokenizer: PreTrainedTokenizerBase, folder: Path) -> _Rows:
-        """Compare the tokenizer that a recipe gives with that of a folder."""
+    def between(cls, tokenizer: PreTrainedTokenizerBase, folder: Path, trusting: bool) -> _Rows:
+        """Compare the tokenizer that a recipe gives with that of a folder, whose code may run."""
         from transformers import AutoTokenizer
 
-        ours, theirs = AutoTokenizer.from_pretrained(folder).get_vocab(), tokenizer.get_vocab()
+        stored = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusting)
+        ours, theirs = stored.get_vocab(), tokenizer.get_vocab()
         tokens = [token for token in ours if token in theirs]
         return cls([ours[token] for token in tokens], [theirs[token] for token in tokens])
 

@@ -10,6 +10,7 @@ import click
 from dppa_mergekit.cli import options
 
 if TYPE_CHECKING:
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
     from dppa_mergekit.observation.recipe_activations import Observed
 
 
@@ -71,7 +72,7 @@ def activations(
     html: bool,
     device: str,
     dtype: str,
-    trust_remote_code: bool,
+    loading: LoadingOptions,
 ) -> None:
     """Observe what enters the linears of RECIPE's models, so that a merge can combine by inputs.
 
@@ -91,19 +92,16 @@ def activations(
     options.check_apart(output, [recipe, *prompts_files])
     if not apply_chat_template:
         options.refuse_idle({"--system-instruction": system_instruction}, "--apply-chat-template")
-    options.check_first(recipe)
-    run = RecipeActivations(
-        Recipe.read(recipe),
-        options.read_prompts_files(prompts_files),
-        output,
-        Observing(
-            rank, Reading(max_new_tokens, batch_size, apply_chat_template, system_instruction)
-        ),
-        options.placement(device, dtype, trust_remote_code),
-    )
+    options.check_first(recipe, loading)
+    read = Recipe.read(recipe)
+    prompts = options.read_prompts_files(prompts_files)
+    reading = Reading(max_new_tokens, batch_size, apply_chat_template, system_instruction)
+    placed = options.placement(device, dtype, loading)
     options.quiet_transformers()
     try:
-        found = run.run()
+        with options.placing(read.models(), output.parent, placed) as placement:
+            observing = Observing(rank, reading)
+            found = RecipeActivations(read, prompts, output, observing, placement).run()
     except KeyboardInterrupt:
         options.interrupted(output)
     lines = _describe(found)

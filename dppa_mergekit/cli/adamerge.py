@@ -11,6 +11,7 @@ from dppa_mergekit.cli import options
 
 if TYPE_CHECKING:
     from dppa_mergekit.adamerging.states import LearningResult
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 
 
 @click.command()
@@ -124,7 +125,7 @@ def adamerge(
     device: str,
     dtype: str,
     gradient_checkpointing: bool,
-    trust_remote_code: bool,
+    loading: LoadingOptions,
 ) -> None:
     """Learn the weights of RECIPE's models, block by block, from prompts (AdaMerging).
 
@@ -142,9 +143,10 @@ def adamerge(
 
     options.check_paged(html, output)
     options.check_apart(output, [recipe, tasks_file, *prompts_files])
-    options.check_first(recipe)
-    run = AdaMerge(
-        Recipe.read(recipe),
+    options.check_first(recipe, loading)
+    read = Recipe.read(recipe)
+    request = (
+        read,
         options.read_prompts_files(prompts_files),
         None if tasks_file is None else TasksFile.read(tasks_file),
         output,
@@ -160,11 +162,12 @@ def adamerge(
             gradient_checkpointing,
             seed,
         ),
-        options.placement(device, dtype, trust_remote_code),
     )
+    placed = options.placement(device, dtype, loading)
     options.quiet_transformers()
     try:
-        result = run.run()
+        with options.placing(read.models(), output.parent, placed) as placement:
+            result = AdaMerge(*request, placement).run()
     except KeyboardInterrupt:
         options.interrupted(output)
     lines = _describe(result)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dppa_mergekit.cli import options
+
+if TYPE_CHECKING:
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 
 
 @click.command()
@@ -33,7 +37,7 @@ def analyze(
     html: bool,
     device: str,
     dtype: str,
-    trust_remote_code: bool,
+    loading: LoadingOptions,
 ) -> None:
     """Analyze the deltas of RECIPE: their size, the kept elements, and whether DARE would do.
 
@@ -54,9 +58,9 @@ def analyze(
     options.check_paged(html, output)
     if output is not None:
         check_output_folder(output, f"{FILE}.json")
-    options.check_first(recipe)
+    options.check_first(recipe, loading)
     stages = read_stages(recipe)
-    placement = options.placement(device, dtype, trust_remote_code)
+    placed = options.placement(device, dtype, loading)
     options.quiet_transformers()
     for stage in stages:
         if stage.uses:
@@ -74,7 +78,8 @@ def analyze(
         workspace = Path.cwd() if folder is None else folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        found = analyze_deltas(read, prompts, placement, workspace)
+        with options.placing(read.models(), workspace, placed) as placement:
+            found = analyze_deltas(read, prompts, placement, workspace)
         if folder is not None:
             path = write_analysis(found, read, folder)
             if html:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+from dppa_mergekit.cli import options
+
+if TYPE_CHECKING:
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 
 LOG = logging.getLogger(__name__)
 
@@ -18,11 +23,6 @@ LOG = logging.getLogger(__name__)
     "--output",
     type=click.Path(path_type=Path),
     help="For a recipe: the folder that the merge will write.",
-)
-@click.option(
-    "--lora-cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="For a recipe: the folder that the merge will get as --lora-merge-cache.",
 )
 @click.option("--sample", is_flag=True, help="For a recipe: also read samples of the weights.")
 @click.option(
@@ -36,15 +36,16 @@ LOG = logging.getLogger(__name__)
     help="Leave out what takes seconds: mergekit's plan of a recipe's merge; one tensor of each "
     "shard of a folder, computed again.",
 )
+@options.loading_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def check(
     path: Path,
     output: Path | None,
-    lora_cache: Path | None,
     sample: bool,
     verify: Literal["sample", "all"] | None,
     quick: bool,
     as_json: bool,
+    loading: LoadingOptions,
 ) -> None:
     """Check a recipe before the merge, or the merged folder after it.
 
@@ -61,16 +62,14 @@ def check(
     from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.report.phrases import count
 
-    if path.is_dir() and (output is not None or lora_cache is not None or sample):
-        raise ParameterError(
-            "--output, --lora-cache and --sample are for a recipe; this is a folder."
-        )
+    if path.is_dir() and (output is not None or sample):
+        raise ParameterError("--output and --sample are for a recipe; this is a folder.")
     if not path.is_dir() and verify is not None:
         raise ParameterError("--verify is for a folder; this is a recipe.")
     found = (
-        check_folder(path, verify, quick, _say_so)
+        check_folder(path, verify, loading, quick, _say_so)
         if path.is_dir()
-        else check_recipe(path, output, sample, lora_cache, quick=quick, begin_plan=_say_so)
+        else check_recipe(path, output, sample, loading, quick=quick, begin_plan=_say_so)
     )
     findings = []
     for finding in found:

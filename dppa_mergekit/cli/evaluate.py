@@ -10,6 +10,7 @@ import click
 from dppa_mergekit.cli import options
 
 if TYPE_CHECKING:
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
     from dppa_mergekit.scoring.tasks import Part
 
 
@@ -55,7 +56,7 @@ def evaluate(
     dtype: str,
     batch_size: int | None,
     limit: int | None,
-    trust_remote_code: bool,
+    loading: LoadingOptions,
 ) -> None:
     """Score MODELS, and print their Task-Ratios and Domain-Ratios.
 
@@ -75,13 +76,15 @@ def evaluate(
         )
     options.check_paged(html, output)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
-    placement = options.placement(device, dtype, trust_remote_code)
+    placed = options.placement(device, dtype, loading)
     for path in recipes:
-        options.check_first(path, weighted=True)
+        options.check_first(path, loading, weighted=True)
     read = [Recipe.read(path) for path in recipes]
     workspace = Path.cwd() if output is None else output
     options.quiet_transformers()
-    found = score_models(models, tasks, read, part, output, placement, workspace)
+    named_models = [*models, *(name for recipe in read for name in recipe.models())]
+    with options.placing(named_models, workspace, placed) as placement:
+        found = score_models(models, tasks, read, part, output, placement, workspace)
     click.echo(as_markdown(found))
     if html and output is not None:
         bars = {f"{FILE}.png": "Domain-Ratios, with standard errors; 100 is the fine-tuned model."}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from dppa_mergekit.live.source_model import Placement
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+    from dppa_mergekit.live.placement import Placement
     from dppa_mergekit.prompts import Prompt
     from dppa_mergekit.scoring.tasks import TasksFile
 
@@ -23,10 +27,51 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 Command = TypeVar("Command", bound=Callable[..., object])
 
 
-def placement_options(command: Command) -> Command:
-    """Add the options for device and dtype; see `placement`."""
+def loading_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add mergekit's options of how models are loaded; the command gets them as `loading`."""
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+
+    names = [field.name for field in fields(LoadingOptions)]
+
+    @wraps(command)
+    def with_loading(**given: object) -> object:
+        chosen = {name: given.pop(name) for name in names}
+        return command(loading=LoadingOptions(**chosen), **given)  # type: ignore[arg-type]
+
+    wrapped: Callable[..., object] = with_loading
     for option in (
+        click.option("--allow-crimes", is_flag=True, help="Mix architectures."),
+        click.option(
+            "--unsafe-truncate-embeddings",
+            is_flag=True,
+            help="Cut off the last rows of longer embeddings.",
+        ),
+        click.option("--lazy-unpickle", is_flag=True, help="Read .bin files tensor by tensor."),
+        click.option(
+            "--transformers-cache",
+            type=click.Path(file_okay=False),
+            help="Folder for models from the Hub.",
+        ),
+        click.option(
+            "--lora-merge-dtype",
+            type=click.Choice(DTYPES[1:]),
+            help="Dtype in which LoRAs are merged.",
+        ),
+        click.option(
+            "--lora-merge-cache",
+            type=click.Path(file_okay=False),
+            help="Folder where mergekit keeps models with their LoRA merged.",
+        ),
         click.option("--trust-remote-code", is_flag=True, help="Run code that comes with a model."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def placement_options(command: Callable[..., object]) -> Callable[..., object]:
+    """Add the options for device, dtype and loading; see `placement`."""
+    command = loading_options(command)
+    for option in (
         click.option(
             "--dtype",
             type=click.Choice(DTYPES),
@@ -63,13 +108,30 @@ def tasks_of(path: Path, batch_size: int | None, limit: int | None) -> TasksFile
     )
 
 
-def placement(device: str, dtype: str, trust_remote_code: bool) -> Placement:
-    """The device and dtype of models, from the options."""
+def placement(device: str, dtype: str, loading: LoadingOptions) -> Placement:
+    """Where and how models are held, from the options."""
     import torch
 
-    from dppa_mergekit.live.source_model import Placement
+    from dppa_mergekit.live.placement import Placement
 
-    return Placement(device, None if dtype == "auto" else getattr(torch, dtype), trust_remote_code)
+    return Placement(device, None if dtype == "auto" else getattr(torch, dtype), loading)
+
+
+@contextmanager
+def placing(models: Sequence[str], workspace: Path, placed: Placement) -> Iterator[Placement]:
+    """Give LoRAs a temporary cache, if they need one and have none.
+
+    Args:
+        models: The models, as recipes spell them.
+        workspace: A folder on a disk that has room for the merged models; it is made if missing.
+        placed: Where and how models are held.
+    """
+    from dataclasses import replace
+
+    from dppa_mergekit.checkpoints.loading_options import caching_loras
+
+    with caching_loras(placed.loading, models, workspace) as loading:
+        yield replace(placed, loading=loading)
 
 
 page_option = click.option(
@@ -180,11 +242,12 @@ def read_prompts_files(files: tuple[Path, ...]) -> dict[str, list[Prompt]]:
     return prompts
 
 
-def check_first(recipe: Path, weighted: bool = False) -> None:
+def check_first(recipe: Path, loading: LoadingOptions, weighted: bool = False) -> None:
     """Refuse a recipe in which `check` finds an error; log its warnings.
 
     Args:
         recipe: File of the recipe.
+        loading: How models are loaded.
         weighted: Whether every model must have a weight already.
     """
     from dppa_mergekit.checks.check import check_recipe
@@ -192,7 +255,7 @@ def check_first(recipe: Path, weighted: bool = False) -> None:
 
     findings = [
         finding
-        for finding in check_recipe(recipe, None, sample=False, weighted=weighted)
+        for finding in check_recipe(recipe, None, False, loading, weighted)
         if finding.subject != "merge_method" or not _is_of_another_plugin(recipe)
     ]
     errors = [finding for finding in findings if finding.severity == "error"]

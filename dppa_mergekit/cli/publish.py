@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from dppa_mergekit.cli import options
+
+if TYPE_CHECKING:
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 
 
 @click.command()
@@ -30,6 +36,7 @@ import click
 @click.option(
     "--with-activations", is_flag=True, help="Upload the files of the recipe's activations, too."
 )
+@options.loading_options
 @click.option(
     "--dry-run", is_flag=True, help="Write the card and list the files, but upload nothing."
 )
@@ -42,6 +49,7 @@ def publish(
     private: bool,
     with_activations: bool,
     dry_run: bool,
+    loading: LoadingOptions,
 ) -> None:
     """Complete the model card of the merge in FOLDER, and upload it to the Hub as REPO_ID.
 
@@ -58,7 +66,7 @@ def publish(
             raise ParameterError(f"--name is {pair}; allowed is MODEL=HUB_NAME.")
         given[model] = name
     publishing = Publishing(
-        folder, repository, recipe_file, given, merge_license, private, with_activations
+        folder, repository, recipe_file, given, merge_license, private, with_activations, loading
     )
     files = publishing.prepare(dry_run)
     if dry_run:

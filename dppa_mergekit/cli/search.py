@@ -11,6 +11,7 @@ import click
 from dppa_mergekit.cli import options
 
 if TYPE_CHECKING:
+    from dppa_mergekit.checkpoints.loading_options import LoadingOptions
     from dppa_mergekit.search.candidate_search import SearchResult
     from dppa_mergekit.search.options import Options
     from dppa_mergekit.search.recipe_search import RecipeSearch
@@ -148,7 +149,7 @@ def search(
     workers: int | None,
     ray_address: str | None,
     html: bool,
-    trust_remote_code: bool,
+    loading: LoadingOptions,
 ) -> None:
     """Tune the amplification factors or the weights of RECIPE by evaluation.
 
@@ -171,24 +172,25 @@ def search(
         tune, shared, by, guard_loss, tune_dense, per_block, prompts_file, strategy
     )
     _check_scoring(score_command, workers, ray_address)
-    options.check_first(recipe)
+    options.check_first(recipe, loading)
     read = Recipe.read(recipe)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
     chosen = _search_options(
         read.method, tune, range_, strategy, max_evaluations, patience, seed, per_block
     )
-    placement = options.placement(device, dtype, trust_remote_code)
+    placed = options.placement(device, dtype, loading)
     cluster = None if workers is None else Cluster(workers, ray_address)
-    given = (read, tasks, output, chosen, placement, score_command, cluster)
     loss = MergeSearch.guard_loss if guard_loss is None else guard_loss
-    run: RecipeSearch
-    if tune == "factors":
-        run = FactorSearch(*given, tune_dense, _texts(prompts_file))
-    elif tune == "weights":
-        run = WeightSearch(*given, by == "worst", loss, shared)
-    else:
-        run = MergeFactorSearch(*given, by == "worst", loss)
-    verdict = _report(_results(run), read.method)
+    with options.placing(read.models(), output.parent, placed) as placement:
+        given = (read, tasks, output, chosen, placement, score_command, cluster)
+        run: RecipeSearch
+        if tune == "factors":
+            run = FactorSearch(*given, tune_dense, _texts(prompts_file))
+        elif tune == "weights":
+            run = WeightSearch(*given, by == "worst", loss, shared)
+        else:
+            run = MergeFactorSearch(*given, by == "worst", loss)
+        verdict = _report(_results(run), read.method)
     found = "weights" if tune == "weights" else "factors"
     click.echo(f"{output}: the recipe with these {found}")
     if html:

@@ -25,6 +25,7 @@ from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.kept_elements import Partition, copy_partitions, write_factors
 from dppa_mergekit.live.live_tensors import live_part, write_combined
 from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe, Setting, at_layer
 from dppa_mergekit.sparsification.pruning import Pruned, Pruning
@@ -159,10 +160,8 @@ class AmplifiedModel:
         cls,
         recipe: Recipe,
         workspace: Path,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
+        placement: Placement = AS_STORED,
         tune_dense: bool = False,
-        trust_remote_code: bool = False,
     ) -> AmplifiedModel:
         """Merge a recipe of one fine-tuned model and hold the result in memory.
 
@@ -170,11 +169,9 @@ class AmplifiedModel:
             recipe: A recipe of a method that prunes, with one fine-tuned model (see
                 `Recipe.with_only`).
             workspace: An existing folder on a disk that has room for the merged model.
-            device: The device of the live model.
-            dtype: The dtype of the live weights; None keeps the one that the merge writes.
+            placement: Where and how the model is held.
             tune_dense: Whether the factor of dense tensors will be set, too. This holds a copy of
                 every dense delta.
-            trust_remote_code: As in mergekit and transformers.
 
         Raises:
             CheckpointError: transformers names a linear otherwise than the merge does.
@@ -190,8 +187,8 @@ class AmplifiedModel:
             elif tune_dense:
                 dense.append(combined)
 
-        with merge_into_folder(recipe, workspace, listen, trust_remote_code) as folder:
-            model, tokenizer = load_model(folder, device, dtype, trust_remote_code)
+        with merge_into_folder(recipe, workspace, listen, placement.loading) as folder:
+            model, tokenizer = load_model(folder, placement)
         weights = model.state_dict()
         return cls(
             model,

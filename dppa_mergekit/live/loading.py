@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING
 import torch
 
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.live.placement import AS_STORED, Placement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(
-    folder: Path, device: str, dtype: torch.dtype | None, trust_remote_code: bool = False
+    folder: Path, placement: Placement = AS_STORED
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model, in evaluation mode, and its tokenizer.
 
     Args:
         folder: A folder that holds weights, configuration and tokenizer.
-        device: A device as torch names it.
-        dtype: The dtype of the live weights; None keeps the stored one.
-        trust_remote_code: As in transformers.
+        placement: Where and how the model is held.
 
     Raises:
         DppaError: transformers cannot load the model, or the model does not fit the device.
     """
-    model, tokenizer = _read(folder, dtype, trust_remote_code)
+    device = placement.device
+    model, tokenizer = _read(folder, placement.dtype, placement.loading.trust_remote_code)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
         torch.nn.Module.to(model, torch.device(device))

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.inputs import activations_in
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import named
@@ -34,25 +33,6 @@ BESIDE_WEIGHTS = (
 
 
 @dataclass(frozen=True)
-class Placement:
-    """The device and the dtype of live models.
-
-    Attributes:
-        device: A device as torch names it.
-        dtype: The dtype of the live weights; None keeps the stored one.
-        trust_remote_code: As in transformers.
-    """
-
-    device: str = "cpu"
-    dtype: torch.dtype | None = None
-    trust_remote_code: bool = False
-
-
-AS_STORED = Placement()
-"""On the CPU, in the stored dtype."""
-
-
-@dataclass(frozen=True)
 class SourceModel:
     """A base or fine-tuned model.
 
@@ -67,16 +47,15 @@ class SourceModel:
     def folder(self) -> Path:
         """Return the model's folder on this machine; download it from the Hub if necessary.
 
+        A LoRA is merged into its model by mergekit, once, in the cache.
+
         Raises:
-            DppaError: The model has a LoRA, or is neither a local folder nor a repository on the
-                Hub.
+            DppaError: The model has a LoRA and there is no cache, or its LoRA cannot be merged; or
+                it is neither a local folder nor a repository on the Hub.
         """
         reference = named(self.model)
         if reference.lora is not None:
-            raise DppaError(
-                f"{self.model} has a LoRA, which only a merge can apply: merge the LoRA into its "
-                f"model first, and name the result."
-            )
+            return self._folder_with_lora()
         path = reference.model.path
         if reference.model.is_local:
             return Path(path)
@@ -85,15 +64,37 @@ class SourceModel:
         from mergekit.common import ModelReference
 
         try:
-            return Path(ModelReference.parse(self.model).local_path())
+            cache = self.placement.loading.transformers_cache
+            return Path(ModelReference.parse(self.model).local_path(cache))
         # The Hub's client raises many kinds of errors for a name that it cannot fetch.
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
             raise DppaError(f"{self.model} cannot be found ({reason}).") from error
 
+    def _folder_with_lora(self) -> Path:
+        """Return the folder of the model with its LoRA merged. Raises DppaError as `folder`."""
+        from mergekit.common import ModelReference
+
+        loading = self.placement.loading
+        if loading.lora_merge_cache is None:
+            raise DppaError(f"{self.model} has a LoRA, and needs a lora_merge_cache.")
+        try:
+            merged = ModelReference.parse(self.model).merged(
+                cache_dir=loading.lora_merge_cache,
+                trust_remote_code=loading.trust_remote_code,
+                lora_merge_dtype=loading.lora_merge_dtype,
+            )
+        # PEFT and transformers raise many kinds of errors for an adapter that does not fit.
+        except Exception as error:
+            raise DppaError(
+                f"{self.model}: its LoRA cannot be merged ({first_line(error)})."
+            ) from error
+        return Path(merged.model.path)
+
     def fingerprint(self) -> str:
         """Return a hash that changes with the checkpoint, and with how it reads and answers."""
-        return fingerprint(self.folder(), dated=True)
+        # The merge of a LoRA may be new in every run.
+        return fingerprint(self.folder(), dated=named(self.model).lora is None)
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the model, in evaluation mode, and its tokenizer.
@@ -101,10 +102,7 @@ class SourceModel:
         Raises:
             DppaError: The model cannot be found or loaded, or does not fit the device.
         """
-        placement = self.placement
-        return load_model(
-            self.folder(), placement.device, placement.dtype, placement.trust_remote_code
-        )
+        return load_model(self.folder(), self.placement)
 
 
 def fingerprint(folder: Path, dated: bool) -> str:
@@ -135,10 +133,10 @@ def fingerprint(folder: Path, dated: bool) -> str:
     return digest.hexdigest()
 
 
-def fingerprints(recipe: Recipe) -> dict[str, str]:
+def fingerprints(recipe: Recipe, placement: Placement = AS_STORED) -> dict[str, str]:
     """Model -> its fingerprint, for the base and the fine-tuned models of a recipe."""
     models = [recipe.base, *recipe.fine_tuned()]
-    return {model: SourceModel(model).fingerprint() for model in models}
+    return {model: SourceModel(model, placement).fingerprint() for model in models}
 
 
 def activation_digests(recipe: Recipe) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.merging.mergekit_hooks import listening
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def merge_into_folder(
     recipe: Recipe,
     workspace: Path,
     listener: Listener | None = None,
-    trust_remote_code: bool = False,
+    loading: LoadingOptions = DEFAULT_LOADING,
 ) -> Iterator[Path]:
     """Merge a recipe into a temporary folder, which is deleted when the context ends.
 
@@ -37,15 +38,15 @@ def merge_into_folder(
         workspace: An existing folder on a disk that has room for the merged model.
         listener: Called once for each combined linear or dense tensor; only methods of this
             package call it.
-        trust_remote_code: As in mergekit.
+        loading: How models are loaded.
 
     Raises:
         DppaError: The recipe cannot be merged.
     """
     from mergekit.io.tasks import LoaderCache
-    from mergekit.merge import MergeOptions, run_merge
+    from mergekit.merge import run_merge
 
-    options = MergeOptions(quiet=True, write_model_card=False, trust_remote_code=trust_remote_code)
+    options = loading.merge_options()
     with tempfile.TemporaryDirectory(prefix=".dppa-", dir=workspace) as folder:
         # mergekit keeps its loaders by path for the life of the process; files may have changed.
         LoaderCache.loaders.clear()

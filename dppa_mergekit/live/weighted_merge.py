@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.combination.contribution import (
     Combined,
     DifferentiableCombination,
@@ -29,7 +30,7 @@ from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.live_tensors import missing_tensor
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.merged_tensor import MergedTensor
-from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe, Weight
 from dppa_mergekit.recipes.references import identity
@@ -52,14 +53,14 @@ class WeightedMerge:
         workspace: An existing folder on a disk that has room for the merged model.
         model: The live model, in evaluation mode.
         tokenizer: Its tokenizer.
-        trust_remote_code: As in mergekit and transformers.
+        loading: How models are loaded.
     """
 
     recipe: Recipe
     workspace: Path
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    trust_remote_code: bool = False
+    loading: LoadingOptions = DEFAULT_LOADING
     _tensors: Sequence[MergedTensor] = field(default=(), repr=False)
     _written: Recipe | None = field(default=None, repr=False)
 
@@ -79,12 +80,12 @@ class WeightedMerge:
             DppaError: The recipe cannot be merged, or the model does not fit the device.
         """
         seen: list[Combined] = []
-        trusted = placement.trust_remote_code
-        with merge_into_folder(recipe, workspace, seen.append, trusted) as folder:
-            model, tokenizer = load_model(folder, placement.device, placement.dtype, trusted)
+        loading = placement.loading
+        with merge_into_folder(recipe, workspace, seen.append, loading) as folder:
+            model, tokenizer = load_model(folder, placement)
         live = model.requires_grad_(False).state_dict()
         tensors = [MergedTensor.of(combined, live) for combined in seen]
-        return cls(recipe, workspace, model, tokenizer, trusted, tensors, recipe)
+        return cls(recipe, workspace, model, tokenizer, loading, tensors, recipe)
 
     @property
     def blocks(self) -> list[Block | None]:
@@ -204,7 +205,7 @@ class WeightedMerge:
     def _merge_anew(self, recipe: Recipe) -> None:
         """Let mergekit merge a recipe, and read the result into the live model."""
         live = self.model.state_dict()
-        with merge_into_folder(recipe, self.workspace, None, self.trust_remote_code) as folder:
+        with merge_into_folder(recipe, self.workspace, None, self.loading) as folder:
             for path in folder.glob("*.safetensors"):
                 with safe_open(path, framework="pt") as file:
                     for name in file.keys():  # noqa: SIM118

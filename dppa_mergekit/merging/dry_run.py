@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.errors import DppaError, RecipeError, first_line
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
@@ -39,7 +40,7 @@ def dry_run(
     recipe: Recipe,
     folder: str,
     config: PretrainedConfig | None = None,
-    trust_remote_code: bool = False,
+    loading: LoadingOptions = DEFAULT_LOADING,
 ) -> Iterator[DryRun]:
     """Plan a merge; its inputs can be read while this is open, and nothing is written.
 
@@ -47,18 +48,17 @@ def dry_run(
         recipe: Recipe of any method.
         folder: The folder that the merge would write.
         config: Configuration of the merged model; the base's where None.
-        trust_remote_code: Run code that comes with a model, as mergekit's option of that name.
+        loading: How models are loaded.
 
     Raises:
         DppaError: The merge cannot be planned.
     """
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
-    from mergekit.merge import MergeOptions
     from mergekit.plan import MergePlanner
 
     configuration = recipe.configuration()
-    options = MergeOptions(quiet=True, trust_remote_code=trust_remote_code)
+    options = loading.merge_options()
     LoaderCache.loaders.clear()
     try:
         LoaderCache().setup(options=options)
@@ -66,7 +66,7 @@ def dry_run(
             LoaderCache().get(model)
         if config is None:
             base = configuration.base_model or configuration.referenced_models()[0]
-            config = base.config(trust_remote_code=trust_remote_code)
+            config = base.config(trust_remote_code=loading.trust_remote_code)
         planner = MergePlanner(
             configuration,
             get_architecture_info(configuration, options),
@@ -91,12 +91,13 @@ def dry_run(
 
 
 @contextmanager
-def dry_run_again(recipe_file: Path) -> Iterator[DryRun]:
+def dry_run_again(recipe_file: Path, loading: LoadingOptions = DEFAULT_LOADING) -> Iterator[DryRun]:
     """Plan the merge of an existing merged folder once more.
 
     Args:
         recipe_file: The recipe that mergekit left in the folder; paths in it count from the current
             folder.
+        loading: How models are loaded.
 
     Raises:
         DppaError: The recipe cannot be read or planned, or transformers does not know the folder's
@@ -106,11 +107,12 @@ def dry_run_again(recipe_file: Path) -> Iterator[DryRun]:
 
     recipe, folder = Recipe.read(recipe_file), recipe_file.parent
     try:
-        config = AutoConfig.from_pretrained(folder)
+        # Without a word on remote code, transformers would ask the user.
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=loading.trust_remote_code)
     # transformers raises many kinds for a configuration that it does not know.
     except Exception as problem:
         raise RecipeError(
             f"{folder}: transformers cannot read its config.json ({first_line(problem)})."
         ) from problem
-    with dry_run(recipe, str(folder), config) as planned:
+    with dry_run(recipe, str(folder), config, loading) as planned:
         yield planned

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from dppa_mergekit import method_table
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.errors import CheckpointError, DppaError, ParameterError, RecipeError
-from dppa_mergekit.live.source_model import Placement, SourceModel, fingerprint
+from dppa_mergekit.live.placement import Placement
+from dppa_mergekit.live.source_model import SourceModel, fingerprint
 from dppa_mergekit.moments.activations_file import ActivationsFile, write_activations
 from dppa_mergekit.observation.observe import Observing, Subject, observe, prompts_digest
 from dppa_mergekit.observation.overlap import InputsOfModels, compare_inputs

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dppa_mergekit import method_table
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.checks.check import check_folder
 from dppa_mergekit.checks.checkpoint_files import find_strays, inspect_folder
 from dppa_mergekit.checks.merged_folder import RECIPE
@@ -60,6 +61,7 @@ class Publishing:
         license: The license of the merge; None for the one that all models share.
         private: Whether a new repository is private.
         with_activations: Whether the files of the activations are uploaded, too.
+        loading: How the merge loaded models.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class Publishing:
     license: str | None = None
     private: bool = False
     with_activations: bool = False
+    loading: LoadingOptions = DEFAULT_LOADING
 
     def prepare(self, dry_run: bool) -> list[Path]:
         """Complete the card in the folder, and return the files to upload.
@@ -98,7 +101,7 @@ class Publishing:
         refuse_paths(rename_models(recipe.content, shown), allowed)
         self._warn_of_local_models(names)
         merge_license = self._license(merged_models(recipe, names), dry_run)
-        for finding in check_folder(self.folder, None):
+        for finding in check_folder(self.folder, None, self.loading):
             if finding.severity == "error":
                 raise CheckpointError(f"{finding.subject}: {finding.sentence}")
         facts = self._facts(recipe, names, merge_license)

@@ -113,6 +113,11 @@ class Recipe:
         }
         return [name for model, name in spelled.items() if model != base]
 
+    def models(self) -> list[str]:
+        """Return all models, as mergekit writes them: the base, if there is one, and the others."""
+        base = self.content.get("base_model")
+        return [*([] if base is None else [spell(base)]), *self.fine_tuned()]
+
     def weights(self, default: float | None = None) -> dict[str, float]:
         """Return the weights of the fine-tuned models, under the recipe's spellings.
 

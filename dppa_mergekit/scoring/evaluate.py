@@ -17,7 +17,8 @@ from tqdm import tqdm
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.loading import load_model
-from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel, fingerprint
+from dppa_mergekit.live.placement import AS_STORED, Placement
+from dppa_mergekit.live.source_model import SourceModel, fingerprint
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
@@ -181,7 +182,7 @@ def _check_chat_templates(request: EvaluationRequest) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 SourceModel(model, request.placement).folder(),
-                trust_remote_code=request.placement.trust_remote_code,
+                trust_remote_code=request.placement.loading.trust_remote_code,
             )
         # transformers raises many types for what it does not know or cannot read.
         except Exception as error:
@@ -278,9 +279,9 @@ def _merge(
     request: EvaluationRequest, recipe: Recipe
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Merge a recipe into a temporary folder, and load the result."""
-    placement, trusted = request.placement, request.placement.trust_remote_code
-    with merge_into_folder(recipe, request.workspace, None, trusted) as folder:
-        return load_model(folder, placement.device, placement.dtype, trusted)
+    loading = request.placement.loading
+    with merge_into_folder(recipe, request.workspace, None, loading) as folder:
+        return load_model(folder, request.placement)
 
 
 def _score(

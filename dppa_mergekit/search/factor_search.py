@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.merge_objective import score_experts
 from dppa_mergekit.search.candidate_search import CandidateSearch, SearchResult
@@ -114,13 +114,13 @@ class FactorSearch(RecipeSearch):
         alone = self.recipe.with_only(model)
         references = partial(score_experts, {model: list(self.tasks.domains[domain].dev)})
         if isinstance(scoring, ScoreCommand):
-            trusting = self.placement.trust_remote_code
+            loading = self.placement.loading
             return FolderTrials(
-                FolderFactors(alone, model, self.workspace, self.tune_dense, trusting),
+                FolderFactors(alone, model, self.workspace, self.tune_dense, loading),
                 references,
                 scoring,
                 self.workspace,
-                trusting,
+                loading,
             )
         return TaughtFactorTrials(
             LiveFactors(alone, self.workspace, self.placement, self.tune_dense),

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS
 from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.live.context import shorten
-from dppa_mergekit.live.source_model import AS_STORED, Placement, SourceModel
+from dppa_mergekit.live.placement import AS_STORED, Placement
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.parameters import AMPLIFY_DENSE
 from dppa_mergekit.recipes.recipe import Recipe, at_layer
@@ -60,10 +62,8 @@ class LiveFactors:
         return AmplifiedModel.load(
             self.recipe,
             self.workspace,
-            self.placement.device,
-            self.placement.dtype,
+            self.placement,
             self.tune_dense,
-            self.placement.trust_remote_code,
         )
 
     def parameters(self) -> list[str]:
@@ -88,14 +88,14 @@ class FolderFactors:
         model: The fine-tuned model, as the recipe spells it.
         workspace: A folder on a disk that has room for the merged model.
         tune_dense: Whether `amplify_dense` is set too.
-        trust_remote_code: Whether code that comes with a model may run.
+        loading: How models are loaded.
     """
 
     recipe: Recipe
     model: str
     workspace: Path
     tune_dense: bool = False
-    trust_remote_code: bool = False
+    loading: LoadingOptions = DEFAULT_LOADING
 
     @cached_property
     def _rates(self) -> Sequence[int]:
@@ -106,7 +106,7 @@ class FolderFactors:
             for contribution in combined.contributions:
                 found.update(contribution.pruned.pruning.rates)
 
-        with merge_into_folder(self.recipe, self.workspace, listen, self.trust_remote_code):
+        with merge_into_folder(self.recipe, self.workspace, listen, self.loading):
             return sorted(found, reverse=True)
 
     def parameters(self) -> list[str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit import method_table
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.parameters import AMPLIFICATION_NAMES
@@ -81,12 +82,12 @@ class FolderMergeFactors:
     Attributes:
         recipe: The recipe of the merge.
         workspace: A folder on a disk that has room for the merged model.
-        trust_remote_code: Whether code that comes with a model may run.
+        loading: How models are loaded.
     """
 
     recipe: Recipe
     workspace: Path
-    trust_remote_code: bool = False
+    loading: LoadingOptions = DEFAULT_LOADING
 
     def parameters(self) -> list[str]:
         """Return model and factor of every partition, which one merge reveals."""
@@ -97,7 +98,7 @@ class FolderMergeFactors:
                 rates = found.setdefault(identity(contribution.model), set())
                 rates.update(contribution.pruned.pruning.rates)
 
-        with merge_into_folder(self.recipe, self.workspace, listen, self.trust_remote_code):
+        with merge_into_folder(self.recipe, self.workspace, listen, self.loading):
             pass
         return _factor_names(
             {
@@ -144,7 +145,7 @@ class MergeFactorSearch(MergeSearch):
 
     def folder_merge(self) -> FolderMergeFactors:
         """Return the merge that is made anew."""
-        return FolderMergeFactors(self.recipe, self.workspace, self.placement.trust_remote_code)
+        return FolderMergeFactors(self.recipe, self.workspace, self.placement.loading)
 
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
         """Return the recipe with the factors of all models."""

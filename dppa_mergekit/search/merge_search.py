@@ -89,7 +89,7 @@ class MergeSearch(RecipeSearch):
                 references,
                 scoring,
                 self.workspace,
-                self.placement.trust_remote_code,
+                self.placement.loading,
             )
         return MemoryTrials(self.live_merge(), references, scoring, self.placement)
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Placement, activation_digests, fingerprints
+from dppa_mergekit.live.placement import Placement
+from dppa_mergekit.live.source_model import activation_digests, fingerprints
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
@@ -158,7 +159,7 @@ class RecipeSearch(ABC):
             "recipe": self.recipe.content,
             "tasks": self._tasks_seen(),
             "task files": folder_hash(self.tasks.include_path),
-            "checkpoints": fingerprints(self.recipe),
+            "checkpoints": fingerprints(self.recipe, self.placement),
             "activations": activation_digests(self.recipe),
             "options": options,
             "dtype": str(self.placement.dtype),

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import Placement, SourceModel
+from dppa_mergekit.live.placement import Placement
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
@@ -155,18 +157,18 @@ class FolderTrials(OneByOne):
         references: Scores the models before the merge.
         command: Scores folders.
         workspace: A folder on a disk that has room for the merged model.
-        trust_remote_code: Whether code that comes with a model may run.
+        loading: How models are loaded.
     """
 
     merge: FolderMerge
     references: References
     command: ScoreCommand
     workspace: Path
-    trust_remote_code: bool = False
+    loading: LoadingOptions = DEFAULT_LOADING
 
     def score_fine_tuned(self, items: Items) -> Scores:
         """Return the scores of the models before the merge."""
-        placement = Placement(trust_remote_code=self.trust_remote_code)
+        placement = Placement(loading=self.loading)
 
         def score(model: str, own: Items) -> Scores:
             return self.command.run(SourceModel(model, placement).folder(), own)
@@ -180,7 +182,7 @@ class FolderTrials(OneByOne):
     def score(self, settings: Settings, items: Items) -> Scores:
         """Return the scores of the merged folder with settings."""
         recipe = self.merge.recipe_with(settings)
-        with merge_into_folder(recipe, self.workspace, None, self.trust_remote_code) as folder:
+        with merge_into_folder(recipe, self.workspace, None, self.loading) as folder:
             return self.command.run(folder, items)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.search.candidate_search import MERGE, CandidateSearch, SearchResult
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, weight_candidates

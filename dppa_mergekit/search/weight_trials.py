@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes.recipe import Recipe, at_layer
 from dppa_mergekit.scoring.ratios import Items, Scores

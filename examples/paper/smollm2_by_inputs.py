@@ -34,7 +34,7 @@ from training import Resumption, Training, save, train
 
 from dppa_mergekit.adamerging.descent import Descent
 from dppa_mergekit.adamerging.recipe_learning import AdaMerge
-from dppa_mergekit.live.source_model import AS_STORED, Placement
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.observation.observe import Observing
 from dppa_mergekit.observation.recipe_activations import RecipeActivations

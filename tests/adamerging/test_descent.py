@@ -19,7 +19,7 @@ from dppa_mergekit.adamerging.losses import DomainLoss, Entropy
 from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, states_until
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.live.source_model import AS_STORED
+from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
 

@@ -8,7 +8,7 @@ from checkpoints import recipe, save_family, tensors_of
 
 from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.live.source_model import AS_STORED
+from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.tensor_names import Block, block_of
 

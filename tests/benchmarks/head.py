@@ -19,6 +19,7 @@ from tables import format_number, format_table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.placement import Placement
 
 
 @click.command()
@@ -30,7 +31,7 @@ def main(folder: Path, prompts: int, tokens: int, runs: int) -> None:
     """Time the first token of a batch without and with the package's hook."""
     torch.set_num_threads(1)
     without = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    with_, _ = load_model(folder, "cpu", torch.bfloat16)
+    with_, _ = load_model(folder, Placement(dtype=torch.bfloat16))
     for model in (without, with_):
         model.requires_grad_(False)  # as searches do; otherwise torch copies slices itself
     generator = torch.Generator().manual_seed(0)

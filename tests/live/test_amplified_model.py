@@ -12,6 +12,7 @@ from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.deltas.kernel import library, passes_over
 from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe, Setting
 
@@ -40,7 +41,9 @@ def check(
         "math": {"weight": 0.7, "density": 0.2, **(parameters or {})},
     }
     alone = Recipe(recipe(folder, method, models, **changes)).with_only(str(folder / "math"))
-    resident = AmplifiedModel.load(alone, tmp_path, dtype=live_dtype, tune_dense=tune_dense)
+    resident = AmplifiedModel.load(
+        alone, tmp_path, placement=Placement(dtype=live_dtype), tune_dense=tune_dense
+    )
     # The first once more at the end: nothing has drifted.
     for turn, of_turn in enumerate([*factors, factors[0]]):
         dense = 0.5 + turn if tune_dense else None
@@ -169,7 +172,7 @@ def test_random_methods_draw_what_seed_0_of_mergekit_draws(tmp_path: Path, merge
 
 def test_a_head_gets_whole_states(tmp_path: Path) -> None:
     folder = save_family(tmp_path, tuned=())
-    model, _ = load_model(folder / "base", "cpu", torch.bfloat16)
+    model, _ = load_model(folder / "base", Placement(dtype=torch.bfloat16))
     model.requires_grad_(False)
     whole: list[bool] = []
     head = model.get_output_embeddings()

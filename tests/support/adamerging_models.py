@@ -7,7 +7,8 @@ from checkpoints import recipe
 from dppa_mergekit.adamerging.losses import Completion, DomainLoss, Entropy, Teaching
 from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.adamerging.teacher import teach
-from dppa_mergekit.live.source_model import AS_STORED, SourceModel
+from dppa_mergekit.live.placement import AS_STORED
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes.recipe import Recipe
 
