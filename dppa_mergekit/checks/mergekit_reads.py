@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import dppa_mergekit.methods  # noqa: F401  # registers them where autoload is switched off
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checkpoints.tensor_loading import checkpoint_of, own_name, possible_names
 from dppa_mergekit.merging.dry_run import DryRun, dry_run, dry_run_again

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from safetensors import safe_open
 
+import dppa_mergekit.methods  # noqa: F401  # registers them where autoload is switched off
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.checks.findings import Finding, error, note, warning
@@ -93,7 +94,8 @@ def _compare_tensors(
     found = dict(Executor(wanted, math_device=torch.device("cpu")).run(quiet=True))
     rows = [
         _Rows.between(found[builder].tokenizer, folder, loading.trust_remote_code)
-        for builder in builders[-1:]
+        for builder in builders
+        if builder in found
     ]
     for task in chosen:
         (name, dtype), tensor = outputs[task], found[task]

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from dppa_mergekit.checkpoints.tensor_loading import conversions_of, tied_names_of
 from dppa_mergekit.errors import CheckpointError
@@ -50,6 +50,9 @@ class Weight(Protocol):
     tied_names: tuple[str, ...] | None
 
 
+Kind = Literal["failure", "loss", "warning"]
+
+
 @dataclass(frozen=True)
 class TableFit:
     """How a table fits one checkpoint.
@@ -70,12 +73,13 @@ class Misfit:
     Attributes:
         subject: The model, or "recipe" where it concerns all of them.
         sentence: What is wrong, and what is allowed.
-        is_loss: Whether the merge would succeed and lose tensors.
+        kind: "failure" if the merge would fail, "loss" if it would lose tensors; "warning" if
+            tensors are lost only when the merge is loaded by its configuration.
     """
 
     subject: str
     sentence: str
-    is_loss: bool
+    kind: Kind
 
     def __str__(self) -> str:
         """Return the sentence after its subject."""
@@ -102,7 +106,7 @@ def is_loss_allowed() -> bool:
 
 
 def refuse_misfits(planner: MergePlanner) -> list[Misfit]:
-    """Refuse a merge that would fail or lose tensors; warn of losses that the environment allows.
+    """Refuse a merge that would fail or lose tensors; warn of losses that are allowed.
 
     Args:
         planner: mergekit's planner; every model is in mergekit's cache of loaders.
@@ -114,7 +118,11 @@ def refuse_misfits(planner: MergePlanner) -> list[Misfit]:
         MisfitError: A model lacks tensors, or has stored ones that are in no output.
     """
     misfits = find_misfits(planner)
-    grave = [misfit for misfit in misfits if not (misfit.is_loss and is_loss_allowed())]
+    grave = [
+        misfit
+        for misfit in misfits
+        if misfit.kind == "failure" or (misfit.kind == "loss" and not is_loss_allowed())
+    ]
     if grave:
         raise MisfitError(grave)
     for misfit in misfits:
@@ -144,7 +152,7 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
             Misfit(
                 "recipe",
                 f"mergekit's table does not fit {architecture}: it reads {found}.",
-                is_loss=False,
+                kind="failure",
             )
         )
     for model, fit in fits.items():
@@ -155,7 +163,7 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
                 "tensor that mergekit reads is missing",
                 "tensors that mergekit reads are missing",
             )
-            misfits.append(Misfit(str(model), f"{found}.", is_loss=False))
+            misfits.append(Misfit(str(model), f"{found}.", kind="failure"))
     misfits += _losses({model: fit.unread for model, fit in fits.items()})
     misfits += _tied_by_base(planner, models, stored)
     return misfits
@@ -264,7 +272,7 @@ def _losses(unread: Mapping[ModelReference, Sequence[str]]) -> Iterator[Misfit]:
             str(first),
             f"mergekit's table of this architecture leaves out {found}{also}, which the merge "
             f"would lose; set {ALLOWANCE}=1 to merge all the same.",
-            is_loss=True,
+            kind="loss",
         )
 
 
@@ -288,9 +296,9 @@ def _tied_by_base(
         if own:
             yield Misfit(
                 str(model),
-                f"{own[0]} is its own, and in {first} it is tied to {tied[first][own[0]]}, so the "
-                f"merge would lose it; set {ALLOWANCE}=1 to merge all the same.",
-                is_loss=True,
+                f"{own[0]} is its own, and in {first} it is tied to {tied[first][own[0]]}: by the "
+                f"configuration, which the merge gets from there, it is lost when that is loaded.",
+                kind="warning",
             )
 
 
