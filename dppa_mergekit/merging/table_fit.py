@@ -50,7 +50,7 @@ class Weight(Protocol):
     tied_names: tuple[str, ...] | None
 
 
-Kind = Literal["failure", "loss", "warning"]
+Kind = Literal["failure", "loss"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Misfit:
     Attributes:
         subject: The model, or "recipe" where it concerns all of them.
         sentence: What is wrong, and what is allowed.
-        kind: "failure" if the merge would fail, "loss" if it would lose tensors; "warning" if
-            tensors are lost only when the merge is loaded by its configuration.
+        kind: Whether the merge would fail, or succeed and lose tensors.
     """
 
     subject: str
@@ -165,7 +164,6 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
             )
             misfits.append(Misfit(str(model), f"{found}.", kind="failure"))
     misfits += _losses({model: fit.unread for model, fit in fits.items()})
-    misfits += _tied_by_base(planner, models, stored)
     return misfits
 
 
@@ -274,32 +272,6 @@ def _losses(unread: Mapping[ModelReference, Sequence[str]]) -> Iterator[Misfit]:
             f"would lose; set {ALLOWANCE}=1 to merge all the same.",
             kind="loss",
         )
-
-
-def _tied_by_base(
-    planner: MergePlanner,
-    models: Sequence[ModelReference],
-    stored: Mapping[ModelReference, Sequence[str]],
-) -> Iterator[Misfit]:
-    """Yield stored tensors that a model has of its own, and that the base, so the merge, ties.
-
-    Args:
-        planner: mergekit's planner.
-        models: The models; the first gives the merge its configuration.
-        stored: Model -> the names of its stored tensors.
-    """
-    trust = planner.options.trust_remote_code
-    tied = {model: tied_names_of(model.config(trust_remote_code=trust)) for model in models}
-    first = models[0]
-    for model in models[1:]:
-        own = [name for name in stored[model] if name in tied[first] and name not in tied[model]]
-        if own:
-            yield Misfit(
-                str(model),
-                f"{own[0]} is its own, and in {first} it is tied to {tied[first][own[0]]}: by the "
-                f"configuration, which the merge gets from there, it is lost when that is loaded.",
-                kind="warning",
-            )
 
 
 def _architecture_of(planner: MergePlanner, model: ModelReference) -> str:
