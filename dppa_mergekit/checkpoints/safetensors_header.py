@@ -52,8 +52,17 @@ class Header:
 
 
 def has_two_layouts(folder: Path) -> bool:
-    """Return whether a folder holds a checkpoint in one file and one in shards."""
-    return (folder / SINGLE).exists() and (folder / INDEX).exists()
+    """Return whether a folder holds a checkpoint in one file and one in shards.
+
+    An index of nothing but the one file is no other layout.
+    """
+    if not ((folder / SINGLE).exists() and (folder / INDEX).exists()):
+        return False
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return set(content["weight_map"].values()) != {SINGLE}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def refuse_pointer(path: Path) -> None:

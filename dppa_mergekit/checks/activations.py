@@ -90,7 +90,7 @@ def _check_file(model: str, path: str, facts: CheckpointFacts | None) -> Iterato
 
 def _check_weights(model: str, file: ActivationsFile, facts: CheckpointFacts) -> Iterator[Finding]:
     """Yield whether a file was observed in other weights than the model's."""
-    if facts.folder is None:
+    if facts.folder is None or not facts.tensors:
         return
     from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 

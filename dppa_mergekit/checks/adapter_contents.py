@@ -41,7 +41,8 @@ def check_contents(folder: Path, model: str, below: CheckpointFacts | None) -> I
     if weights is None:
         yield error(model, f"{folder} holds no weights; allowed are {join_names(WEIGHTS)}.")
         return
-    if config.get("peft_type", "LORA") == "LORA" and weights.suffix == ".safetensors":
+    is_plain = config.get("peft_type", "LORA") == "LORA" and not config.get("target_parameters")
+    if is_plain and weights.suffix == ".safetensors":
         try:
             headers = read_headers(weights)
         except CheckpointError as problem:
@@ -98,13 +99,12 @@ def _check_modules(
         if found:
             factors.setdefault(found[1], {})[found[2]] = header.shape
     if not factors:
-        yield error(model, "its LoRA has no factors lora_A and lora_B.")
+        if not any("lora_embedding" in name for name in headers):
+            yield error(model, "its LoRA has no factors lora_A and lora_B.")
         return
-    missing = [module for module in factors if f"{module}.weight" not in below.tensors]
-    if len(missing) == len(factors):
-        sentence = such_as(missing, "module of its LoRA", "modules of its LoRA")
-        yield error(model, f"the model below has no {sentence}: it is of another architecture.")
-        return
+    # A checkpoint may leave out the prefix of its base model, as GPT-2's on the Hub do.
+    stored = {module: _stored_name(module, below) for module in factors}
+    missing = [module for module, found_as in stored.items() if found_as is None]
     if missing:
         found_in = such_as(
             missing,
@@ -115,9 +115,9 @@ def _check_modules(
     unfit = [
         module
         for module, shapes in factors.items()
-        if module not in missing
+        if (weight := stored[module]) is not None
         and shapes.keys() == {"A", "B"}
-        and {shapes["A"][-1], shapes["B"][0]} != {*below.tensors[f"{module}.weight"].shape}
+        and {shapes["A"][-1], shapes["B"][0]} != {*below.tensors[weight].shape}
     ]
     if unfit:
         found_in = such_as(
@@ -126,3 +126,9 @@ def _check_modules(
             "modules of its LoRA have other sizes than in the model below",
         )
         yield error(model, f"{found_in}.")
+
+
+def _stored_name(module: str, below: CheckpointFacts) -> str | None:
+    """Return the name under which a model stores a module's weight; None if it is not found."""
+    names = [f"{module}.weight", f"{module.partition('.')[2]}.weight"]
+    return next((name for name in names if name in below.tensors), None)

@@ -150,6 +150,8 @@ def _check_content(
     yield from findings
     is_sound = not any(finding.severity == "error" for finding in findings)
     ask = is_sound and not (request.quick or outputs) and can_plan(content, request.loading)
+    if is_sound and not (ask or request.quick or outputs or needed):
+        yield note("recipe", "mergekit is not asked for its plan: not all models are here.")
     if ask:
         request.begin_plan()
     if known is not None:
@@ -169,7 +171,7 @@ def check_folder(
     Args:
         folder: The folder that a merge wrote.
         verify: Which tensors are computed again; None for one of each shard, where nothing else is
-            wrong and the recipe's models are here.
+            wrong, the method is of this package, and the recipe's models are here.
         loading: How the merge loaded models.
         quick: Whether no tensor is computed again if `verify` is None.
         begin_plan: Called before tensors are computed.
@@ -179,7 +181,9 @@ def check_folder(
         is_sound &= finding.severity != "error"
         yield finding
     content = read_recipe(folder)
-    if verify is None and (quick or not is_sound or content is None):
+    # mergekit's own methods give other bytes with another number of threads.
+    is_own = content is not None and content.get("merge_method") in method_table.names()
+    if verify is None and (quick or not is_sound or not is_own):
         return
     needed = find_needed_options(content or {}, loading)
     if needed:

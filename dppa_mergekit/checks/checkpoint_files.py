@@ -52,29 +52,40 @@ def inspect_model(
     """
     reference = named(model)
     place = reference.model
-    findings: list[Finding] = []
     if os.path.isdir(place.path):
-        facts, own = inspect_folder(Path(place.path), model)
-        return facts, [*findings, *own]
+        return inspect_folder(Path(place.path), model)
     if beside is not None and os.path.isdir(os.path.join(beside, place.path)):
         sentence = (
             "there is no such folder here, but there is one beside the recipe: mergekit counts "
             "paths from the current folder."
         )
-        return None, [*findings, error(model, sentence)]
+        return None, [error(model, sentence)]
     if place.path.startswith(("/", ".", "~")) or place.path.count("/") > 1:
-        return None, [*findings, error(model, "there is no such folder.")]
-    remote, own = _inspect_repository(place, model)
-    return remote, [*findings, *own]
+        return None, [error(model, "there is no such folder.")]
+    return _inspect_repository(place, model)
 
 
 def inspect_folder(folder: Path, model: str) -> tuple[CheckpointFacts, list[Finding]]:
     """Return the facts of a model in a folder, and what is wrong with its files."""
     findings = [error(model, TWO_LAYOUTS)] if has_two_layouts(folder) else []
-    index_file = next((name for name in INDEXES if (folder / name).exists()), None)
-    index = {} if index_file is None else _read_index(folder / index_file, model, findings)
-    single = [name for name in SINGLES if (folder / name).exists()]
-    names = sorted(set(index.values())) or ([] if index_file else single[:1])
+    # mergekit prefers safetensors to pickles, and an index to a single file.
+    kind = next(
+        (
+            pair
+            for pair in zip(SINGLES, INDEXES, strict=True)
+            if any((folder / name).exists() for name in pair)
+        ),
+        None,
+    )
+    index: dict[str, str] = {}
+    names: list[str] = []
+    if kind is not None:
+        single, index_file = kind
+        if (folder / index_file).exists():
+            index = _read_index(folder / index_file, model, findings)
+            names = sorted(set(index.values()))
+        else:
+            names = [single]
     tensors: dict[str, Header] = {}
     files: dict[str, str] = {}
     for name in names:
@@ -230,9 +241,7 @@ def find_strays(folder: Path, files: Collection[str]) -> list[Path]:
         files: The names of the files that hold its tensors.
     """
     kinds = ("*.safetensors", "*.bin", ".tmp*", "*.tmp")
-    return sorted(
-        path for kind in kinds for path in folder.glob(kind) if path.name not in {*files, *SINGLES}
-    )
+    return sorted(path for kind in kinds for path in folder.glob(kind) if path.name not in files)
 
 
 def check_strays(facts: CheckpointFacts) -> Iterator[Finding]:

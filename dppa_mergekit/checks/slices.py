@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pydantic
 
 from dppa_mergekit.checks.findings import Finding, error, warning
+from dppa_mergekit.recipes.references import spell
 from dppa_mergekit.report.phrases import count
 
 _RANGE = pydantic.TypeAdapter(tuple[int, int])
@@ -56,7 +57,9 @@ def check_layer_ranges(
     for where, slices in _find_stacks(content):
         for number, stretch in enumerate(slices, start=1):
             for model, (first, after) in _read_sources(stretch):
-                number_of_layers = layers.get(model, after)
+                number_of_layers = layers.get(model)
+                if number_of_layers is None:
+                    continue
                 if not 0 <= first < after <= number_of_layers:
                     yield error(
                         f"{where}slice {number}",
@@ -80,7 +83,7 @@ def check_gradients(content: Mapping[str, object], layers: int) -> Iterator[Find
                     yield warning(
                         subject,
                         f"{name} is a gradient of {len(gradient)} values for "
-                        f"{count(layers, 'layer')}: some of them meet no layer.",
+                        f"{count(layers, 'layer')}: a layer gets what lies between its neighbours.",
                     )
 
 
@@ -128,4 +131,4 @@ def _read_sources(stretch: object) -> Iterator[tuple[str, tuple[int, int]]]:
     for source in sources if isinstance(sources, list) else ():
         layers = read_layer_range(source.get("layer_range")) if isinstance(source, dict) else None
         if layers is not None:
-            yield str(source.get("model")), layers
+            yield spell(source.get("model")), layers

@@ -72,7 +72,7 @@ def analyze(
         folder = output
         if len(stages) > 1:
             click.echo(f"{stage.title}:\n")
-            folder = None if output is None else output / (stage.name or "final")
+            folder = None if output is None else output / Path(stage.name or "final merge").name
         read = recipe_of(stage, recipe) if len(stages) > 1 else Recipe.read(recipe)
         prompts = assign_prompts(read, files)
         workspace = Path.cwd() if folder is None else folder

@@ -34,7 +34,7 @@ ALLOWANCE = "DPPA_MERGEKIT_ALLOW_LOSS"
 BUFFER = re.compile(
     r"(^|\.)("
     r"inv_freq|original_inv_freq|position_ids|masked_bias|num_batches_tracked"
-    r"|rotary_emb\.(cos|sin)_cached|(attn|attention)\.bias"
+    r"|rotary_emb\.(cos|sin)_cached|(attn|attention)\.bias|causal_mask|token_type_ids"
     r")$"
 )
 """Matches buffers that every release of transformers computes anew, whatever is stored. The bias of
@@ -142,8 +142,10 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
     stored = {model: list(LoaderCache().get(model).index.tensor_paths) for model in models}
     of_all = set().union(*stored.values())
     fits = {model: _fit(planner, model, stored[model], of_all) for model in models}
+    misfits = list(_layers_past_the_end(planner))
+    if misfits:
+        return misfits
     by_none = set.intersection(*(set(fit.absent) for fit in fits.values()))
-    misfits = []
     if by_none:
         found = such_as(by_none, "tensor that no model has", "tensors that no model has")
         architecture = _architecture_of(planner, models[0])
@@ -224,9 +226,12 @@ def _fit(
     config = model.config(trust_remote_code=planner.options.trust_remote_code)
     table = ConfiguredModelArchitecture(info=planner.arch_info, config=config)
     # mergekit skips an optional weight that no model stores, even where one could be packed.
+    names = planner.config.modules or planner.arch_info.modules
+    modules = [table.get_module(name) for name in names if name in planner.arch_info.modules]
     planned = [
         weight
-        for weight in table.all_weights()
+        for module in modules
+        for weight in module.all_weights()
         if not weight.optional or any(name in of_all for name in _own_names(weight))
     ]
     fit = fit_table(stored, planned, conversions_of(config), tied_names_of(config))
@@ -255,6 +260,27 @@ def _names_left_out(
         for layer in set(range(layers.num_layers() if slices else 0)) - taken:
             names.update(weight.name for weight in layers.layer_weights(layer))
     return names
+
+
+def _layers_past_the_end(planner: MergePlanner) -> Iterator[Misfit]:
+    """Yield slices that take layers which their model does not have."""
+    config = planner.config
+    modules = {name: module.slices for name, module in (config.modules or {}).items()}
+    if config.slices:
+        modules = dict.fromkeys(planner.arch_info.modules, config.slices)
+    for name, slices in modules.items():
+        architecture = planner.arch_info.modules.get(name)
+        for source in (source for stretch in slices or () for source in stretch.sources):
+            trust = planner.options.trust_remote_code
+            own = source.model.config(trust_remote_code=trust)
+            layers = None if architecture is None else architecture.architecture.num_layers(own)
+            first, after = source.layer_range
+            if layers is not None and not 0 <= first <= after <= layers:
+                yield Misfit(
+                    str(source.model),
+                    f"layer_range is [{first}, {after}], and it has {count(layers, 'layer')}.",
+                    kind="failure",
+                )
 
 
 def _losses(unread: Mapping[ModelReference, Sequence[str]]) -> Iterator[Misfit]:

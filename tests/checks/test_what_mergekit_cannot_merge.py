@@ -135,12 +135,14 @@ def test_pickled_models_are_compared(family: Path, tmp_path: Path) -> None:
         (
             {"weight": 1, "density": [i / 10 for i in range(1, 10)]},
             "warning",
-            "density is a gradient of 9 values for 3 layers: some of them meet no layer.",
+            "density is a gradient of 9 values for 3 layers: a layer gets what lies between its "
+            "neighbours.",
         ),
         (
             {"weight": [{"filter": "mlp", "value": [0, 0, 1, 1]}, {"value": 1}]},
             "warning",
-            "weight is a gradient of 4 values for 3 layers: some of them meet no layer.",
+            "weight is a gradient of 4 values for 3 layers: a layer gets what lies between its "
+            "neighbours.",
         ),
     ],
 )

@@ -68,7 +68,7 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command("--strategy=distill", "--per-block", recipe=recipe(in_slices)),
          "--per-block writes gradients, which mergekit counts anew in each slice"),
         (command(recipe=recipe(with_lora), tasks=tasks(domain(model=f"{saved / 'math'}+lora"))),
-         "has a LoRA, which only a merge can apply"),
+         "its LoRA cannot be merged"),
         (command(tasks=tasks(lambda c: c["domains"]["law"].update(model=str(saved / "math")))),
          "Domains math and law have one model"),
         (command("--strategy=distill", "--score-command=score {model}"), "no --score-command"),
