@@ -48,5 +48,5 @@ def test_another_value_in_any_tensor_is_another_model(tmp_path: Path) -> None:
 
 
 def test_a_lora_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DppaError, match="math\\+lora its LoRA cannot be merged"):
+    with pytest.raises(DppaError, match="math\\+lora has a LoRA, and needs a lora_merge_cache"):
         SourceModel(f"{tmp_path}/math+lora").load()
