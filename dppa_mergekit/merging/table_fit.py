@@ -165,7 +165,9 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
                 "tensors that mergekit reads are missing",
             )
             misfits.append(Misfit(str(model), f"{found}.", kind="failure"))
-    misfits += _losses({model: fit.unread for model, fit in fits.items()})
+    if not by_none:
+        # What a table that fits no model leaves out is the same fault.
+        misfits += _losses({model: fit.unread for model, fit in fits.items()})
     return misfits
 
 
