@@ -82,12 +82,21 @@ def dry_run(
     # mergekit raises many kinds for inputs that are missing or that it does not know.
     except Exception as problem:
         LoaderCache.loaders.clear()
-        reason = " ".join(str(problem).split())[:200].rstrip(".")
+        reason = _shorten(str(problem))
         raise RecipeError(f"{recipe.origin} cannot be merged ({reason}).") from problem
     try:
         yield planned
     finally:
         LoaderCache.loaders.clear()
+
+
+def _shorten(text: str) -> str:
+    """Return a message on one line; of a long one, such as a printed configuration, its ends."""
+    line = " ".join(text.split())
+    if len(line) > 200:
+        first, *_, last = [part.strip() for part in text.strip().splitlines()] * 2
+        line = f"{first[:120]} ... {last[:80]}"
+    return line.rstrip(".")
 
 
 @contextmanager
