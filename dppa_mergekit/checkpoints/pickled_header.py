@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import torch
@@ -43,15 +44,14 @@ def read_pickled_headers(path: Path) -> dict[str, Header]:
         )
     try:
         stored = torch.load(path, map_location="meta", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "Weights only" in str(error):
+    # torch.load raises many kinds for a damaged file: RuntimeError, EOFError, ...
+    except Exception as error:
+        text = str(error).lower()
+        if isinstance(error, pickle.UnpicklingError) and re.search("weights[_ ]only", text):
             raise CheckpointError(
                 f"{path} holds more than tensors, and PyTorch would have to run its code to load "
                 f"it: convert it to safetensors."
             ) from error
-        raise CheckpointError(f"{path} is truncated or damaged ({first_line(error)}).") from error
-    # torch.load raises many kinds for a damaged file: RuntimeError, EOFError, ...
-    except Exception as error:
         raise CheckpointError(f"{path} is truncated or damaged ({first_line(error)}).") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} holds no mapping of tensors by name.")

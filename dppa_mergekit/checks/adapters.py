@@ -46,7 +46,7 @@ def check_adapter(
     merged = Path(cache) / merged_name(reference)
     if not os.path.exists(merged):
         return
-    weights = _find_weights(merged)
+    weights = find_weights(merged)
     if not weights:
         yield error(
             model,
@@ -64,7 +64,7 @@ def check_adapter(
             return
     oldest = min(file.stat().st_mtime for file in weights)
     for folder in (adapter_folder, Path(path)):
-        newer = [file for file in _find_weights(folder) if file.stat().st_mtime > oldest]
+        newer = [file for file in find_weights(folder) if file.stat().st_mtime > oldest]
         if newer:
             yield warning(
                 model,
@@ -82,7 +82,8 @@ def merged_name(model: Reference) -> str:
     )
 
 
-def _find_weights(folder: Path) -> list[Path]:
+def find_weights(folder: Path) -> list[Path]:
+    """Return the weight files in a folder, of either format; none if there is no such folder."""
     if not os.path.isdir(folder):
         return []
     return sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit import method_table
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
-from dppa_mergekit.checks.adapters import merged_name
+from dppa_mergekit.checks.adapters import find_weights, merged_name
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_json
 from dppa_mergekit.checks.findings import Finding, error, warning
 from dppa_mergekit.errors import DppaError
-from dppa_mergekit.recipes.inputs import holders, inputs_of
+from dppa_mergekit.recipes.inputs import models_of
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import Reference, named, spell
 from dppa_mergekit.report.phrases import such_as
@@ -92,9 +92,7 @@ def _has_code(model: Reference) -> bool:
 
 
 def _models_in(content: Mapping[str, object]) -> list[Reference]:
-    bases = [holder.get("base_model") for holder in holders(dict(content))]
-    models = [entry["model"] for entry, _ in inputs_of(content)]
-    return [named(spell(model)) for model in (*models, *bases) if model is not None]
+    return [named(spell(model)) for model in models_of(dict(content))]
 
 
 def _is_at_hand(model: Reference, loading: LoadingOptions) -> bool:
@@ -103,7 +101,7 @@ def _is_at_hand(model: Reference, loading: LoadingOptions) -> bool:
         if loading.lora_merge_cache is None:
             return False
         folder = Path(loading.lora_merge_cache) / merged_name(model)
-    return any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin"))
+    return bool(find_weights(folder))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from dppa_mergekit.report.phrases import count, such_as
 if TYPE_CHECKING:
     from mergekit.architecture.base import ConfiguredModelArchitecture
     from mergekit.common import ModelReference
+    from mergekit.config import InputSliceDefinition
     from mergekit.plan import MergePlanner
+    from transformers import PretrainedConfig
 
     from dppa_mergekit.checkpoints.tensor_loading import Conversion
 
@@ -117,11 +119,7 @@ def refuse_misfits(planner: MergePlanner) -> list[Misfit]:
         MisfitError: A model lacks tensors, or has stored ones that are in no output.
     """
     misfits = find_misfits(planner)
-    grave = [
-        misfit
-        for misfit in misfits
-        if misfit.kind == "failure" or (misfit.kind == "loss" and not is_loss_allowed())
-    ]
+    grave = [misfit for misfit in misfits if misfit.kind == "failure" or not is_loss_allowed()]
     if grave:
         raise MisfitError(grave)
     for misfit in misfits:
@@ -137,18 +135,19 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
     """
     from mergekit.io.tasks import LoaderCache
 
+    misfits = list(_layers_past_the_end(planner))
+    if misfits:
+        return misfits
     base, models = planner.config.base_model, planner.config.referenced_models()
     models.sort(key=lambda model: (model != base, str(model)))
     stored = {model: list(LoaderCache().get(model).index.tensor_paths) for model in models}
     of_all = set().union(*stored.values())
     fits = {model: _fit(planner, model, stored[model], of_all) for model in models}
-    misfits = list(_layers_past_the_end(planner))
-    if misfits:
-        return misfits
     by_none = set.intersection(*(set(fit.absent) for fit in fits.values()))
     if by_none:
         found = such_as(by_none, "tensor that no model has", "tensors that no model has")
-        architecture = _architecture_of(planner, models[0])
+        named = _config_of(planner, models[0]).architectures
+        architecture = " ".join(named or ["this architecture"])
         misfits.append(
             Misfit(
                 "recipe",
@@ -225,7 +224,7 @@ def _fit(
     """
     from mergekit.architecture.base import ConfiguredModelArchitecture
 
-    config = model.config(trust_remote_code=planner.options.trust_remote_code)
+    config = _config_of(planner, model)
     table = ConfiguredModelArchitecture(info=planner.arch_info, config=config)
     # mergekit skips an optional weight that no model stores, even where one could be packed.
     names = planner.config.modules or planner.arch_info.modules
@@ -245,44 +244,46 @@ def _names_left_out(
     planner: MergePlanner, model: ModelReference, table: ConfiguredModelArchitecture
 ) -> set[str]:
     """Return the tensors of the layers of a model that no slice of the recipe takes."""
-    config = planner.config
-    modules = {name: module.slices for name, module in (config.modules or {}).items()}
-    if config.slices:
-        modules = dict.fromkeys(table.info.modules, config.slices)
     names: set[str] = set()
-    for module, slices in modules.items():
-        sources = [
-            source
-            for stretch in slices or ()
-            for source in stretch.sources
-            if source.model == model
-        ]
+    for module, of_module in _sources_by_module(planner).items():
+        sources = [source for source in of_module if source.model == model]
         taken = {layer for source in sources for layer in range(*source.layer_range)}
         layers = table.get_module(module)
-        for layer in set(range(layers.num_layers() if slices else 0)) - taken:
+        for layer in set(range(layers.num_layers() if of_module else 0)) - taken:
             names.update(weight.name for weight in layers.layer_weights(layer))
     return names
 
 
 def _layers_past_the_end(planner: MergePlanner) -> Iterator[Misfit]:
     """Yield slices that take layers which their model does not have."""
-    config = planner.config
-    modules = {name: module.slices for name, module in (config.modules or {}).items()}
-    if config.slices:
-        modules = dict.fromkeys(planner.arch_info.modules, config.slices)
-    for name, slices in modules.items():
-        architecture = planner.arch_info.modules.get(name)
-        for source in (source for stretch in slices or () for source in stretch.sources):
-            trust = planner.options.trust_remote_code
-            own = source.model.config(trust_remote_code=trust)
-            layers = None if architecture is None else architecture.architecture.num_layers(own)
-            first, after = source.layer_range
+    for name, sources in _sources_by_module(planner).items():
+        if name not in planner.arch_info.modules:
+            continue
+        architecture = planner.arch_info.modules[name].architecture
+        number = {
+            model: architecture.num_layers(_config_of(planner, model))
+            for model in {source.model for source in sources}
+        }
+        for source in sources:
+            (first, after), layers = source.layer_range, number[source.model]
             if layers is not None and not 0 <= first <= after <= layers:
                 yield Misfit(
                     str(source.model),
                     f"layer_range is [{first}, {after}], and it has {count(layers, 'layer')}.",
                     kind="failure",
                 )
+
+
+def _sources_by_module(planner: MergePlanner) -> dict[str, list[InputSliceDefinition]]:
+    """Return module -> the sources of its slices; none where the recipe names no slices for it."""
+    config = planner.config
+    modules = {name: module.slices for name, module in (config.modules or {}).items()}
+    if config.slices:
+        modules = dict.fromkeys(planner.arch_info.modules, config.slices)
+    return {
+        name: [source for stretch in slices or () for source in stretch.sources]
+        for name, slices in modules.items()
+    }
 
 
 def _losses(unread: Mapping[ModelReference, Sequence[str]]) -> Iterator[Misfit]:
@@ -302,9 +303,9 @@ def _losses(unread: Mapping[ModelReference, Sequence[str]]) -> Iterator[Misfit]:
         )
 
 
-def _architecture_of(planner: MergePlanner, model: ModelReference) -> str:
-    config = model.config(trust_remote_code=planner.options.trust_remote_code)
-    return " ".join(config.architectures or ["this architecture"])
+def _config_of(planner: MergePlanner, model: ModelReference) -> PretrainedConfig:
+    config: PretrainedConfig = model.config(trust_remote_code=planner.options.trust_remote_code)
+    return config
 
 
 def _own_names(weight: Weight) -> tuple[str, ...]:

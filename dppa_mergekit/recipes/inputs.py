@@ -44,6 +44,16 @@ def inputs_of(content: Mapping[str, object]) -> Iterator[tuple[Node, Node]]:
                 yield entry, {**shared, **parameters}
 
 
+def models_of(content: Node) -> Iterator[object]:
+    """Yield every model in a recipe as it is written: the base models, then all inputs."""
+    for holder in holders(content):
+        if holder.get("base_model") is not None:
+            yield holder["base_model"]
+    for entry, _ in inputs_of(content):
+        if entry["model"] is not None:
+            yield entry["model"]
+
+
 def entries_of(content: Node) -> Iterator[Node]:
     """Yield the entry of every input model in a recipe."""
     return (entry for entry, _ in inputs_of(content))

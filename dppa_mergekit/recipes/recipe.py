@@ -16,7 +16,7 @@ import yaml
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.inputs import Node, entries_of, holders, inputs_of, parameters_of
 from dppa_mergekit.recipes.references import identity, spell
-from dppa_mergekit.recipes.yaml_text import YAML_ERRORS, describe_yaml_error
+from dppa_mergekit.recipes.yaml_text import read_documents
 from dppa_mergekit.tensor_names import Block
 
 if TYPE_CHECKING:
@@ -63,20 +63,11 @@ class Recipe:
         Raises:
             RecipeError: The file cannot be read, is not YAML, or mergekit refuses the recipe.
         """
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} cannot be read: {error}.") from error
-        except yaml.composer.ComposerError as error:
-            if "single document" in str(error):
-                raise RecipeError(
-                    f"{path} holds several recipes, as for mergekit-multi; allowed is one here."
-                ) from error
-            raise RecipeError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
-        except YAML_ERRORS as error:
-            raise RecipeError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
-        if not isinstance(content, dict):
-            raise RecipeError(f"{path} holds no recipe; allowed is a mapping with merge_method.")
+        content, *more = read_documents(path)
+        if more:
+            raise RecipeError(
+                f"{path} holds several recipes, as for mergekit-multi; allowed is one here."
+            )
         recipe = cls(content, str(path))
         recipe.configuration()
         return recipe

@@ -6,17 +6,15 @@ without, the final merge. See mergekit/scripts/multimerge.py, release 0.1.5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.recipes.inputs import Node, holders, inputs_of
+from dppa_mergekit.recipes.inputs import Node, models_of
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import Reference, is_reference
-from dppa_mergekit.recipes.yaml_text import YAML_ERRORS, describe_yaml_error
+from dppa_mergekit.recipes.yaml_text import read_documents
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,7 @@ def read_stages(path: Path) -> list[Stage]:
     Raises:
         RecipeError: The file cannot be read or is not YAML; or as for `stages_of`.
     """
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}.") from error
-    except YAML_ERRORS as error:
-        raise RecipeError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
-    if not documents or not all(isinstance(document, dict) for document in documents):
-        raise RecipeError(f"{path} holds no recipe; allowed is a mapping with merge_method.")
+    documents = read_documents(path)
     if len(documents) == 1:
         return [Stage(None, documents[0])]
     return stages_of(documents)
@@ -100,12 +91,8 @@ def recipe_of(stage: Stage, path: Path) -> Recipe:
 
 def _models_of(content: Node) -> Iterator[str]:
     """Yield the paths of all models of a recipe."""
-    given: Iterable[object] = (
-        *(holder.get("base_model") for holder in holders(content)),
-        *(entry["model"] for entry, _ in inputs_of(content)),
-    )
-    for value in given:
-        if value is not None and is_reference(value):
+    for value in models_of(content):
+        if is_reference(value):
             yield Reference.parse(value).model.path
 
 

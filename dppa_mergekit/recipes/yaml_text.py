@@ -1,6 +1,10 @@
-"""What is wrong with a text that is not YAML."""
+"""The YAML of recipes, and what is wrong with a text that is none."""
+
+from pathlib import Path
 
 import yaml
+
+from dppa_mergekit.errors import RecipeError
 
 YAML_ERRORS = (yaml.YAMLError, ValueError)
 """The errors of PyYAML for a text that is not YAML; a ValueError for a date such as 2024-02-30."""
@@ -21,3 +25,20 @@ def describe_yaml_error(error: yaml.YAMLError | ValueError) -> str:
             f"the file)"
         )
     return " ".join(str(error).split())
+
+
+def read_documents(path: Path) -> list[dict[str, object]]:
+    """Return the recipes in a file, at least one.
+
+    Raises:
+        RecipeError: The file cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}.") from error
+    except YAML_ERRORS as error:
+        raise RecipeError(f"{path} is not YAML: {describe_yaml_error(error)}.") from error
+    if not documents or not all(isinstance(document, dict) for document in documents):
+        raise RecipeError(f"{path} holds no recipe; allowed is a mapping with merge_method.")
+    return documents
