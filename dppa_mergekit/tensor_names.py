@@ -31,6 +31,16 @@ TABLES = {"embed": "embedding", "norm": "norm", "bias": "bias"}
 """Parts of the name components of embeddings, norms, and tables of positions or relative biases."""
 
 
+BUFFER = re.compile(
+    r"(^|\.)("
+    r"inv_freq|original_inv_freq|position_ids|masked_bias|num_batches_tracked"
+    r"|rotary_emb\.(cos|sin)_cached|(attn|attention)\.bias|causal_mask|token_type_ids"
+    r")$"
+)
+"""Matches buffers that every release of transformers computes anew, whatever is stored. The bias of
+a module `attn` itself is the causal mask of GPT-2 and its kin."""
+
+
 @dataclass(frozen=True, order=True)
 class Block:
     """A block of a model: the stack that it belongs to, and its number there."""
@@ -91,6 +101,11 @@ def dense_because(name: str, shape: Sequence[int], vocabulary: bool = False) -> 
     if because is None and not _linears_by_shape(components, shape):
         return "no matrix" if len(shape) != 2 else "no weight"
     return because
+
+
+def is_buffer(name: str) -> bool:
+    """Return whether a tensor is computed anew when its model is loaded, by its name."""
+    return BUFFER.search(name) is not None
 
 
 def is_output_head(name: str) -> bool:

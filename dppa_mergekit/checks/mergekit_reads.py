@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import dppa_mergekit.methods  # noqa: F401  # registers them where autoload is switched off
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
-from dppa_mergekit.checkpoints.tensor_loading import checkpoint_of, own_name, possible_names
+from dppa_mergekit.checkpoints.tensor_loading import checkpoint_of, own_name
 from dppa_mergekit.merging.dry_run import DryRun, dry_run, dry_run_again
 from dppa_mergekit.merging.table_fit import Misfit
 from dppa_mergekit.tensor_names import block_of
@@ -33,14 +33,13 @@ class ModelReads:
     """What a merge reads of one model.
 
     Attributes:
-        names: All names under which mergekit looks for a tensor.
-        absent: Tensors that are not stored, or only under tied names.
-        is_packed: Whether stored tensors are packed into others as they are read.
+        absent: Tensors that are neither stored nor packed from stored ones, or only stored under
+            tied names.
+        left_out: Optional tensors that are neither, and that other models have.
     """
 
-    names: frozenset[str]
     absent: Collection[str]
-    is_packed: bool
+    left_out: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -119,20 +118,15 @@ def _summarize_reads(model: object, loads: Sequence[LoadTensor]) -> ModelReads:
     names_stored = set(stored)
     config = loads[0].model.config(trust_remote_code=LoaderCache().trust_remote_code)
     sources = _PackingSources(config.model_type, stored)
-    names: set[str] = set()
     absent: list[str] = []
-    is_packed = False
+    left_out: list[str] = []
     for load in loads:
-        possible = possible_names(load)
-        names.update(possible)
         untied = [own_name(load), *(load.aliases or ())]
-        if names_stored.intersection(untied):
-            continue
-        if any(sources.can_give(name) for name in untied):
-            is_packed = True
-        else:
-            absent.append(own_name(load))
-    return ModelReads(frozenset(names), absent, is_packed)
+        is_stored = not names_stored.isdisjoint(untied)
+        if not (is_stored or any(sources.can_give(name) for name in untied)):
+            names = left_out if load.optional and not load.tied_names else absent
+            names.append(own_name(load))
+    return ModelReads(absent, left_out)
 
 
 class _PackingSources:

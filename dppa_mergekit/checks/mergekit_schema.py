@@ -29,6 +29,13 @@ SOURCE = ("model", "layer_range", "parameters")
 SLICE = ("sources", "base_model", "residual_weight", "parameters")
 MODULE = ("slices", "models", "parameters")
 CONDITION = ("filter", "value")
+TOKENIZER = ("source", "tokens", "pad_to_multiple_of")
+TOKEN = ("source", "force")
+ROW_KINDS = {"zero": ("kind",), "model_token": ("kind", "model", "token", "token_id")}
+"""Kind of the source of a token's embedding, beside models -> its keys."""
+
+CHAT_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
+"""The names of chat templates."""
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,10 @@ from dppa_mergekit.recipes.inputs import models_of
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import Reference, named, spell
 from dppa_mergekit.report.phrases import such_as
+from dppa_mergekit.tensor_names import is_buffer
 
 if TYPE_CHECKING:
     from dppa_mergekit.checks.mergekit_reads import PlannedMerge
-
-BUFFERS = ("inv_freq", "rotary_emb", "position_ids", ".attn.bias", ".attn.masked_bias")
-"""Parts of the names of buffers that older releases of transformers stored, and newer ones
-compute."""
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
 """Matches the names of tensors that mergekit may pack on reading, and so write under others."""
@@ -46,9 +43,7 @@ def find_missing(some: Collection[str], others: Collection[str], tied: bool) -> 
     return [
         name
         for name in some
-        if name not in others
-        and not any(part in name for part in BUFFERS)
-        and not (tied and "lm_head" in name)
+        if name not in others and not is_buffer(name) and not (tied and "lm_head" in name)
     ]
 
 
@@ -169,7 +164,7 @@ def check_tensors(
     for misfit in planned.losses:
         yield warning(misfit.subject, misfit.sentence)
     for difference in differences:
-        yield from _judge_by_plan(difference, planned, base.model)
+        yield from _judge_by_plan(difference, planned)
     yield from _report_unmatched(content, planned.filtered)
 
 
@@ -207,20 +202,17 @@ def _judge_by_names(difference: Difference) -> Iterator[Finding]:
             )
 
 
-def _judge_by_plan(difference: Difference, planned: PlannedMerge, base: str) -> Iterator[Finding]:
+def _judge_by_plan(difference: Difference, planned: PlannedMerge) -> Iterator[Finding]:
     """Yield what mergekit's plan tells of a model that differs from its base in names.
 
     Tensors that are nowhere, or that nothing reads, have ended the plan already.
     """
-    reads, base_reads = planned.reads.get(difference.model), planned.reads.get(base)
-    if reads is None or base_reads is None:
+    reads = planned.reads.get(difference.model)
+    if reads is None:
         yield from _judge_by_names(difference)
         return
     # mergekit would take the embeddings for an output head that is not tied to them.
     missing = [name for name in reads.absent if name in difference.missing]
-    if reads.is_packed and base_reads.is_packed:
-        # Both are stored expert by expert: what one has, the other must have.
-        missing += [name for name in difference.missing if name not in base_reads.names]
     if missing:
         found = such_as(
             missing,
@@ -228,6 +220,10 @@ def _judge_by_plan(difference: Difference, planned: PlannedMerge, base: str) -> 
             "tensors that mergekit reads are missing",
         )
         yield error(difference.model, f"{found}.")
+    left_out = [name for name in reads.left_out if name in difference.missing]
+    if left_out:
+        found = such_as(left_out, "optional tensor is missing", "optional tensors are missing")
+        yield warning(difference.model, f"{found}: there, it takes no part in the merge.")
 
 
 def _report_unmatched(content: Mapping[str, object], names: Collection[str]) -> Iterator[Finding]:

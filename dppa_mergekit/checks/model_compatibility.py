@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dppa_mergekit.checkpoints.safetensors_header import FLOATING, Header
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note, warning
+from dppa_mergekit.checks.tokenizer_choice import source_of
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.phrases import count, join_names, such_as
 from dppa_mergekit.tensor_names import is_output_head, natural_order
@@ -54,14 +55,28 @@ class Stated:
     """What a recipe says of the merged model.
 
     Attributes:
-        tokenizer: Whether it says which tokenizer the merge gets.
+        source: The source of the tokenizer; None where the merge gets that of its base.
         template: Whether it says which chat template.
         dtype: Whether it says which dtype.
     """
 
-    tokenizer: bool
+    source: object
     template: bool
     dtype: bool
+
+    @classmethod
+    def by(cls, content: Mapping[str, object]) -> Stated:
+        """Read it off the content of a recipe."""
+        return cls(
+            source_of(content),
+            template=content.get("chat_template") is not None,
+            dtype=content.get("dtype") is not None or content.get("out_dtype") is not None,
+        )
+
+    @property
+    def tokenizer(self) -> bool:
+        """Whether it says which tokenizer the merge gets."""
+        return self.source is not None
 
 
 def check_donor(base: CheckpointFacts, stated: Stated) -> Iterator[Finding]:
@@ -84,20 +99,47 @@ def check_donor(base: CheckpointFacts, stated: Stated) -> Iterator[Finding]:
         )
 
 
+def check_unnamed_donor(models: Sequence[CheckpointFacts], stated: Stated) -> Iterator[Finding]:
+    """Yield a warning if models without a base differ in what the merge gets of one of them.
+
+    mergekit takes configuration and tokenizer of the first model of a set (mergekit/merge.py,
+    release 0.1.5), and the order of a set of references is another in every run.
+
+    Args:
+        models: The models of the recipe.
+        stated: What the recipe says.
+    """
+    passing = {"_name_or_path", "transformers_version", "num_hidden_layers"}
+    passing |= {"dtype", "torch_dtype"} if stated.dtype else set()
+    keys = sorted({key for model in models for key in model.config} - passing)
+    different = [key for key in keys if len({repr(model.config.get(key)) for model in models}) > 1]
+    if not stated.tokenizer and len({frozenset(m.vocabulary.items()) for m in models}) > 1:
+        different.append("tokenizer")
+    if not (stated.tokenizer or stated.template) and len({m.chat_template for m in models}) > 1:
+        different.append("chat template")
+    if different:
+        yield warning(
+            "base_model",
+            f"without one, the merge gets config.json and tokenizer of any of its models, of "
+            f"another one in every run, and they differ in {join_names(different[:3])}"
+            f"{' and more' * (len(different) > 3)}.",
+        )
+
+
 def check_union(
-    models: Sequence[CheckpointFacts], base: CheckpointFacts, source: object
+    models: Sequence[CheckpointFacts], base: CheckpointFacts, stated: Stated
 ) -> Iterator[Finding]:
     """Yield a warning if a tokenizer that is made of several numbers tokens anew in every run.
 
     Args:
         models: The fine-tuned models.
         base: The base model.
-        source: The recipe's source of the tokenizer.
+        stated: What the recipe says.
     """
     added = {
         token for model in models for token in model.vocabulary.keys() - base.vocabulary.keys()
     }
-    if source == "union" and base.vocabulary and len(added) > 1:
+    if stated.source == "union" and base.vocabulary and len(added) > 1:
         yield warning(
             "tokenizer",
             f"mergekit numbers the {len(added)} tokens that the base model lacks, such as "
@@ -122,10 +164,10 @@ def check_against_base(
             "there is no tokenizer in it, and the recipe's tokenizer is made from all of them.",
         )
     if not stated.tokenizer:
-        yield from _check_vocabularies(fine_tuned, base)
+        yield from check_vocabulary(fine_tuned, base)
     yield from _check_answers(fine_tuned, base, stated)
     if fine_tuned.tensors and base.tensors:
-        yield from _check_shapes(fine_tuned, base, stated.tokenizer)
+        yield from _check_shapes(fine_tuned, base)
         yield from _check_head(fine_tuned, base)
 
 
@@ -152,6 +194,19 @@ def _check_configurations(fine_tuned: CheckpointFacts, base: CheckpointFacts) ->
                     fine_tuned.model,
                     f"config.json has {key} {ours}, and {theirs} in the base model.",
                 )
+
+
+def check_vocabulary(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
+    """Yield where the tokens of two models differ, and the rows of their tensors."""
+    yield from _check_vocabularies(fine_tuned, base)
+    for name in _different_shapes(fine_tuned, base):
+        if _is_of_tokens(name):
+            yield error(
+                fine_tuned.model,
+                f"{name} has shape {_write_shape(fine_tuned.tensors[name])}, and "
+                f"{_write_shape(base.tensors[name])} in the base model: the vocabularies differ; "
+                f"set tokenizer: {{source: base}} or {{source: union}}.",
+            )
 
 
 def _check_vocabularies(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
@@ -199,23 +254,21 @@ def _check_answers(
         )
 
 
-def _check_shapes(
-    fine_tuned: CheckpointFacts, base: CheckpointFacts, has_tokenizer: bool
-) -> Iterator[Finding]:
-    different = [
+def _different_shapes(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> list[str]:
+    return [
         name
         for name, header in fine_tuned.tensors.items()
         if name in base.tensors and header.shape != base.tensors[name].shape
     ]
-    of_tokens = [name for name in different if any(part in name for part in VOCABULARY)]
-    for name in () if has_tokenizer else of_tokens:
-        yield error(
-            fine_tuned.model,
-            f"{name} has shape {_write_shape(fine_tuned.tensors[name])}, and "
-            f"{_write_shape(base.tensors[name])} in the base model: the vocabularies differ; set "
-            f"tokenizer: {{source: base}} or {{source: union}}.",
-        )
-    others = [name for name in different if name not in of_tokens]
+
+
+def _is_of_tokens(name: str) -> bool:
+    return any(part in name for part in VOCABULARY)
+
+
+def _check_shapes(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
+    """Yield tensors, except those of tokens, that have other shapes or dtypes than in the base."""
+    others = [name for name in _different_shapes(fine_tuned, base) if not _is_of_tokens(name)]
     if others:
         name = min(others, key=natural_order)
         found = such_as(

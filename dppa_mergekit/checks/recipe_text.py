@@ -38,7 +38,7 @@ def check_keys(content: Node) -> Iterator[Finding]:
     for key in inputs:
         if not isinstance(content[key], _INPUTS[key]):
             yield error(key, f"it is not a {_TYPE_NAMES[_INPUTS[key]]}.")
-    if method.based and not content.get("base_model"):
+    if method.based and not _is_based(content):
         yield error("base_model", f"{name} needs one, and there is none.")
     for key in ("dtype", "out_dtype"):
         value = content.get(key)
@@ -47,6 +47,14 @@ def check_keys(content: Node) -> Iterator[Finding]:
             # then refuses.
             yield error(key, f"it is {value!r}; allowed is {', '.join(DTYPES)}.")
     yield from _KeyCheck(str(name), method).check_recipe(content)
+
+
+def _is_based(content: Node) -> bool:
+    """Return whether there is a base model; for mergekit's own methods, slices may name it."""
+    if content.get("base_model") or method_of(str(content.get("merge_method"))) is not None:
+        return bool(content.get("base_model"))
+    slices = [holder for holder in holders(dict(content)) if "sources" in holder]
+    return bool(slices) and all(holder.get("base_model") for holder in slices)
 
 
 def check_required(content: Node, weighted: bool) -> Iterator[Finding]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dppa_mergekit import method_table
 from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.errors import DppaError, RecipeError, first_line
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
-from dppa_mergekit.merging.table_fit import Misfit, refuse_misfits
+from dppa_mergekit.merging.optional_tensors import find_optional_misfits
+from dppa_mergekit.merging.table_fit import Misfit, find_misfits, refuse_misfits
 from dppa_mergekit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -73,9 +75,13 @@ def dry_run(
             options=options,
             out_model_config=config,
         )
-        losses = refuse_misfits(planner)
+        # The methods of this package look for misfits themselves.
+        is_own = recipe.method in method_table.names()
+        losses = [] if is_own else list(refuse_misfits(find_misfits(planner)))
         tasks = planner.plan_to_disk(folder)
-        planned = DryRun(tasks, plan_of_planner(planner), losses)
+        plan = plan_of_planner(planner)
+        losses += refuse_misfits(find_optional_misfits(tasks)) if plan is None else plan.losses
+        planned = DryRun(tasks, plan, losses)
     except DppaError:
         LoaderCache.loaders.clear()
         raise

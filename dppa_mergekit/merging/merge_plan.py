@@ -7,7 +7,7 @@ folder exists.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,6 +27,7 @@ from dppa_mergekit.merging.linear_inputs import LinearInputs
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.model_allocation import ModelAllocation
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
+from dppa_mergekit.merging.table_fit import Misfit
 from dppa_mergekit.merging.thresholds import Thresholds
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.report.progress import progress_bar
@@ -43,6 +44,7 @@ class Plan:
         output_dtype: Dtype of all outputs after the merge; None for the inputs' own.
         listener: Called with every linear and dense tensor that is combined; its partitions then
             stay separate even where their factors are equal.
+        losses: The tensors that it loses, as the environment allows.
         tensors: Output name -> what is planned for it.
         headers: Headers of the inputs.
         has_ended: Whether all tensors are merged.
@@ -52,6 +54,7 @@ class Plan:
     quiet: bool = False
     output_dtype: torch.dtype | None = None
     listener: Listener | None = None
+    losses: Sequence[Misfit] = ()
     tensors: dict[str, PlannedTensor] = field(default_factory=dict)
     headers: InputHeaders = field(default_factory=InputHeaders)
     has_ended: bool = False

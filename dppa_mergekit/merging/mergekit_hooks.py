@@ -16,7 +16,7 @@ making it, so a task that is made by hand joins none.
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
@@ -29,7 +29,7 @@ from dppa_mergekit.merging.input_models import check_device, check_dtype, check_
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
-from dppa_mergekit.merging.table_fit import refuse_misfits
+from dppa_mergekit.merging.table_fit import Misfit, find_misfits, refuse_misfits
 
 _PLANNER_MODULE = "mergekit.plan"
 
@@ -110,8 +110,8 @@ def observe_planning(method: Method) -> None:
             config = planner.config
             check_fine_tuned(method.name, config.referenced_models(), config.base_model)
             check_device(str(planner.options.device))
-            refuse_misfits(planner)
-            _begin(planner, method, config, planner.options)
+            losses = refuse_misfits(find_misfits(planner))
+            _begin(planner, method, config, planner.options, losses)
     elif caller is Caller.RAW_PLANNER:
         config = frame.f_locals["config"]
         _begin(config, method, config, frame.f_locals["options"])
@@ -146,7 +146,13 @@ def plan_of_planner(planner: object) -> Plan | None:
     return _PLAN_OF_PLANNER.get(id(planner))
 
 
-def _begin(owner: object, method: Method, config: object, options: object) -> None:
+def _begin(
+    owner: object,
+    method: Method,
+    config: object,
+    options: object,
+    losses: Sequence[Misfit] = (),
+) -> None:
     """Begin the plan of a planner, or of the configuration of a raw merge."""
     for key in [key for key, plan in list(_PLAN_OF_PLANNER.items()) if plan.has_ended]:
         _PLAN_OF_PLANNER.pop(key, None)
@@ -155,7 +161,7 @@ def _begin(owner: object, method: Method, config: object, options: object) -> No
     check_dtype("out_dtype", out_dtype)
     output_dtype = None if out_dtype is None else getattr(torch, out_dtype)
     quiet = bool(getattr(options, "quiet", False))
-    _PLAN_OF_PLANNER[id(owner)] = Plan(method, quiet, output_dtype, _LISTENING.listener)
+    _PLAN_OF_PLANNER[id(owner)] = Plan(method, quiet, output_dtype, _LISTENING.listener, losses)
     weakref.finalize(owner, _PLAN_OF_PLANNER.pop, id(owner), None)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from dppa_mergekit.checkpoints.tensor_loading import conversions_of, tied_names_of
 from dppa_mergekit.errors import CheckpointError
 from dppa_mergekit.report.phrases import count, such_as
+from dppa_mergekit.tensor_names import is_buffer
 
 if TYPE_CHECKING:
     from mergekit.architecture.base import ConfiguredModelArchitecture
@@ -33,14 +34,11 @@ LOG = logging.getLogger(__name__)
 ALLOWANCE = "DPPA_MERGEKIT_ALLOW_LOSS"
 """The environment variable that lets merges lose tensors; off where empty or 0."""
 
-BUFFER = re.compile(
-    r"(^|\.)("
-    r"inv_freq|original_inv_freq|position_ids|masked_bias|num_batches_tracked"
-    r"|rotary_emb\.(cos|sin)_cached|(attn|attention)\.bias|causal_mask|token_type_ids"
-    r")$"
-)
-"""Matches buffers that every release of transformers computes anew, whatever is stored. The bias of
-a module `attn` itself is the causal mask of GPT-2 and its kin."""
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")
+"""Matches a tensor of one expert: the stack of experts, the expert's number, the rest."""
+
+NUMBERS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""The keys of configurations that tell how many experts a stack has."""
 
 
 class Weight(Protocol):
@@ -106,11 +104,11 @@ def is_loss_allowed() -> bool:
     return os.environ.get(ALLOWANCE, "") not in ("", "0")
 
 
-def refuse_misfits(planner: MergePlanner) -> list[Misfit]:
+def refuse_misfits(misfits: Sequence[Misfit]) -> Sequence[Misfit]:
     """Refuse a merge that would fail or lose tensors; warn of losses that are allowed.
 
     Args:
-        planner: mergekit's planner; every model is in mergekit's cache of loaders.
+        misfits: Where mergekit's table does not fit the models of the merge.
 
     Returns:
         The losses that are allowed.
@@ -118,7 +116,6 @@ def refuse_misfits(planner: MergePlanner) -> list[Misfit]:
     Raises:
         MisfitError: A model lacks tensors, or has stored ones that are in no output.
     """
-    misfits = find_misfits(planner)
     grave = [misfit for misfit in misfits if misfit.kind == "failure" or not is_loss_allowed()]
     if grave:
         raise MisfitError(grave)
@@ -142,7 +139,18 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
     models.sort(key=lambda model: (model != base, str(model)))
     stored = {model: list(LoaderCache().get(model).index.tensor_paths) for model in models}
     of_all = set().union(*stored.values())
-    fits = {model: _fit(planner, model, stored[model], of_all) for model in models}
+    fits = {}
+    for model, names in stored.items():
+        missing = _missing_experts(_config_of(planner, model), names)
+        if missing:
+            found = such_as(
+                missing, "tensor of an expert is missing", "tensors of experts are missing"
+            )
+            misfits.append(Misfit(str(model), f"{found}.", kind="failure"))
+        else:
+            fits[model] = _fit(planner, model, names, of_all)
+    if not fits:
+        return misfits
     by_none = set.intersection(*(set(fit.absent) for fit in fits.values()))
     if by_none:
         found = such_as(by_none, "tensor that no model has", "tensors that no model has")
@@ -201,7 +209,7 @@ def fit_table(
             continue
         targets = packed.keys() & _targets(name, conversions)
         given.update(packed[target].name for target in targets)
-        if not (targets or BUFFER.search(name) or tied.get(name) in read):
+        if not (targets or is_buffer(name) or tied.get(name) in read):
             unread.append(name)
     absent = [
         weight.name
@@ -284,6 +292,30 @@ def _sources_by_module(planner: MergePlanner) -> dict[str, list[InputSliceDefini
         name: [source for stretch in slices or () for source in stretch.sources]
         for name, slices in modules.items()
     }
+
+
+def _missing_experts(config: PretrainedConfig, stored: Sequence[str]) -> list[str]:
+    """Return the tensors of experts that a model lacks.
+
+    mergekit would stack those that are left, each under the number of another.
+    """
+    found: dict[tuple[str, str], set[int]] = {}
+    for name in stored:
+        if matched := EXPERT.fullmatch(name):
+            stack, number, rest = matched.groups()
+            found.setdefault((stack, rest), set()).add(int(number))
+    if not found:
+        return []
+    stated = {getattr(config.get_text_config(), key, None) for key in NUMBERS_OF_EXPERTS}
+    number_of_experts = max(max(numbers) for numbers in found.values()) + 1
+    if number_of_experts not in stated:
+        known = [number for number in stated if isinstance(number, int)]
+        number_of_experts = max([number_of_experts, *known])
+    return [
+        f"{stack}.{number}.{rest}"
+        for (stack, rest), numbers in found.items()
+        for number in set(range(number_of_experts)) - numbers
+    ]
 
 
 def _losses(unread: Mapping[ModelReference, Sequence[str]]) -> Iterator[Misfit]:

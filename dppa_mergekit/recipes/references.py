@@ -51,10 +51,12 @@ class Reference:
     Attributes:
         model: The model, or the one below a LoRA.
         lora: The LoRA; None without one.
+        architecture: The one that mergekit takes in place of that in config.json, if any.
     """
 
     model: Place
     lora: Place | None = None
+    architecture: str | None = None
 
     def __str__(self) -> str:
         """Return it as mergekit writes it."""
@@ -77,8 +79,12 @@ class Reference:
                     f"{dict(value)}, which is no reference to a model; allowed is a path, a name "
                     f"on the Hub, or {AS_MAPPING.format('...')}."
                 )
-            lora = value.get("lora")
-            return cls(_parse_place(value["model"]), None if lora is None else _parse_place(lora))
+            lora, architecture = value.get("lora"), value.get("override_architecture")
+            return cls(
+                _parse_place(value["model"]),
+                None if lora is None else _parse_place(lora),
+                None if architecture is None else str(architecture),
+            )
         text = str(value)
         model, plus, lora = text.partition("+")
         if plus and (os.path.isdir(text) or "+" in lora):

@@ -16,6 +16,9 @@ from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import Reference, is_reference
 from dppa_mergekit.recipes.yaml_text import read_documents
 
+_SOURCES = ("source", "tokenizer_source")
+"""The keys of the tokenizer's sources, which may be models."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -44,7 +47,8 @@ def stages_of(documents: Sequence[Mapping[str, object]]) -> list[Stage]:
         documents: The documents of the file.
 
     Raises:
-        RecipeError: Two stages have one name, or none; or stages use each other in a circle.
+        RecipeError: Two stages have one name, or none; stages use each other in a circle; or
+            mergekit-multi would not read its own copy of a recipe as it was written.
     """
     names = [
         None if document.get("name") is None else str(document["name"]) for document in documents
@@ -56,9 +60,15 @@ def stages_of(documents: Sequence[Mapping[str, object]]) -> list[Stage]:
     stages = []
     for name, document in zip(names, documents, strict=True):
         content = {key: value for key, value in document.items() if key != "name"}
-        uses = [model for model in dict.fromkeys(_models_of(content)) if model in names]
+        # A recipe that is alone is one of mergekit-yaml, which ignores its name.
+        others = names if len(documents) > 1 else ()
+        uses = [model for model in dict.fromkeys(_models_of(content)) if model in others]
         stages.append(Stage(name, content, uses))
     _refuse_circles(stages)
+    if len(stages) > 1:
+        for stage in stages:
+            _refuse_taken_names(stage, names)
+            _refuse_spaces(stage)
     return stages
 
 
@@ -68,10 +78,7 @@ def read_stages(path: Path) -> list[Stage]:
     Raises:
         RecipeError: The file cannot be read or is not YAML; or as for `stages_of`.
     """
-    documents = read_documents(path)
-    if len(documents) == 1:
-        return [Stage(None, documents[0])]
-    return stages_of(documents)
+    return stages_of(read_documents(path))
 
 
 def recipe_of(stage: Stage, path: Path) -> Recipe:
@@ -91,9 +98,50 @@ def recipe_of(stage: Stage, path: Path) -> Recipe:
 
 def _models_of(content: Node) -> Iterator[str]:
     """Yield the paths of all models of a recipe."""
-    for value in models_of(content):
-        if is_reference(value):
-            yield Reference.parse(value).model.path
+    return (reference.model.path for reference in _references_of(content))
+
+
+def _references_of(content: Node) -> Iterator[Reference]:
+    return (Reference.parse(value) for value in models_of(content) if is_reference(value))
+
+
+def _refuse_taken_names(stage: Stage, names: Sequence[str | None]) -> None:
+    """Refuse a name of a stage that is also a word in a recipe, such as its method.
+
+    mergekit-multi puts the folder of the output in the place of every such text.
+    """
+    for key, text in _texts_of(stage.content):
+        if text.partition("+")[0].partition("@")[0] in names:
+            raise RecipeError(
+                f"{stage.title}: its {key} is {text}, which is the name of a stage, and "
+                f"mergekit-multi would put that stage's output there: name the stage otherwise."
+            )
+
+
+def _texts_of(node: object, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts in a recipe that are no models, each after its key."""
+    if isinstance(node, list):
+        for part in node:
+            yield from _texts_of(part, key)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name not in ("model", "base_model"):
+                yield from _texts_of(value, str(name))
+    elif isinstance(node, str) and (key not in _SOURCES or node in ("union", "base")):
+        yield key, node
+
+
+def _refuse_spaces(stage: Stage) -> None:
+    """Refuse a path that mergekit-multi cannot write into its copy of a recipe."""
+    references = map(str, _references_of(stage.content))
+    spaced = next((path for path in references if " " in path or '"' in path), None)
+    if spaced is None and stage.name is not None and " " in stage.name:
+        spaced = stage.name
+    if spaced is not None:
+        raise RecipeError(
+            f"{stage.title}: mergekit-multi cannot write {spaced!r} into its copy of the recipe; "
+            f"allowed are paths and names of stages without spaces and quotation marks."
+        )
 
 
 def _refuse_circles(stages: Sequence[Stage]) -> None:

@@ -72,7 +72,7 @@ def test_experts_that_mergekit_packs(
         (
             family / "law",
             {key: each for key, each in unpacked.items() if expert not in key},
-            "3 tensors that mergekit reads are missing",
+            "3 tensors of experts are missing, such as",
         ),
     ):
         (weights,) = folder.glob("*.safetensors")

@@ -26,3 +26,22 @@ def test_what_is_known_of_mergekit_is_so() -> None:
         (config.ConditionalParameter, mergekit_schema.CONDITION),
     ):
         assert set(model.model_fields) == set(keys)
+
+
+def test_what_is_known_of_tokenizers_is_so() -> None:
+    from importlib.resources import files
+
+    from mergekit._data import chat_templates
+    from mergekit.tokenizer import config
+
+    assert set(config.TokenizerConfig.model_fields) == set(mergekit_schema.TOKENIZER)
+    assert set(config.TokenEmbeddingConfig.model_fields) == set(mergekit_schema.TOKEN)
+    assert mergekit_schema.ROW_KINDS.keys() == {"zero", "model_token"}
+    for kind, model in (
+        ("zero", config.ZeroEmbedding),
+        ("model_token", config.ModelTokenEmbedding),
+    ):
+        assert set(model.model_fields) == set(mergekit_schema.ROW_KINDS[kind])
+    stored = {path.name for path in files(chat_templates).iterdir()}
+    names = {name.removesuffix(".jinja") for name in stored if name.endswith(".jinja")}
+    assert {"auto", *names} == set(mergekit_schema.CHAT_TEMPLATES)

@@ -79,6 +79,47 @@ def test_names_of_stages(
     assert sentence in analyze(path).output
 
 
+@pytest.mark.parametrize("name", ["dppa", "union", "mlp"])
+def test_names_that_are_other_words(name: str, family: Path, tmp_path: Path) -> None:
+    documents = stages(family)
+    documents[0]["name"] = documents[1]["models"][0]["model"] = name
+    documents[1]["tokenizer"] = {"source": "union"}
+    documents[0]["models"][0]["parameters"]["density"] = [
+        {"filter": "mlp", "value": 0.5},
+        {"value": 1},
+    ]
+    path = write(tmp_path / "multi.yml", documents)
+    (error,) = said(check(path), "error")
+    assert f"is {name}, which is the name of a stage, and mergekit-multi would put" in error
+    arguments = [str(path), "-I", str(tmp_path / "middle"), "--out-path", str(tmp_path / "out")]
+    # The tokenizer would be that of the stage, and no union.
+    assert (CliRunner().invoke(mergekit_multi, arguments).exit_code == 0) == (name == "union")
+
+
+def test_paths_with_spaces(family: Path, tmp_path: Path) -> None:
+    spaced = tmp_path / "two words"
+    (family / "law").rename(spaced)
+    documents = stages(family)
+    documents[1]["models"][1]["model"] = str(spaced)
+    path = write(tmp_path / "multi.yml", documents)
+    (error,) = said(check(path), "error")
+    assert f"the final merge: mergekit-multi cannot write '{spaced}' into its copy" in error
+    arguments = [str(path), "-I", str(tmp_path / "middle"), "--out-path", str(tmp_path / "out")]
+    assert CliRunner().invoke(mergekit_multi, arguments).exit_code != 0
+    # Alone, such a recipe merges.
+    content = recipe(family)
+    content["models"][1]["model"] = str(spaced)
+    sound(check(write(tmp_path / "one.yml", [content])))
+
+
+def test_a_lora_on_the_output_of_a_stage(family: Path, tmp_path: Path) -> None:
+    documents = stages(family)
+    documents[1]["models"][0]["model"] = f"first+{family / 'adapter'}"
+    done = check(write(tmp_path / "multi.yml", documents))
+    assert said(done, "error") == []
+    assert "mergekit-yaml needs --lora-merge-cache for it." in done.stdout
+
+
 def test_stages_in_a_circle(family: Path, tmp_path: Path) -> None:
     documents = stages(family)
     documents[0]["models"][0]["model"] = "second"

@@ -1,5 +1,6 @@
 """Recipes that mergekit merges, of every kind: `check` finds no error and warns of nothing."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from check_command import check, said
+from checkpoint_edits import edit
 from checkpoints import VOCABULARY, recipe, save_family, tokenizer, write_recipe
 from oracle_merges import pickled
 from sliced_recipes import sliced
@@ -114,6 +116,40 @@ def frankenmerge(families: Path) -> Content:
     }
 
 
+def rows(family: Path) -> Content:
+    token = {"kind": "model_token", "model": str(family / "base"), "token": "w1"}
+    rows = {
+        "<statute>": {"source": str(family / "law"), "force": True},
+        "<new>": {"source": {"kind": "zero"}},
+        "<newer>": {"source": token},
+    }
+    return {"source": "union", "tokens": rows, "pad_to_multiple_of": 8}
+
+
+def based_slices(families: Path) -> Content:
+    content = sliced(families / "plain", [0, 2], [2, 3], method="task_arithmetic")
+    base = content.pop("base_model")
+    slices = [{**each, "base_model": base} for each in content["slices"]]
+    return {**content, "slices": slices}
+
+
+def overridden(families: Path) -> Content:
+    """A recipe that names the architecture, which config.json does not."""
+    folder = families / "nameless"
+    if not folder.exists():
+        shutil.copytree(families / "plain", folder)
+        for name in ("base", "math", "law"):
+            edit(folder / name / "config.json", lambda held: held.pop("architectures"))
+    content = recipe(folder, "dppa", BOTH)
+    for holder, key in ((content, "base_model"), *((each, "model") for each in content["models"])):
+        holder[key] = {
+            "model": {"path": holder[key]},
+            "lora": None,
+            "override_architecture": "LlamaForCausalLM",
+        }
+    return content
+
+
 FILTERS = [
     {"filter": "self_attn", "value": [0.1, 0.5, 0.9]},
     {"filter": "mlp", "value": 0.3},
@@ -161,7 +197,15 @@ RECIPES: dict[str, Callable[[Path], Content]] = {
     "tokenizer of the base": of("extended", tokenizer={"source": "base"}),
     "union of tokenizers": of("extended", tokenizer={"source": "union"}),
     "tokenizer_source": of("extended", tokenizer_source="union"),
+    "tokens": lambda families: recipe(
+        families / "extended", "dppa", BOTH, tokenizer=rows(families / "extended")
+    ),
     "chat template": of("plain", chat_template="auto"),
+    "named chat template": of("plain", chat_template="chatml"),
+    "written chat template": of("plain", chat_template="{{ messages[0]['content'] }}"),
+    "name": lambda families: {"name": "math", **recipe(families / "plain", "dppa", BOTH)},
+    "bases of slices": based_slices,
+    "architecture in the recipe": overridden,
     "untied": of("llama_untied"),
     "gpt2": of("gpt2"),
     "mixtral": of("mixtral"),

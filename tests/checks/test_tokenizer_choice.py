@@ -1,0 +1,147 @@
+"""What a recipe says of the tokenizer and the chat template, beside what mergekit makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from check_command import of_recipe, said, sound
+from checkpoints import VOCABULARY, recipe, tokenizer
+from commands import RunYaml
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+
+def extend(folder: Path, token: str) -> None:
+    """Add a token to a model."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(VOCABULARY + 1, mean_resizing=False)
+    model.save_pretrained(folder)
+    more = tokenizer()
+    more.add_tokens([token])
+    more.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "sentence"),
+    [
+        ({"tokenizer": "union"}, "tokenizer", "it is 'union'; allowed is a mapping, such as"),
+        ({"tokenizer": {"sauce": "base"}}, "tokenizer", "mergekit ignores 'sauce': did you mean"),
+        ({"tokenizer": {"source": "unoin"}}, "tokenizer", "its source is 'unoin'; allowed is"),
+        ({"tokenizer_source": "bass"}, "tokenizer", "did you mean base?"),
+        ({"tokenizer": {"source": "./gone"}}, "tokenizer", "its source ./gone: there is no such"),
+        ({"tokenizer_source": "/gone/far"}, "tokenizer", "/gone/far: there is no such folder."),
+        ({"tokenizer": {"source": "a@1@2"}}, "tokenizer", "its source is a@1@2: mergekit takes"),
+        (
+            {"tokenizer": {"source": "base", "pad_to_multiple_of": 0}},
+            "tokenizer",
+            "pad_to_multiple_of is 0; allowed is a whole number above 0.",
+        ),
+        ({"tokenizer": {"tokens": ["w1"]}}, "tokenizer", "tokens is not a mapping of tokens."),
+        ({"tokenizer": {"tokens": {"w1": "zero"}}}, "tokenizer, w1", "allowed is a mapping with"),
+        (
+            {"tokenizer": {"tokens": {"w1": {"source": {"kind": "none"}}}}},
+            "tokenizer, w1",
+            "its source is of kind none; allowed is a model of the recipe, {kind: zero}, or",
+        ),
+        (
+            {"tokenizer": {"tokens": {"w1": {"source": {"kind": "model_token", "token": "a"}}}}},
+            "tokenizer, w1",
+            "allowed is a model of the recipe",
+        ),
+        (
+            {"tokenizer": {"tokens": {"w1": {"source": "./other"}}}},
+            "tokenizer, w1",
+            "its source ./other is no model of the recipe",
+        ),
+        ({"tokenizer": {"tokens": {"<new>": {}}}}, "tokenizer, <new>", "it has no source, and"),
+        ({"chat_template": "chatlm"}, "chat_template", "did you mean chatml?"),
+        ({"chat_template": "zephyr"}, "chat_template", "allowed is auto, alpaca, chatml, exaone"),
+    ],
+)
+def test_mistakes(
+    changes: dict[str, object], subject: str, sentence: str, family: Path, tmp_path: Path
+) -> None:
+    (error,) = said(of_recipe(tmp_path, recipe(family, **changes)), "error")
+    assert error.startswith(f"error: {subject}: ")
+    assert sentence in error
+
+
+def test_both_keys(family: Path, tmp_path: Path) -> None:
+    content = recipe(family, tokenizer={"source": "base"}, tokenizer_source="base")
+    (error,) = said(of_recipe(tmp_path, content), "error")
+    assert "there is a tokenizer_source, too; allowed is one of them." in error
+
+
+def test_sources_of_rows(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    extend(family / "law", "<statute>")
+
+    def content(source: object) -> dict[str, object]:
+        return recipe(family, tokenizer={"source": "union", "tokens": {"<statute>": source}})
+
+    law = str(family / "law")
+    for source in (
+        {"source": law},
+        {"source": law, "force": True},
+        {"source": {"kind": "zero"}},
+        {"source": {"kind": "model_token", "model": str(family / "math"), "token": "w1"}},
+        {"source": {"kind": "model_token", "model": str(family / "math"), "token_id": 5}},
+    ):
+        sound(of_recipe(tmp_path, content(source)))
+        assert run_yaml(content(source)).exit_code == 0
+    for source, sentence in (
+        ({"force": True}, f"it has no source, and {family / 'base'} lacks it"),
+        ({"source": str(family / "math")}, f"{family / 'math'} has no token '<statute>'."),
+        (
+            {"source": {"kind": "model_token", "model": law, "token": "w1000"}},
+            f"{family / 'law'} has no token 'w1000'.",
+        ),
+    ):
+        (error,) = said(of_recipe(tmp_path, content(source)), "error")
+        assert error.startswith("error: tokenizer, <statute>: ")
+        assert sentence in error
+        assert run_yaml(content(source)).exit_code != 0
+
+
+def test_a_source_that_is_not_merged(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    other = tmp_path / "other"
+    tokenizer().save_pretrained(other)
+    content = recipe(family, tokenizer={"source": str(other)})
+    sound(of_recipe(tmp_path, content))
+    assert run_yaml(content).exit_code == 0
+    more = tokenizer()
+    more.add_tokens(["<more>"])
+    more.save_pretrained(other)
+    (warning,) = said(of_recipe(tmp_path, content), "warning")
+    assert f"its source {other} has 1 token that no model of the recipe has, such as" in warning
+    (other / "tokenizer.json").unlink()
+    (error,) = said(of_recipe(tmp_path, content), "error")
+    assert f"its source {other} has no tokenizer." in error
+
+
+def test_a_tokenizer_without_a_source_is_a_union(family: Path, tmp_path: Path) -> None:
+    for name, token in (("law", "<statute>"), ("math", "<sum>")):
+        extend(family / name, token)
+    (warning,) = said(of_recipe(tmp_path, recipe(family, tokenizer={"tokens": {}})), "warning")
+    assert "mergekit numbers the 2 tokens that the base model lacks, such as '<statute>'" in warning
+
+
+@pytest.mark.parametrize("template", ["chatml", "auto", "{{ messages[0]['content'] }}"])
+def test_chat_templates(template: str, family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    content = recipe(family, chat_template=template)
+    sound(of_recipe(tmp_path, content))
+    assert run_yaml(content).exit_code == 0
+    assert (AutoTokenizer.from_pretrained(tmp_path / "out").chat_template is None) == (
+        template == "auto"
+    )
+
+
+def test_models_without_a_base(family: Path, tmp_path: Path) -> None:
+    content = recipe(family, "linear", {"math": {"weight": 1.0}, "law": {"weight": 1.0}})
+    del content["base_model"]
+    sound(of_recipe(tmp_path, content))
+    config = family / "law" / "config.json"
+    held = json.loads(config.read_text(encoding="utf-8"))
+    held["rms_norm_eps"] = 1e-5
+    config.write_text(json.dumps(held), encoding="utf-8")
+    warnings = said(of_recipe(tmp_path, content), "warning")
+    assert "of another one in every run, and they differ in rms_norm_eps." in warnings[0]
+    assert warnings[0].startswith("warning: base_model: ")
