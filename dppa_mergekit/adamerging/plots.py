@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.adamerging.states import LearningResult
+from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.report.plot_style import PANEL, color_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _draw_coefficients(panel: Axes, result: LearningResult) -> None:
     rows = zip(result.coefficients, result.best.settled, first.coefficients, strict=True)
     for index, (model, row, before) in enumerate(rows):
         color = color_of(index)
-        panel.plot(row, marker="o", markersize=3, color=color, label=Path(model).name)
+        panel.plot(row, marker="o", markersize=3, color=color, label=short_name(model))
         panel.plot(before, color=color, linewidth=0.8, linestyle=":")
     panel.set_xlabel("block; last: outside all blocks" if len(first.coefficients[0]) > 1 else "")
     panel.set_ylabel(f"{result.word}; dotted: at the start")

@@ -29,6 +29,7 @@ from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.live.source_model import activation_digests, fingerprints
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, lm_eval_version
 from dppa_mergekit.scoring.tasks import TasksFile, folder_hash
@@ -164,9 +165,9 @@ class AdaMerge:
         """Return the model that teaches a domain: the tasks file's, or the one of the same name."""
         if self.tasks is not None:
             return self.recipe.spelling_of(self.tasks.domains[domain].model)
-        models = [model for model in self.recipe.fine_tuned() if Path(model).name == domain]
+        models = [model for model in self.recipe.fine_tuned() if short_name(model) == domain]
         if len(models) != 1:
-            names = ", ".join(Path(model).name for model in self.recipe.fine_tuned())
+            names = ", ".join(short_name(model) for model in self.recipe.fine_tuned())
             raise DppaError(
                 f"It is not clear which model teaches {domain}: name the prompts file after one "
                 f"of {names}, or give --tasks."

@@ -61,12 +61,7 @@ def check_words(
     Raises:
         DppaError: A token of the lessons is another word to the student, or none.
     """
-    from transformers import AutoTokenizer
-
-    own = AutoTokenizer.from_pretrained(
-        teacher.folder(), trust_remote_code=teacher.placement.loading.trust_remote_code
-    )
-    numbers = own.get_vocab(), tokenizer.get_vocab()
+    numbers = teacher.tokenizer().get_vocab(), tokenizer.get_vocab()
     mine, theirs = ({number: word for word, number in vocabulary.items()} for vocabulary in numbers)
     (rows, _) = torch.nn.Module.state_dict(model.get_input_embeddings())["weight"].shape
     for number in lessons.words(rows):

@@ -36,6 +36,7 @@ from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts
 from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.storage.cache import CacheEntry, cache_entry, cache_folder
 from dppa_mergekit.storage.output_files import write_whole
@@ -200,7 +201,7 @@ def assign_prompts(recipe: Recipe, files: Sequence[Path]) -> dict[str, list[Prom
     if not files:
         return {}
     read = {path: read_prompts(path) for path in files}
-    names = {model: Path(model).name for model in recipe.fine_tuned()}
+    names = {model: short_name(model) for model in recipe.fine_tuned()}
     own = {path for path in read if path.stem in names.values()}
     shared = [prompt for path, prompts in read.items() if path not in own for prompt in prompts]
     found: dict[str, list[Prompt]] = {}

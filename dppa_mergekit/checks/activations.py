@@ -11,7 +11,7 @@ from dppa_mergekit.errors import DppaError
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.recipes.inputs import holders, inputs_of, values_in
-from dppa_mergekit.recipes.references import identity, spell
+from dppa_mergekit.recipes.references import identity, named, spell
 from dppa_mergekit.report.phrases import such_as
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def _check_file(model: str, path: str, facts: CheckpointFacts | None) -> Iterato
 
 def _check_weights(model: str, file: ActivationsFile, facts: CheckpointFacts) -> Iterator[Finding]:
     """Yield whether a file was observed in other weights than the model's."""
-    if facts.folder is None or not facts.tensors:
+    # The facts of a model with a LoRA are those of the model below it.
+    if facts.folder is None or not facts.tensors or named(model).lora is not None:
         return
     from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random, choice
@@ -23,6 +23,7 @@ from dppa_mergekit.report.phrases import count
 
 if TYPE_CHECKING:
     from mergekit.graph import Task
+    from mergekit.io.tasks import SaveTensor
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 8
@@ -64,55 +65,27 @@ def _compare_tensors(
     folder: Path, tasks: Sequence[Task[object]], extent: Extent, loading: LoadingOptions
 ) -> Iterator[Finding]:
     """Yield whether the folder holds what the tasks compute."""
-    from mergekit.common import dtype_from_name
-    from mergekit.graph import Executor
     from mergekit.io.tasks import SaveTensor
-    from mergekit.tokenizer import BuildTokenizer
 
     where = str(folder)
-    outputs = {
-        task.tensor_task: (task.tensor_name, task.dtype)
-        for task in tasks
-        if isinstance(task, SaveTensor)
-    }
-    computed = list(outputs)
     facts, _ = inspect_folder(folder, where)
-    chosen = computed
-    if extent == "sample":
-        chosen = Random(0).sample(computed, min(SAMPLE, len(computed)))
-    elif extent == "shards":
-        by_shard: dict[str, list[Task[object]]] = {}
-        for task, (name, _) in outputs.items():
-            by_shard.setdefault(facts.files.get(name, ""), []).append(task)
-        by_shard.pop("", None)
-        chosen = [choice(of_shard) for of_shard in by_shard.values()]
+    saves = [task for task in tasks if isinstance(task, SaveTensor)]
+    chosen = _choose(saves, facts.files, extent)
+    computed, rows = _compute(chosen, tasks, folder, loading)
     different: list[str] = []
     compared = 0
-    axes = {task: _vocabulary_axis(task) for task in chosen}
-    builders = [task for task in tasks if isinstance(task, BuildTokenizer)]
-    wanted = [*chosen, *(builders if any(axis is not None for axis in axes.values()) else ())]
-    found = dict(Executor(wanted, math_device=torch.device("cpu")).run(quiet=True))
-    rows = [
-        _Rows.between(found[builder].tokenizer, folder, loading.trust_remote_code)
-        for builder in builders
-        if builder in found
-    ]
-    for task in chosen:
-        (name, dtype), tensor = outputs[task], found[task]
-        file = facts.files.get(name)
+    for save in chosen:
+        file, tensor = facts.files.get(save.tensor_name), computed[save.tensor_name]
         if file is None or tensor is None or not file.endswith(".safetensors"):
             continue
         compared += 1
-        if dtype is not None:
-            tensor = tensor.to(dtype_from_name(dtype))
         with safe_open(folder / file, framework="pt") as opened:
-            stored = opened.get_tensor(name)
-        axis = axes[task]
-        if axis is not None and stored.shape == tensor.shape:
-            for of_tokens in rows:
-                stored, tensor = of_tokens.align(stored, tensor, axis)
+            stored = opened.get_tensor(save.tensor_name)
+        axis = _vocabulary_axis(save.tensor_task)
+        if rows is not None and axis is not None and stored.shape == tensor.shape:
+            stored, tensor = rows.align(stored, tensor, axis)
         if stored.dtype != tensor.dtype or not _is_identical(stored, tensor):
-            different.append(name)
+            different.append(save.tensor_name)
     if different:
         yield error(
             where,
@@ -122,9 +95,65 @@ def _compare_tensors(
     else:
         yield note(
             where,
-            f"its recipe gives the same bytes for {compared} of {count(len(computed), 'tensor')}"
+            f"its recipe gives the same bytes for {compared} of {count(len(saves), 'tensor')}"
             f"{', one of each shard, drawn at random' * (extent == 'shards')}.",
         )
+
+
+def _choose(
+    saves: Sequence[SaveTensor], files: Mapping[str, str], extent: Extent
+) -> Sequence[SaveTensor]:
+    """Return the tasks of the tensors to compute again.
+
+    Args:
+        saves: The tasks that write all tensors.
+        files: Name of a tensor -> the file in the folder that holds it.
+        extent: Which tensors are computed.
+    """
+    if extent == "all":
+        return saves
+    if extent == "sample":
+        return Random(0).sample(saves, min(SAMPLE, len(saves)))
+    by_shard: dict[str, list[SaveTensor]] = {}
+    for save in saves:
+        if save.tensor_name in files:
+            by_shard.setdefault(files[save.tensor_name], []).append(save)
+    return [choice(of_shard) for of_shard in by_shard.values()]
+
+
+def _compute(
+    chosen: Sequence[SaveTensor],
+    tasks: Sequence[Task[object]],
+    folder: Path,
+    loading: LoadingOptions,
+) -> tuple[dict[str, torch.Tensor | None], _Rows | None]:
+    """Return name -> tensor in the dtype of the output, and how tokens of the folder correspond.
+
+    Args:
+        chosen: The tasks that write the tensors.
+        tasks: All tasks of the merge.
+        folder: The merged folder.
+        loading: How the merge loaded models.
+    """
+    from mergekit.common import dtype_from_name
+    from mergekit.graph import Executor
+    from mergekit.tokenizer import BuildTokenizer
+
+    has_tokens = any(_vocabulary_axis(save.tensor_task) is not None for save in chosen)
+    builder = next((task for task in tasks if isinstance(task, BuildTokenizer)), None)
+    wanted = [save.tensor_task for save in chosen]
+    if has_tokens and builder is not None:
+        wanted.append(builder)
+    found = dict(Executor(wanted, math_device=torch.device("cpu")).run(quiet=True))
+    computed: dict[str, torch.Tensor | None] = {}
+    for save in chosen:
+        tensor = found[save.tensor_task]
+        is_cast = tensor is not None and save.dtype is not None
+        computed[save.tensor_name] = tensor.to(dtype_from_name(save.dtype)) if is_cast else tensor
+    if builder not in found:
+        return computed, None
+    tokenizer = found[builder].tokenizer
+    return computed, _Rows.between(tokenizer, folder, loading.trust_remote_code)
 
 
 def _vocabulary_axis(task: Task[object]) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import DppaError, first_line
 from dppa_mergekit.live.placement import AS_STORED, Placement
 
 if TYPE_CHECKING:
@@ -15,19 +15,22 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    folder: Path, placement: Placement = AS_STORED
+    folder: Path, placement: Placement = AS_STORED, tokenizer_folder: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: A folder that holds weights, configuration and tokenizer.
+        folder: A folder that holds weights and configuration.
         placement: Where and how the model is held.
+        tokenizer_folder: A folder that holds the tokenizer; the same where None.
 
     Raises:
         DppaError: transformers cannot load the model, or the model does not fit the device.
     """
     device = placement.device
-    model, tokenizer = _read(folder, placement.dtype, placement.loading.trust_remote_code)
+    model = _read(folder, placement.dtype, placement.loading.trust_remote_code)
+    torch.nn.Module.eval(model)
+    tokenizer = load_tokenizer(tokenizer_folder or folder, placement)
     needed = sum(tensor.nbytes for tensor in model.state_dict().values())
     try:
         torch.nn.Module.to(model, torch.device(device))
@@ -42,29 +45,45 @@ def load_model(
         ) from error
 
 
-def _read(
-    folder: Path, dtype: torch.dtype | None, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Let transformers read a model, in evaluation mode, and its tokenizer, on the CPU."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSeq2SeqLM,
-        AutoTokenizer,
-    )
+def load_tokenizer(folder: Path, placement: Placement = AS_STORED) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Args:
+        folder: A folder that holds it.
+        placement: Where and how its model is held.
+
+    Raises:
+        DppaError: transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    trusting = placement.loading.trust_remote_code
+    try:
+        tokenizer: PreTrainedTokenizerBase
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusting)
+    # transformers raises many kinds of errors for what it does not know or cannot read.
+    except Exception as error:
+        raise DppaError(
+            f"{folder}: transformers cannot load the tokenizer ({first_line(error)})."
+        ) from error
+    return tokenizer
+
+
+def _read(folder: Path, dtype: torch.dtype | None, trust_remote_code: bool) -> PreTrainedModel:
+    """Let transformers read a model, on the CPU."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(
+        model: PreTrainedModel = kind.from_pretrained(
             folder, dtype="auto" if dtype is None else dtype, trust_remote_code=trust_remote_code
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     # transformers raises many kinds of errors for models that it does not know or cannot read.
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise DppaError(f"{folder}: transformers cannot load the model ({reason}).") from error
-    return model.eval(), tokenizer
+    return model
 
 
 def _hand_whole_states_to_head(model: PreTrainedModel) -> None:

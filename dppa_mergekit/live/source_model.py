@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.checkpoints.headers import Checkpoint
+from dppa_mergekit.checks.checkpoint_facts import TOKENIZERS
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
-from dppa_mergekit.live.loading import load_model
+from dppa_mergekit.live.loading import load_model, load_tokenizer
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.inputs import activations_in
 from dppa_mergekit.recipes.recipe import Recipe
@@ -94,7 +95,12 @@ class SourceModel:
     def fingerprint(self) -> str:
         """Return a hash that changes with the checkpoint, and with how it reads and answers."""
         # The merge of a LoRA may be new in every run.
-        return fingerprint(self.folder(), dated=named(self.model).lora is None)
+        dated = named(self.model).lora is None
+        return fingerprint(self.folder(), dated, self._tokenizer_folder())
+
+    def content(self) -> str:
+        """Return a hash that a copy of the checkpoint shares."""
+        return fingerprint(self.folder(), dated=False, beside=self._tokenizer_folder())
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the model, in evaluation mode, and its tokenizer.
@@ -102,10 +108,23 @@ class SourceModel:
         Raises:
             DppaError: The model cannot be found or loaded, or does not fit the device.
         """
-        return load_model(self.folder(), self.placement)
+        return load_model(self.folder(), self.placement, self._tokenizer_folder())
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of the model. Raises DppaError as `load`."""
+        return load_tokenizer(self._tokenizer_folder(), self.placement)
+
+    def _tokenizer_folder(self) -> Path:
+        """Return the folder of the tokenizer: of a LoRA's own where it has one, or its model's."""
+        reference = named(self.model)
+        if reference.lora is None:
+            return self.folder()
+        if any((Path(reference.lora.path) / name).exists() for name in TOKENIZERS):
+            return Path(reference.lora.path)
+        return SourceModel(str(reference.model), self.placement).folder()
 
 
-def fingerprint(folder: Path, dated: bool) -> str:
+def fingerprint(folder: Path, dated: bool, beside: Path | None = None) -> str:
     """Return a hash of a model's weights and of how it reads prompts and answers.
 
     Not every byte of the weights is read: names, sizes, headers and a page of every tensor are.
@@ -114,6 +133,7 @@ def fingerprint(folder: Path, dated: bool) -> str:
         folder: The model's folder.
         dated: Whether the modification times of its files count, too. They show a change that the
             pages miss, but a copy of the model then has another fingerprint.
+        beside: The folder of its tokenizer; the same where None.
 
     Raises:
         CheckpointError: mergekit finds no weights in the folder, or they are damaged.
@@ -127,8 +147,8 @@ def fingerprint(folder: Path, dated: bool) -> str:
     except Exception as error:
         raise CheckpointError(f"{folder}: {first_line(error)}.") from error
     digest = hashlib.sha256(repr(state).encode())
-    beside = {path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern)}
-    for path in sorted(path for path in beside if path.is_file()):
+    files = {path for pattern in BESIDE_WEIGHTS for path in (beside or folder).glob(pattern)}
+    for path in sorted(path for path in files if path.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

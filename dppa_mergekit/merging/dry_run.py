@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dppa_mergekit import method_table
 from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.errors import DppaError, RecipeError, first_line
+from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
 from dppa_mergekit.merging.optional_tensors import find_optional_misfits
@@ -55,6 +55,7 @@ def dry_run(
     Raises:
         DppaError: The merge cannot be planned.
     """
+    from mergekit import merge_methods
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
     from mergekit.plan import MergePlanner
@@ -76,7 +77,7 @@ def dry_run(
             out_model_config=config,
         )
         # The methods of this package look for misfits themselves.
-        is_own = recipe.method in method_table.names()
+        is_own = isinstance(merge_methods.get(recipe.method), DeltaPruningMerge)
         losses = [] if is_own else list(refuse_misfits(find_misfits(planner)))
         tasks = planner.plan_to_disk(folder)
         plan = plan_of_planner(planner)

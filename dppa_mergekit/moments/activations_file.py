@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from dppa_mergekit.errors import CheckpointError, first_line
 from dppa_mergekit.moments.second_moment import SecondMoment
+from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.storage.output_files import stage_file
 from dppa_mergekit.tensor_names import Linear
 
@@ -238,7 +239,7 @@ def rename_observed_model(path: str, target: Path, names: Mapping[str, str]) -> 
         names: Model -> its name in the copy; the last part of its path where it has none.
     """
     observation = ActivationsFile.open(path).observation
-    name = names.get(observation.model, Path(observation.model).name)
+    name = names.get(observation.model, short_name(observation.model))
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     _save(tensors, target, observation.model_copy(update={"model": name}))

@@ -13,7 +13,7 @@ from dppa_mergekit import method_table
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.errors import CheckpointError, DppaError, ParameterError, RecipeError
 from dppa_mergekit.live.placement import Placement
-from dppa_mergekit.live.source_model import SourceModel, fingerprint
+from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.moments.activations_file import ActivationsFile, write_activations
 from dppa_mergekit.observation.observe import Observing, Subject, observe, prompts_digest
 from dppa_mergekit.observation.overlap import InputsOfModels, compare_inputs
@@ -22,6 +22,7 @@ from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.inputs import values_in
 from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.storage.output_files import (
     check_output_folder,
@@ -97,7 +98,7 @@ class RecipeActivations:
     def _domains(self) -> dict[str, str]:
         """Fine-tuned model -> the domain whose prompts it is observed on."""
         models = self.recipe.fine_tuned()
-        names = [Path(model).name for model in models]
+        names = [short_name(model) for model in models]
         for name in names:
             if names.count(name) > 1:
                 raise DppaError(
@@ -199,10 +200,9 @@ def _subject(source: SourceModel) -> Subject:
     from mergekit.io.lazy_tensor_loader import ShardedTensorIndex
 
     folder = source.folder()
-    reads = fingerprint(folder, dated=False)
     index = ShardedTensorIndex.from_disk(str(folder))
     weights = Checkpoint(source.model, index).weights_digest()
-    return Subject(source.model, weights, reads, str(source.placement.dtype))
+    return Subject(source.model, weights, source.content(), str(source.placement.dtype))
 
 
 def _read_known(path: Path) -> ActivationsFile | None:

@@ -15,6 +15,7 @@ from dppa_mergekit.observation.overlap import (
     mean_angle,
     mean_held,
 )
+from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.report.plot_style import PANEL, color_of
 
@@ -92,7 +93,7 @@ def _draw_kind(panel: Axes, kind: str, found: Sequence[InputsOfModels]) -> None:
             )
             for block in blocks
         ]
-        label = " and ".join(Path(model).name for model in pair)
+        label = " and ".join(short_name(model) for model in pair)
         panel.plot(blocks, of_blocks, marker="o", markersize=3, color=color_of(index), label=label)
     held = [
         100 * mean_held([inputs for inputs in found if (inputs.block or 0) == block])

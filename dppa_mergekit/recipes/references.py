@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dppa_mergekit.errors import RecipeError
 
@@ -146,6 +147,18 @@ def named(name: str) -> Reference:
     if os.path.exists(name) or not is_reference(name):
         return Reference(Place(name))
     return Reference.parse(name)
+
+
+def short_name(model: str) -> str:
+    """Return the last part of the path of a model, or of its LoRA, without a revision.
+
+    >>> short_name("./models/math")
+    'math'
+    >>> short_name("org/base@main+./adapters/law")
+    'law'
+    """
+    reference = named(model)
+    return Path((reference.lora or reference.model).path).name
 
 
 def identity(model: object) -> object:

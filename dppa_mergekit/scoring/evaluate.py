@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
-from dppa_mergekit.errors import CheckpointError, DppaError, first_line
+from dppa_mergekit.errors import CheckpointError, DppaError
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.source_model import SourceModel, fingerprint
@@ -170,8 +170,6 @@ def _refuse_broken(folder: Path, model: str) -> None:
 
 def _check_chat_templates(request: EvaluationRequest) -> None:
     """Refuse models without a chat template, since the prompts are to be put into one."""
-    from transformers import AutoTokenizer
-
     domains = request.tasks.domains.values()
     owners = {model: model for model in [*request.models, *(domain.model for domain in domains)]}
     for recipe in request.recipes:
@@ -179,17 +177,7 @@ def _check_chat_templates(request: EvaluationRequest) -> None:
         if donor is not None:
             owners.setdefault(donor, f"{donor}, and so of {recipe.origin},")
     for model, owner in owners.items():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                SourceModel(model, request.placement).folder(),
-                trust_remote_code=request.placement.loading.trust_remote_code,
-            )
-        # transformers raises many types for what it does not know or cannot read.
-        except Exception as error:
-            raise DppaError(
-                f"{model}: transformers cannot load its tokenizer ({first_line(error)})."
-            ) from error
-        if not tokenizer.chat_template:
+        if not SourceModel(model, request.placement).tokenizer().chat_template:
             raise TasksError(f"apply_chat_template: the tokenizer of {owner} has no chat template.")
 
 
