@@ -137,10 +137,10 @@ def _check_content(
     findings += _check_layers(content, inspected)
     findings += compare_models(content, inspected, request.sample)
     known = inspected.base or inspected.first
-    if known is not None:
-        findings += estimate_needs(content, known, request.out)
+    size = None if known is None else output_size(content, known)
+    if known is not None and size is not None:
+        findings += estimate_needs(size, known, request.out)
     if request.out is not None:
-        size = None if known is None else output_size(content, known)
         findings += check_output(request.out, inspected.named, size)
     needed = find_needed_options(content, request.loading)
     if needed:

@@ -92,24 +92,19 @@ def output_size(content: Mapping[str, object], base: CheckpointFacts) -> float |
     )
 
 
-def estimate_needs(
-    content: Mapping[str, object], base: CheckpointFacts, output: Path | None
-) -> Iterator[Finding]:
+def estimate_needs(size: float, base: CheckpointFacts, output: Path | None) -> Iterator[Finding]:
     """Yield the disk and the memory that a merge needs, beside what is free.
 
     Args:
-        content: The content of the recipe.
-        base: The base model.
+        size: The bytes of the merge's weights.
+        base: The base model, whose tensors are known.
         output: The folder that the merge will write; None for any on the current disk.
     """
-    disk = output_size(content, base)
-    if disk is None:
-        return
     largest = max(math.prod(header.shape) for header in base.tensors.values())
-    memory = PROCESS + PER_ELEMENT * largest + min(disk, SHARD)
+    memory = PROCESS + PER_ELEMENT * largest + min(size, SHARD)
     free_disk = shutil.disk_usage(_find_existing(output or Path())).free
     report = warning if output is None else error
-    yield _compare("disk", disk, free_disk, "free some space, or name another disk", report)
+    yield _compare("disk", size, free_disk, "free some space, or name another disk", report)
     yield _compare(
         "memory", memory, _read_available_memory(), "a smaller --out-shard-size needs less", warning
     )
