@@ -21,7 +21,10 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     """Make the environment, run pytest in it, and return its status."""
-    parser = argparse.ArgumentParser(description="Run the tests with a release of mergekit.")
+    parser = argparse.ArgumentParser(
+        description="Run the tests with a release of mergekit.",
+        epilog="What follows two hyphens goes to pytest.",
+    )
     parser.add_argument("release", help="the release, such as 0.1.5")
     parser.add_argument(
         "--first",
@@ -30,8 +33,8 @@ def main() -> int:
         metavar="REQUIREMENT",
         help="a requirement to install before all others, such as a build of torch",
     )
-    parser.add_argument("pytest", nargs="*", help="arguments of pytest, after two hyphens")
-    given = parser.parse_args()
+    own, pytest = _split(sys.argv[1:])
+    given = parser.parse_args(own)
     with tempfile.TemporaryDirectory(prefix="mergekit-") as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / ("Scripts" if sys.platform == "win32" else "bin") / "python"
@@ -43,7 +46,15 @@ def main() -> int:
         ]
         for arguments in installs:
             subprocess.run([python, "-m", "pip", "install", "--quiet", *arguments], check=True)
-        return subprocess.run([python, "-m", "pytest", *given.pytest], cwd=CHECKOUT).returncode
+        return subprocess.run([python, "-m", "pytest", *pytest], cwd=CHECKOUT).returncode
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before two hyphens, and those after."""
+    if "--" not in arguments:
+        return arguments, []
+    position = arguments.index("--")
+    return arguments[:position], arguments[position + 1 :]
 
 
 if __name__ == "__main__":
