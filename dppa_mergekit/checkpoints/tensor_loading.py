@@ -14,6 +14,7 @@ import torch
 
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.errors import CheckpointError, DppaError
+from dppa_mergekit.tensor_names import is_output_head
 
 if TYPE_CHECKING:
     from mergekit.io.tasks import LoadTensor
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
 
 class Conversion(Protocol):
-    """The used part of transformers' WeightTransform (core_model_loading.py, release 5)."""
+    """The used part of transformers' WeightTransform (core_model_loading.py, release 5).
 
+    One that has `operations` makes its targets of all its sources; another only renames them.
+    """
+
+    source_patterns: list[str]
     target_patterns: list[str]
 
     def rename_source_key(self, source_key: str, /) -> tuple[str, str | None]:
@@ -106,6 +111,17 @@ def is_tied(load: Load) -> bool:
 
     config = load.model.config(trust_remote_code=LoaderCache().trust_remote_code)
     return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def is_embeddings_for_head(load: Load, stored: str) -> bool:
+    """Return whether mergekit would take the embeddings for an output head that is not tied.
+
+    Args:
+        load: mergekit's task.
+        stored: The name under which it finds its tensor.
+    """
+    is_tied_name = not _is_raw(load) and stored in (load.tied_names or ())
+    return is_tied_name and is_output_head(own_name(load)) and not is_tied(load)
 
 
 def read(load: Load, model: object) -> torch.Tensor | None:

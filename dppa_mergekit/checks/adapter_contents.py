@@ -18,6 +18,7 @@ from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.errors import CheckpointError
 from dppa_mergekit.recipes.references import identity, named
 from dppa_mergekit.report.phrases import join_names, such_as
+from dppa_mergekit.tensor_names import is_output_head
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -51,13 +52,17 @@ def check_contents(folder: Path, model: str, below: CheckpointFacts | None) -> I
         yield from _check_rank(model, config, headers)
         if below is not None and below.tensors:
             yield from _check_modules(model, headers, below)
+            yield from _check_replaced(model, headers, below)
     trained_on = config.get("base_model_name_or_path")
     if isinstance(trained_on, str) and trained_on:
         path = str(named(model).model)
         if identity(trained_on) != identity(path) and os.path.basename(
             trained_on.rstrip("/")
         ) != os.path.basename(path.rstrip("/")):
-            yield warning(model, f"its LoRA was trained on {trained_on}, and is given on {path}.")
+            # A folder may be a copy of what is called otherwise on the Hub.
+            is_copy = os.path.isdir(path) and not os.path.isdir(trained_on)
+            report = note if is_copy else warning
+            yield report(model, f"its LoRA was trained on {trained_on}, and is given on {path}.")
     if config.get("modules_to_save"):
         saved = join_names([str(name) for name in _as_list(config["modules_to_save"])])
         yield note(model, f"its LoRA replaces whole modules, too: {saved}.")
@@ -104,7 +109,12 @@ def _check_modules(
         return
     # A checkpoint may leave out the prefix of its base model, as GPT-2's on the Hub do.
     stored = {module: _stored_name(module, below) for module in factors}
-    missing = [module for module, found_as in stored.items() if found_as is None]
+    tied = bool(below.config.get("tie_word_embeddings"))
+    missing = [
+        module
+        for module, found_as in stored.items()
+        if found_as is None and not (tied and is_output_head(f"{module}.weight"))
+    ]
     if missing:
         found_in = such_as(
             missing,
@@ -126,6 +136,26 @@ def _check_modules(
             "modules of its LoRA have other sizes than in the model below",
         )
         yield error(model, f"{found_in}.")
+
+
+def _check_replaced(
+    model: str, headers: Mapping[str, Header], below: CheckpointFacts
+) -> Iterator[Finding]:
+    """Yield tensors of replaced modules that have another shape than in the model below."""
+    unfit = [
+        own
+        for name, header in headers.items()
+        if not FACTOR.fullmatch(name)
+        and (own := name.removeprefix("base_model.model.")) in below.tensors
+        and header.shape != below.tensors[own].shape
+    ]
+    if unfit:
+        found_in = such_as(
+            unfit,
+            "tensor that its LoRA replaces has another shape in the model below",
+            "tensors that its LoRA replaces have other shapes in the model below",
+        )
+        yield error(model, f"{found_in}: resize the model's embeddings first.")
 
 
 def _stored_name(module: str, below: CheckpointFacts) -> str | None:

@@ -24,7 +24,8 @@ from dppa_mergekit.checks.recipe_models import (
 from dppa_mergekit.checks.recipe_text import check_keys, check_required
 from dppa_mergekit.checks.recipe_yaml import parse
 from dppa_mergekit.checks.slices import check_gradients, check_layer_order, check_layer_ranges
-from dppa_mergekit.checks.tokenizer_choice import check_choice, check_sources
+from dppa_mergekit.checks.tokenizer_choice import check_choice
+from dppa_mergekit.checks.tokenizer_sources import check_sources
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.stages import stages_of
 from dppa_mergekit.report.phrases import join_names
@@ -133,7 +134,7 @@ def _check_content(
         content, outputs, request.beside, request.loading.lora_merge_cache
     )
     findings += of_models
-    findings += check_sources(content, inspected.models, request.beside)
+    findings += check_sources(content, inspected.models, inspected.base, outputs, request.beside)
     findings += _check_layers(content, inspected)
     findings += compare_models(content, inspected, request.sample)
     known = inspected.base or inspected.first
@@ -169,7 +170,8 @@ def check_folder(
     Args:
         folder: The folder that a merge wrote.
         verify: Which tensors are computed again; None for one of each shard, where nothing else is
-            wrong, the method is of this package, and the recipe's models are here.
+            wrong, the method is of this package, and the recipe's models are here. Merges by other
+            methods are then only planned again.
         loading: How the merge loaded models.
         quick: Whether no tensor is computed again if `verify` is None.
         begin_plan: Called before tensors are computed.
@@ -179,9 +181,7 @@ def check_folder(
         is_sound &= finding.severity != "error"
         yield finding
     content = read_recipe(folder)
-    # mergekit's own methods give other bytes with another number of threads.
-    is_own = content is not None and content.get("merge_method") in method_table.names()
-    if verify is None and (quick or not is_sound or not is_own):
+    if verify is None and (quick or not is_sound or content is None):
         return
     needed = find_needed_options(content or {}, loading)
     if needed:
@@ -189,9 +189,13 @@ def check_folder(
         return
     if verify is None and not can_plan(content or {}, loading):
         return
-    from dppa_mergekit.checks.recompute import verify_tensors  # imports torch
+    from dppa_mergekit.checks.recompute import check_again, verify_tensors  # imports torch
 
     begin_plan()
+    # mergekit's own methods give other bytes with another number of threads.
+    if verify is None and (content or {}).get("merge_method") not in method_table.names():
+        yield from check_again(folder, loading)
+        return
     yield from verify_tensors(folder, verify or "shards", loading)
 
 

@@ -27,6 +27,7 @@ class CheckpointFacts:
         chat_template: The chat template, if there is one.
         end_tokens: The ids of the tokens that end an answer, by the configurations.
         has_tokenizer: Whether there is a file of a tokenizer.
+        tokenizer_kind: The kind of tokenizer that tokenizer.json describes, such as BPE.
     """
 
     model: str
@@ -38,6 +39,7 @@ class CheckpointFacts:
     chat_template: str | None = None
     end_tokens: frozenset[int] = frozenset()
     has_tokenizer: bool = False
+    tokenizer_kind: str | None = None
 
 
 def read_facts(
@@ -67,6 +69,7 @@ def read_facts(
         _read_chat_template(small_files),
         _read_end_tokens(small_files, config),
         any((small_files / name).exists() for name in TOKENIZERS),
+        _read_tokenizer_kind(small_files),
     )
 
 
@@ -94,6 +97,12 @@ def _read_vocabulary(folder: Path) -> dict[str, int]:
         if isinstance(token, dict) and isinstance(token.get("id"), int):
             vocabulary[str(token.get("content"))] = token["id"]
     return vocabulary
+
+
+def _read_tokenizer_kind(folder: Path) -> str | None:
+    model = (read_json(folder / "tokenizer.json") or {}).get("model")
+    kind = model.get("type") if isinstance(model, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _read_chat_template(folder: Path) -> str | None:

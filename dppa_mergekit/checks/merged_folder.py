@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from dppa_mergekit.report.phrases import such_as
 
 RECIPE = "mergekit_config.yml"
 """The recipe that mergekit leaves in the folder."""
+
+EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|shared)\.weight$")
+"""Matches the embeddings of tokens."""
 
 CHUNK = 1 << 22
 """Elements that are looked at together."""
@@ -56,6 +60,7 @@ def check_merged_folder(folder: Path, loading: LoadingOptions) -> Iterator[Findi
     yield from check_strays(facts)
     if not facts.has_tokenizer:
         yield error(str(folder), "there is no tokenizer: the merge did not finish, or lost it.")
+    yield from _check_vocabulary_size(facts)
     yield from _check_finite(facts)
     recipe = read_recipe(folder)
     if recipe is None:
@@ -64,6 +69,17 @@ def check_merged_folder(folder: Path, loading: LoadingOptions) -> Iterator[Findi
         )
         return
     yield from _compare_with_base(facts, recipe, loading)
+
+
+def _check_vocabulary_size(facts: CheckpointFacts) -> Iterator[Finding]:
+    """Yield embeddings of another number of rows than config.json has, which cannot be loaded."""
+    size = facts.config.get("vocab_size")
+    for name, header in facts.tensors.items():
+        if EMBEDDINGS.search(name) and isinstance(size, int) and header.shape[0] != size:
+            yield error(
+                facts.model,
+                f"{name} has {header.shape[0]} rows, and config.json has vocab_size {size}.",
+            )
 
 
 def _compare_with_base(

@@ -28,6 +28,9 @@ from dppa_mergekit.tensor_names import is_buffer
 if TYPE_CHECKING:
     from dppa_mergekit.checks.mergekit_reads import PlannedMerge
 
+TRUST = "--trust-remote-code"
+"""mergekit's option without which the code of a model does not run."""
+
 EXPERT = re.compile(r"\.experts\.\d+\.")
 """Matches the names of tensors that mergekit may pack on reading, and so write under others."""
 
@@ -76,7 +79,7 @@ def find_needed_options(content: Mapping[str, object], loading: LoadingOptions) 
     if loading.lora_merge_cache is None and any(model.lora is not None for model in models):
         needed.append("--lora-merge-cache")
     if not loading.trust_remote_code and any(_has_code(model) for model in models):
-        needed.append("--trust-remote-code")
+        needed.append(TRUST)
     return needed
 
 

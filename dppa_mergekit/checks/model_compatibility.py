@@ -109,16 +109,18 @@ def check_unnamed_donor(models: Sequence[CheckpointFacts], stated: Stated) -> It
         models: The models of the recipe.
         stated: What the recipe says.
     """
-    passing = {"_name_or_path", "transformers_version", "num_hidden_layers"}
-    passing |= {"dtype", "torch_dtype"} if stated.dtype else set()
-    keys = sorted({key for model in models for key in model.config} - passing)
-    different = [key for key in keys if len({repr(model.config.get(key)) for model in models}) > 1]
+    keys = [key for key in (*MUST_AGREE, *SHOULD_AGREE) if key != "num_hidden_layers"]
+    keys += [] if stated.tokenizer else ["vocab_size"]
+    # A key that one lacks may be written otherwise there.
+    values = {key: {repr(_read(model, key)) for model in models} - {"None"} for key in keys}
+    different = [key for key in keys if len(values[key]) > 1]
+    report = error if "vocab_size" in different else warning
     if not stated.tokenizer and len({frozenset(m.vocabulary.items()) for m in models}) > 1:
         different.append("tokenizer")
     if not (stated.tokenizer or stated.template) and len({m.chat_template for m in models}) > 1:
         different.append("chat template")
     if different:
-        yield warning(
+        yield report(
             "base_model",
             f"without one, the merge gets config.json and tokenizer of any of its models, of "
             f"another one in every run, and they differ in {join_names(different[:3])}"
@@ -159,9 +161,9 @@ def check_against_base(
     """
     yield from _check_configurations(fine_tuned, base)
     if fine_tuned.folder is not None and stated.tokenizer and not fine_tuned.has_tokenizer:
-        yield error(
+        yield warning(
             fine_tuned.model,
-            "there is no tokenizer in it, and the recipe's tokenizer is made from all of them.",
+            "there is no tokenizer in it: mergekit takes its tokens for those of the base model.",
         )
     if not stated.tokenizer:
         yield from check_vocabulary(fine_tuned, base)
@@ -183,13 +185,21 @@ def _check_head(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[
         )
 
 
+def _read(facts: CheckpointFacts, key: str) -> object:
+    """Return a value of config.json; transformers 5 writes rope_theta into rope_parameters."""
+    rope = facts.config.get("rope_parameters")
+    if key == "rope_theta" and isinstance(rope, dict):
+        return rope.get(key)
+    return facts.config.get(key)
+
+
 def _check_configurations(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
     if not fine_tuned.config or not base.config:
         return
     for keys, report in ((MUST_AGREE, error), (SHOULD_AGREE, warning)):
         for key in keys:
-            ours, theirs = fine_tuned.config.get(key), base.config.get(key)
-            if ours != theirs and (key in fine_tuned.config) == (key in base.config):
+            ours, theirs = _read(fine_tuned, key), _read(base, key)
+            if ours != theirs and None not in (ours, theirs):
                 yield report(
                     fine_tuned.model,
                     f"config.json has {key} {ours}, and {theirs} in the base model.",

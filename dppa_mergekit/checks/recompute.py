@@ -16,9 +16,11 @@ from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.merged_folder import RECIPE, read_recipe
+from dppa_mergekit.checks.mergekit_reads import plan_merge_again
 from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
-from dppa_mergekit.errors import first_line
+from dppa_mergekit.errors import DppaError, first_line
 from dppa_mergekit.merging.dry_run import dry_run_again
+from dppa_mergekit.merging.table_fit import MisfitError
 from dppa_mergekit.report.phrases import count
 
 if TYPE_CHECKING:
@@ -59,6 +61,20 @@ def verify_tensors(folder: Path, extent: Extent, loading: LoadingOptions) -> Ite
     # are damaged or have changed.
     except Exception as problem:
         yield error(where, f"its recipe cannot be merged again: {first_line(problem)}.")
+
+
+def check_again(folder: Path, loading: LoadingOptions) -> Iterator[Finding]:
+    """Yield the tensors that an earlier merge has lost, by the recipe in its folder."""
+    try:
+        losses = plan_merge_again(folder / RECIPE, loading).losses
+    except MisfitError as problem:
+        for misfit in problem.misfits:
+            yield error(misfit.subject, misfit.sentence)
+    except DppaError as problem:
+        yield note(str(folder), f"its recipe cannot be planned again: {problem.message}")
+    else:
+        for misfit in losses:
+            yield warning(misfit.subject, misfit.sentence)
 
 
 def _compare_tensors(

@@ -251,7 +251,9 @@ def check_first(recipe: Path, loading: LoadingOptions, weighted: bool = False) -
         weighted: Whether every model must have a weight already.
     """
     from dppa_mergekit.checks.check import check_recipe
+    from dppa_mergekit.checks.missing_tensors import TRUST, find_needed_options
     from dppa_mergekit.errors import RecipeError
+    from dppa_mergekit.recipes.yaml_text import read_documents
 
     findings = [
         finding
@@ -265,6 +267,11 @@ def check_first(recipe: Path, loading: LoadingOptions, weighted: bool = False) -
     if errors:
         more = f" (and {len(errors) - 1} more: mergekit-dppa check)" if len(errors) > 1 else ""
         raise RecipeError(f"{recipe}: {errors[0].subject}: {errors[0].sentence}{more}")
+    for content in read_documents(recipe):
+        if TRUST in find_needed_options(content, loading):
+            raise RecipeError(
+                f"{recipe}: a model comes with code of its own, which only runs with {TRUST}."
+            )
 
 
 def _is_of_another_plugin(recipe: Path) -> bool:

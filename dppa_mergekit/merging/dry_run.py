@@ -13,7 +13,7 @@ from dppa_mergekit.errors import DppaError, RecipeError, first_line
 from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
-from dppa_mergekit.merging.optional_tensors import find_optional_misfits
+from dppa_mergekit.merging.optional_tensors import find_missing_head, find_optional_misfits
 from dppa_mergekit.merging.table_fit import Misfit, find_misfits, refuse_misfits
 from dppa_mergekit.recipes.recipe import Recipe
 
@@ -49,7 +49,7 @@ def dry_run(
     Args:
         recipe: Recipe of any method.
         folder: The folder that the merge would write.
-        config: Configuration of the merged model; the base's where None.
+        config: Configuration of the merged model; the one that mergekit makes where None.
         loading: How models are loaded.
 
     Raises:
@@ -58,6 +58,7 @@ def dry_run(
     from mergekit import merge_methods
     from mergekit.architecture import get_architecture_info
     from mergekit.io.tasks import LoaderCache
+    from mergekit.merge import _model_out_config
     from mergekit.plan import MergePlanner
 
     configuration = recipe.configuration()
@@ -67,21 +68,17 @@ def dry_run(
         LoaderCache().setup(options=options)
         for model in configuration.referenced_models():
             LoaderCache().get(model)
+        table = get_architecture_info(configuration, options)
         if config is None:
-            base = configuration.base_model or configuration.referenced_models()[0]
-            config = base.config(trust_remote_code=loading.trust_remote_code)
-        planner = MergePlanner(
-            configuration,
-            get_architecture_info(configuration, options),
-            options=options,
-            out_model_config=config,
-        )
+            config = _model_out_config(configuration, table, loading.trust_remote_code)
+        planner = MergePlanner(configuration, table, options=options, out_model_config=config)
         # The methods of this package look for misfits themselves.
         is_own = isinstance(merge_methods.get(recipe.method), DeltaPruningMerge)
         losses = [] if is_own else list(refuse_misfits(find_misfits(planner)))
         tasks = planner.plan_to_disk(folder)
         plan = plan_of_planner(planner)
         losses += refuse_misfits(find_optional_misfits(tasks)) if plan is None else plan.losses
+        refuse_misfits(list(find_missing_head(planner, tasks)))
         planned = DryRun(tasks, plan, losses)
     except DppaError:
         LoaderCache.loaders.clear()

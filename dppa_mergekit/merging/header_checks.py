@@ -10,6 +10,7 @@ from dppa_mergekit.checkpoints.headers import PLAIN_DTYPES, Checkpoint, Header
 from dppa_mergekit.checkpoints.tensor_loading import (
     checkpoint_of,
     is_convertible,
+    is_embeddings_for_head,
     own_name,
     possible_names,
 )
@@ -71,6 +72,11 @@ class InputHeaders:
         for model, load in planned.loads.items():
             stored = self.stored_name(model, load)
             if stored is not None:
+                if is_embeddings_for_head(load, stored):
+                    raise CheckpointError(
+                        f"{model}: tensor {planned.name} is missing, and its config.json does not "
+                        f"tie it to the embeddings."
+                    )
                 headers[model] = self.checkpoint(model, load).header(stored)
                 _refuse_quantised(model, stored, headers[model])
             elif is_convertible(load):

@@ -132,7 +132,7 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
     """
     from mergekit.io.tasks import LoaderCache
 
-    misfits = list(_layers_past_the_end(planner))
+    misfits = [*_layers_past_the_end(planner), *_refused_configuration(planner)]
     if misfits:
         return misfits
     base, models = planner.config.base_model, planner.config.referenced_models()
@@ -163,19 +163,30 @@ def find_misfits(planner: MergePlanner) -> list[Misfit]:
                 kind="failure",
             )
         )
-    for model, fit in fits.items():
-        absent = [name for name in fit.absent if name not in by_none]
-        if absent:
-            found = such_as(
-                absent,
-                "tensor that mergekit reads is missing",
-                "tensors that mergekit reads are missing",
-            )
-            misfits.append(Misfit(str(model), f"{found}.", kind="failure"))
+    lacking = {
+        model: absent
+        for model, fit in fits.items()
+        if (absent := [name for name in fit.absent if name not in by_none])
+    }
+    misfits += [_lack(model, absent, fits[model].unread) for model, absent in lacking.items()]
     if not by_none:
         # What a table that fits no model leaves out is the same fault.
-        misfits += _losses({model: fit.unread for model, fit in fits.items()})
+        whole = {model: fit.unread for model, fit in fits.items() if model not in lacking}
+        misfits += _losses(whole)
     return misfits
+
+
+def _lack(model: ModelReference, absent: Collection[str], unread: Collection[str]) -> Misfit:
+    """Return that a model lacks tensors, which may be those of which nothing is read."""
+    found = such_as(
+        absent,
+        "tensor that mergekit reads is missing",
+        "tensors that mergekit reads are missing",
+    )
+    if unread:
+        others = such_as(unread, "stored tensor is not read", "stored tensors are not read")
+        found += f", and {others}: it may be saved under other names"
+    return Misfit(str(model), f"{found}.", kind="failure")
 
 
 def fit_table(
@@ -203,14 +214,22 @@ def fit_table(
         else:
             read.update((found, weight.name))
     unread: list[str] = []
-    given: set[str] = set()
+    patterns: dict[str, set[str]] = {}
+    needed: dict[str, set[str]] = {}
     for name in stored:
         if name in read:
             continue
-        targets = packed.keys() & _targets(name, conversions)
-        given.update(packed[target].name for target in targets)
+        found_in = _targets(name, conversions)
+        targets = packed.keys() & found_in.keys()
+        for target in targets:
+            conversion, pattern = found_in[target]
+            own_target = packed[target].name
+            patterns.setdefault(own_target, set()).add(pattern)
+            is_joint = hasattr(conversion, "operations")
+            needed[own_target] = set(conversion.source_patterns) if is_joint else {pattern}
         if not (targets or is_buffer(name) or tied.get(name) in read):
             unread.append(name)
+    given = {name for name, found in patterns.items() if needed[name] <= found}
     absent = [
         weight.name
         for name, weight in packed.items()
@@ -282,6 +301,22 @@ def _layers_past_the_end(planner: MergePlanner) -> Iterator[Misfit]:
                 )
 
 
+def _refused_configuration(planner: MergePlanner) -> Iterator[Misfit]:
+    """Yield a configuration of the merge that transformers refuses to write, after the weights."""
+    validate = getattr(planner.out_model_config, "validate", None)
+    try:
+        if validate is not None:
+            validate()
+    # The validators of transformers raise kinds of their own.
+    except Exception as problem:
+        reason = " ".join(str(problem).split()).rstrip(".")
+        yield Misfit(
+            "recipe",
+            f"transformers refuses the configuration that the merge would get ({reason}).",
+            kind="failure",
+        )
+
+
 def _sources_by_module(planner: MergePlanner) -> dict[str, list[InputSliceDefinition]]:
     """Return module -> the sources of its slices; none where the recipe names no slices for it."""
     config = planner.config
@@ -344,15 +379,19 @@ def _own_names(weight: Weight) -> tuple[str, ...]:
     return weight.name, *(weight.aliases or ())
 
 
-def _targets(name: str, conversions: Sequence[Conversion]) -> set[str]:
-    """Return the names that transformers' conversions, one after the other, make of a name."""
-    names = {name}
+def _targets(name: str, conversions: Sequence[Conversion]) -> dict[str, tuple[Conversion, str]]:
+    """Return the names that transformers' conversions, one after the other, make of a name.
+
+    Returns:
+        Name -> the conversion that made it, and the pattern of the source that it matched.
+    """
+    found: dict[str, tuple[Conversion, str]] = {}
     for conversion in conversions:
-        for source in list(names):
+        for source in (name, *found):
             renamed, pattern = conversion.rename_source_key(source)
             if pattern is not None:
                 first = conversion.target_patterns[0]
-                names.update(
-                    renamed.replace(first, target, 1) for target in conversion.target_patterns
-                )
-    return names - {name}
+                for target in conversion.target_patterns:
+                    found[renamed.replace(first, target, 1)] = conversion, pattern
+    found.pop(name, None)
+    return found

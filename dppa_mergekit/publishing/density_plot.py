@@ -7,7 +7,9 @@ from pathlib import Path
 
 from dppa_mergekit.analysis.analyze import analyze
 from dppa_mergekit.analysis.plots import draw_density
+from dppa_mergekit.checkpoints.loading_options import LoadingOptions, caching_loras
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 
@@ -17,8 +19,13 @@ PLOT = "density.png"
 """The file name of the plot in the folder of the merge."""
 
 
-def plot_densities(recipe: Recipe, folder: Path) -> str | None:
+def plot_densities(recipe: Recipe, folder: Path, loading: LoadingOptions) -> str | None:
     """Plot the density of every linear of a recipe.
+
+    Args:
+        recipe: The recipe.
+        folder: The folder of its merge, beside which LoRAs may be merged.
+        loading: How models are loaded.
 
     Returns:
         The file name of the plot in the folder; None without the extra `plots`, or, with a
@@ -27,7 +34,9 @@ def plot_densities(recipe: Recipe, folder: Path) -> str | None:
     if not is_installed():
         return None
     try:
-        found = analyze(recipe, workspace=folder.parent)
+        with caching_loras(loading, recipe.models(), folder.parent) as cached:
+            placement = Placement(loading=cached)
+            found = analyze(recipe, placement=placement, workspace=folder.parent)
     except DppaError as problem:
         LOG.warning("The card will have no plot of the densities: %s", problem.message)
         return None

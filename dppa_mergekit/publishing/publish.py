@@ -209,7 +209,7 @@ class Publishing:
             base_models=[name for name in public.values() if "/" in name],
             parameters={public[model]: recipe.parameters(model) for model in recipe.fine_tuned()},
             report="" if self.recipe_file is None else read_report(self.recipe_file),
-            plot=plot_densities(recipe, self.folder) if is_dppa else None,
+            plot=plot_densities(recipe, self.folder, self.loading) if is_dppa else None,
             measurements=last_measurements(self.folder, self.recipe_file),
             observed=_observations(recipe, public),
             recipe=public_yaml(recipe, {**names, **self.activations()}),

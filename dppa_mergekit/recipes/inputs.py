@@ -54,6 +54,21 @@ def models_of(content: Node) -> Iterator[object]:
             yield entry["model"]
 
 
+def tokenizer_sources(content: Mapping[str, object]) -> Iterator[object]:
+    """Yield the sources of the tokenizer and of the embeddings of tokens, as they are written."""
+    tokenizer = content.get("tokenizer")
+    given = [content.get("tokenizer_source")]
+    if isinstance(tokenizer, dict):
+        given.append(tokenizer.get("source"))
+        tokens = tokenizer.get("tokens")
+        for row in tokens.values() if isinstance(tokens, dict) else ():
+            source = row.get("source") if isinstance(row, dict) else None
+            if isinstance(source, dict) and "kind" in source:
+                source = source.get("model")
+            given.append(source)
+    yield from (source for source in given if source is not None)
+
+
 def entries_of(content: Node) -> Iterator[Node]:
     """Yield the entry of every input model in a recipe."""
     return (entry for entry, _ in inputs_of(content))

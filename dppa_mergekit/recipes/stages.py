@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.recipes.inputs import Node, models_of
+from dppa_mergekit.recipes.inputs import Node, models_of, tokenizer_sources
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import Reference, is_reference
 from dppa_mergekit.recipes.yaml_text import read_documents
@@ -50,9 +50,7 @@ def stages_of(documents: Sequence[Mapping[str, object]]) -> list[Stage]:
         RecipeError: Two stages have one name, or none; stages use each other in a circle; or
             mergekit-multi would not read its own copy of a recipe as it was written.
     """
-    names = [
-        None if document.get("name") is None else str(document["name"]) for document in documents
-    ]
+    names = [_name_of(document) for document in documents]
     for name in names:
         if names.count(name) > 1:
             found = "without a name" if name is None else f"of the name {name}"
@@ -70,6 +68,13 @@ def stages_of(documents: Sequence[Mapping[str, object]]) -> list[Stage]:
             _refuse_taken_names(stage, names)
             _refuse_spaces(stage)
     return stages
+
+
+def _name_of(document: Mapping[str, object]) -> str | None:
+    name = document.get("name")
+    if name is None or isinstance(name, str):
+        return name
+    raise RecipeError(f"The name of a stage is {name!r}; allowed is a text, so put it in quotes.")
 
 
 def read_stages(path: Path) -> list[Stage]:
@@ -102,7 +107,11 @@ def _models_of(content: Node) -> Iterator[str]:
 
 
 def _references_of(content: Node) -> Iterator[Reference]:
-    return (Reference.parse(value) for value in models_of(content) if is_reference(value))
+    """Yield all models of a recipe, and the sources of its tokenizer and of tokens."""
+    sources = (source for source in tokenizer_sources(content) if source not in ("union", "base"))
+    for value in (*models_of(content), *sources):
+        if is_reference(value):
+            yield Reference.parse(value)
 
 
 def _refuse_taken_names(stage: Stage, names: Sequence[str | None]) -> None:
@@ -135,12 +144,11 @@ def _refuse_spaces(stage: Stage) -> None:
     """Refuse a path that mergekit-multi cannot write into its copy of a recipe."""
     references = map(str, _references_of(stage.content))
     spaced = next((path for path in references if " " in path or '"' in path), None)
-    if spaced is None and stage.name is not None and " " in stage.name:
-        spaced = stage.name
     if spaced is not None:
         raise RecipeError(
             f"{stage.title}: mergekit-multi cannot write {spaced!r} into its copy of the recipe; "
-            f"allowed are paths and names of stages without spaces and quotation marks."
+            f"allowed are paths, and names of stages that others use, without spaces and quotation "
+            f"marks."
         )
 
 

@@ -86,7 +86,9 @@ def test_adapters(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:
     edit(config, lambda held: held.update(r=0))
     one("its LoRA has rank 0; allowed is a whole number of at least 1.")
     edit(config, lambda held: held.update(base_model_name_or_path="org/another"))
-    one("its LoRA was trained on org/another, and is given on", "warning")
+    one("its LoRA was trained on org/another, and is given on", "note")
+    edit(config, lambda held: held.update(base_model_name_or_path=str(tmp_path / "law")))
+    one("law, and is given on", "warning")
     edit(config, lambda held: held.update(modules_to_save=["lm_head"]))
     one("its LoRA replaces whole modules, too: lm_head.", "note")
     factors = safetensors.torch.load_file(weights)
@@ -102,6 +104,9 @@ def test_adapters(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:
     factors = {name: torch.ones(4, 4) for name in factors}
     rename("", "")
     one("6 modules of its LoRA have other sizes than in the model below, such as model.layers.0.")
+    embeddings = {"base_model.model.model.embed_tokens.weight": torch.ones(98, 32)}
+    safetensors.torch.save_file({**safetensors.torch.load_file(weights), **embeddings}, weights)
+    one("1 tensor that its LoRA replaces has another shape in the model below: model.embed_tokens")
 
 
 def test_lora_cache(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:

@@ -112,6 +112,33 @@ def test_paths_with_spaces(family: Path, tmp_path: Path) -> None:
     sound(check(write(tmp_path / "one.yml", [content])))
 
 
+def test_names_that_are_no_texts(family: Path, tmp_path: Path) -> None:
+    documents = stages(family)
+    documents[0]["name"] = 1
+    (error,) = said(check(write(tmp_path / "multi.yml", documents)), "error")
+    assert "The name of a stage is 1; allowed is a text, so put it in quotes." in error
+
+
+def test_a_spaced_name_that_no_stage_uses(family: Path, tmp_path: Path) -> None:
+    documents = stages(family)
+    documents[1]["models"] = documents[0]["models"]
+    documents[0]["name"] = "two words"
+    sound(check(write(tmp_path / "multi.yml", documents)))
+
+
+def test_the_tokenizer_of_a_stage(family: Path, tmp_path: Path) -> None:
+    documents = stages(family)
+    token = {"kind": "model_token", "model": "first", "token": "w5"}
+    documents[1]["tokenizer"] = {
+        "source": "first",
+        "tokens": {"w5": {"source": token, "force": True}, "w6": {"source": "first"}},
+    }
+    path = write(tmp_path / "multi.yml", documents)
+    sound(check(path))
+    arguments = [str(path), "-I", str(tmp_path / "middle"), "--out-path", str(tmp_path / "out")]
+    assert CliRunner().invoke(mergekit_multi, arguments).exit_code == 0
+
+
 def test_a_lora_on_the_output_of_a_stage(family: Path, tmp_path: Path) -> None:
     documents = stages(family)
     documents[1]["models"][0]["model"] = f"first+{family / 'adapter'}"

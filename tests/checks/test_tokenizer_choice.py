@@ -31,9 +31,9 @@ def extend(folder: Path, token: str) -> None:
         ({"tokenizer_source": "/gone/far"}, "tokenizer", "/gone/far: there is no such folder."),
         ({"tokenizer": {"source": "a@1@2"}}, "tokenizer", "its source is a@1@2: mergekit takes"),
         (
-            {"tokenizer": {"source": "base", "pad_to_multiple_of": 0}},
+            {"tokenizer": {"source": "base", "pad_to_multiple_of": -8}},
             "tokenizer",
-            "pad_to_multiple_of is 0; allowed is a whole number above 0.",
+            "pad_to_multiple_of is -8; allowed is a whole number of at least 0.",
         ),
         ({"tokenizer": {"tokens": ["w1"]}}, "tokenizer", "tokens is not a mapping of tokens."),
         ({"tokenizer": {"tokens": {"w1": "zero"}}}, "tokenizer, w1", "allowed is a mapping with"),
@@ -55,6 +55,16 @@ def extend(folder: Path, token: str) -> None:
         ({"tokenizer": {"tokens": {"<new>": {}}}}, "tokenizer, <new>", "it has no source, and"),
         ({"chat_template": "chatlm"}, "chat_template", "did you mean chatml?"),
         ({"chat_template": "zephyr"}, "chat_template", "allowed is auto, alpaca, chatml, exaone"),
+        (
+            {"chat_template": "{{messages}}"},
+            "chat_template",
+            "a template of at least 20 characters",
+        ),
+        (
+            {"tokenizer": {"tokens": {"w1": {"force": True}}}},
+            "tokenizer, w1",
+            "force needs a source; allowed is a model of the recipe",
+        ),
     ],
 )
 def test_mistakes(
@@ -88,7 +98,12 @@ def test_sources_of_rows(family: Path, tmp_path: Path, run_yaml: RunYaml) -> Non
         sound(of_recipe(tmp_path, content(source)))
         assert run_yaml(content(source)).exit_code == 0
     for source, sentence in (
-        ({"force": True}, f"it has no source, and {family / 'base'} lacks it"),
+        ({}, f"it has no source, and {family / 'base'} lacks it"),
+        (
+            {"source": {"kind": "model_token", "model": law, "token_id": 500}},
+            f"its token_id is 500; allowed is 0 to 96, as in {law}.",
+        ),
+        ({"source": f"{family}/./law"}, f"its source is {law} in the recipe, and so cannot be"),
         ({"source": str(family / "math")}, f"{family / 'math'} has no token '<statute>'."),
         (
             {"source": {"kind": "model_token", "model": law, "token": "w1000"}},
@@ -99,6 +114,56 @@ def test_sources_of_rows(family: Path, tmp_path: Path, run_yaml: RunYaml) -> Non
         assert error.startswith("error: tokenizer, <statute>: ")
         assert sentence in error
         assert run_yaml(content(source)).exit_code != 0
+
+
+def test_tokens_without_a_row(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    def fails(sentence: str, model: str, tokenizer: dict[str, object]) -> None:
+        content = recipe(family, tokenizer=tokenizer)
+        (error,) = said(of_recipe(tmp_path, content), "error")
+        assert error.startswith(f"error: {model}: ")
+        assert sentence in error
+        assert run_yaml(content).exit_code != 0
+
+    new = {"<new>": {"source": {"kind": "zero"}}}
+    fails(
+        f"with source base, mergekit finds no row for a token that {family / 'base'} lacks, such "
+        f"as '<new>', beyond its 96: set source: union.",
+        "tokenizer",
+        {"source": "base", "tokens": new},
+    )
+    law = family / "law"
+    more = tokenizer()
+    more.add_tokens(["<more>"])
+    more.save_pretrained(law)
+    sentence = "its token '<more>' has number 96, and config.json has vocab_size 96"
+    fails(sentence, str(law), {"source": str(law)})
+    sound(of_recipe(tmp_path, recipe(family, tokenizer={"source": "base"})))
+    more.save_pretrained(family / "base")
+    fails(sentence, str(family / "base"), {"source": "base"})
+    # Numbers 0 to 94, and 97.
+    path = family / "base" / "tokenizer.json"
+    held = json.loads(path.read_text(encoding="utf-8"))
+    held["added_tokens"] = held["added_tokens"][:4]
+    held["model"]["vocab"]["w91"] = 95
+    del held["model"]["vocab"]["w90"]
+    path.write_text(json.dumps(held), encoding="utf-8")
+    fails("have gaps in their numbers, the last being 95 of 95", "tokenizer", {"source": "base"})
+
+
+@pytest.mark.parametrize("multiple", [0, 64, "64", 64.0])
+def test_padding(multiple: object, family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    content = recipe(family, tokenizer={"source": "base", "pad_to_multiple_of": multiple})
+    sound(of_recipe(tmp_path, content))
+    assert run_yaml(content).exit_code == 0
+
+
+def test_a_model_without_a_tokenizer(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
+    (family / "law" / "tokenizer.json").unlink()
+    content = recipe(family, tokenizer={"source": "base"})
+    done = of_recipe(tmp_path, content)
+    assert said(done, "error") == []
+    assert "mergekit takes its tokens for those of the base model." in done.stdout
+    assert run_yaml(content).exit_code == 0
 
 
 def test_a_source_that_is_not_merged(family: Path, tmp_path: Path, run_yaml: RunYaml) -> None:
@@ -140,8 +205,13 @@ def test_models_without_a_base(family: Path, tmp_path: Path) -> None:
     sound(of_recipe(tmp_path, content))
     config = family / "law" / "config.json"
     held = json.loads(config.read_text(encoding="utf-8"))
-    held["rms_norm_eps"] = 1e-5
+    held["use_cache"] = not held["use_cache"]
+    held["rope_theta"] = held.pop("rope_parameters")["rope_theta"]
     config.write_text(json.dumps(held), encoding="utf-8")
-    warnings = said(of_recipe(tmp_path, content), "warning")
-    assert "of another one in every run, and they differ in rms_norm_eps." in warnings[0]
-    assert warnings[0].startswith("warning: base_model: ")
+    sound(of_recipe(tmp_path, content))
+    held["rms_norm_eps"] = 1e-5
+    held["rope_theta"] = 1e6
+    config.write_text(json.dumps(held), encoding="utf-8")
+    (found, *_) = said(of_recipe(tmp_path, content), "warning")
+    assert "another one in every run, and they differ in rope_theta and rms_norm_eps." in found
+    assert found.startswith("warning: base_model: ")

@@ -127,6 +127,11 @@ def test_models_with_code_of_their_own(tmp_path: Path, run_yaml: RunYaml) -> Non
     done = of_recipe(tmp_path, content)
     assert done.exit_code == 0, done.stdout
     assert "note: recipe: mergekit-yaml needs --trust-remote-code for it." in done.stdout
+    done = CliRunner().invoke(main, ["analyze", str(tmp_path / "recipe.yml")])
+    assert done.exit_code == 1
+    assert "a model comes with code of its own, which only runs with --trust-remote-code." in (
+        done.output
+    )
     assert of_recipe(tmp_path, content, "--trust-remote-code").exit_code == 0
     assert run_yaml(content, "--trust-remote-code").exit_code == 0
     out = tmp_path / "out"

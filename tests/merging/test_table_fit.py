@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from check_command import of_recipe, said
 from checkpoint_edits import edit
 from checkpoints import recipe, save_family, tensors_of
 from commands import RunYaml
@@ -86,6 +87,85 @@ def test_tensors_that_are_lost(name: str, method: str, tmp_path: Path, run_yaml:
     assert f"{family / 'law'}: mergekit's table" in done.output
     assert f"1 stored tensor: {name}, which the merge would lose" in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_saved_under_other_names_is_one_fault(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = save_family(tmp_path)
+    renamed = {
+        name.replace("model.layers.1.", "model.blocks.1."): tensor
+        for name, tensor in tensors_of(family / "law").items()
+    }
+    safetensors.torch.save_file(renamed, family / "law" / "model.safetensors", {"format": "pt"})
+    done = run_yaml(recipe(family))
+    assert done.exit_code != 0
+    assert (
+        f"{family / 'law'}: 9 tensors that mergekit reads are missing, such as "
+        f"model.layers.1.input_layernorm.weight, and 9 stored tensors are not read, such as "
+        f"model.blocks.1.input_layernorm.weight: it may be saved under other names."
+    ) in done.output
+    assert "more: mergekit-dppa check" not in done.output
+
+
+def test_experts_that_every_model_lacks(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = save_family(tmp_path, "mixtral")
+    for name in ("base", "math", "law"):
+        whole = tensors_of(family / name)
+        kept = {key: each for key, each in whole.items() if ".experts.3." not in key}
+        assert len(whole) - len(kept) == 9
+        safetensors.torch.save_file(kept, family / name / "model.safetensors", {"format": "pt"})
+    done = run_yaml(recipe(family))
+    assert done.exit_code != 0
+    assert f"{family / 'base'}: 9 tensors of experts are missing, such as" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_projection_that_all_experts_lack(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = save_family(tmp_path, "mixtral")
+    kept = {key: each for key, each in tensors_of(family / "law").items() if ".w3." not in key}
+    safetensors.torch.save_file(kept, family / "law" / "model.safetensors", {"format": "pt"})
+    done = run_yaml(recipe(family))
+    assert done.exit_code != 0
+    assert f"{family / 'law'}: 3 tensors that mergekit reads are missing" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["dppa", "passthrough"])
+def test_configurations_that_transformers_refuses(
+    method: str, tmp_path: Path, run_yaml: RunYaml
+) -> None:
+    save_pair(tmp_path, FAMILIES["qwen2"].build)
+    sources = [{"model": str(tmp_path / "base"), "layer_range": [0, 1]}]
+    if method == "dppa":
+        more = {"parameters": {"weight": 1.0}}
+        sources.append({"model": str(tmp_path / "tuned"), "layer_range": [0, 1], **more})
+    content = recipe(tmp_path, method, {})
+    del content["models"]
+    content["slices"] = [{"sources": sources}]
+    (error,) = said(of_recipe(tmp_path, content), "error")
+    assert "transformers refuses the configuration that the merge would get" in error
+    assert "`num_hidden_layers` (1)" in error
+    assert run_yaml(content).exit_code != 0
+    assert (tmp_path / "out").exists() == (method == "passthrough")
+
+
+def test_a_head_that_is_not_tied_and_not_there(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = save_family(tmp_path, "llama_untied")
+    for name in ("law", "base"):
+        kept = tensors_of(family / name)
+        del kept["lm_head.weight"]
+        safetensors.torch.save_file(kept, family / name / "model.safetensors", {"format": "pt"})
+        done = run_yaml(recipe(family, "dppa", {"law": {"weight": 1.0}}))
+        if name == "law":
+            assert done.exit_code != 0
+            assert f"{family / 'law'}: tensor lm_head.weight is missing, and its" in done.output
+    for method in ("dppa", "task_arithmetic"):
+        errors = said(
+            of_recipe(tmp_path, recipe(family, method, {"law": {"weight": 1.0}})), "error"
+        )
+        assert errors == [
+            "error: recipe: the merge would get no lm_head.weight, which its config.json does not "
+            "tie to the embeddings, so that transformers would initialise it anew."
+        ]
 
 
 def test_tensors_that_need_no_merge(tmp_path: Path, run_yaml: RunYaml) -> None:
