@@ -18,7 +18,7 @@ import dppa_mergekit.methods  # noqa: F401  # registers them where autoload is s
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checkpoints.tensor_loading import checkpoint_of, own_name
 from dppa_mergekit.merging.dry_run import DryRun, dry_run, dry_run_again
-from dppa_mergekit.merging.table_fit import Misfit
+from dppa_mergekit.merging.misfits import Misfit
 from dppa_mergekit.tensor_names import block_of
 
 if TYPE_CHECKING:

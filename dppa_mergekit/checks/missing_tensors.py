@@ -153,7 +153,7 @@ def check_tensors(
         if lasting:
             yield from _report_unmatched(content, lasting)
         return
-    from dppa_mergekit.merging.table_fit import MisfitError  # imports mergekit
+    from dppa_mergekit.merging.misfits import MisfitError  # imports mergekit
 
     try:
         planned = _plan(content, loading)

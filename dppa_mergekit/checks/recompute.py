@@ -20,7 +20,7 @@ from dppa_mergekit.checks.mergekit_reads import plan_merge_again
 from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
 from dppa_mergekit.errors import DppaError, first_line
 from dppa_mergekit.merging.dry_run import dry_run_again
-from dppa_mergekit.merging.table_fit import MisfitError
+from dppa_mergekit.merging.misfits import MisfitError
 from dppa_mergekit.report.phrases import count
 
 if TYPE_CHECKING:

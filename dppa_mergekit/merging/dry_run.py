@@ -13,8 +13,8 @@ from dppa_mergekit.errors import DppaError, RecipeError, first_line
 from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.mergekit_hooks import plan_of_planner
-from dppa_mergekit.merging.optional_tensors import find_missing_head, find_optional_misfits
-from dppa_mergekit.merging.table_fit import Misfit, find_misfits, refuse_misfits
+from dppa_mergekit.merging.misfits import Misfit, find_misfits, find_missing_heads, refuse_misfits
+from dppa_mergekit.merging.optional_tensors import find_optional_misfits
 from dppa_mergekit.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def dry_run(
     """
     from mergekit import merge_methods
     from mergekit.architecture import get_architecture_info
-    from mergekit.io.tasks import LoaderCache
+    from mergekit.io.tasks import LoaderCache, SaveTensor
     from mergekit.merge import _model_out_config
     from mergekit.plan import MergePlanner
 
@@ -78,7 +78,8 @@ def dry_run(
         tasks = planner.plan_to_disk(folder)
         plan = plan_of_planner(planner)
         losses += refuse_misfits(find_optional_misfits(tasks)) if plan is None else plan.losses
-        refuse_misfits(list(find_missing_head(planner, tasks)))
+        written = {task.tensor_name for task in tasks if isinstance(task, SaveTensor)}
+        refuse_misfits(list(find_missing_heads(planner, written)))
         planned = DryRun(tasks, plan, losses)
     except DppaError:
         LoaderCache.loaders.clear()

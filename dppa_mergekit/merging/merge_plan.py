@@ -25,9 +25,9 @@ from dppa_mergekit.merging.cache_entries import (
 from dppa_mergekit.merging.header_checks import InputHeaders
 from dppa_mergekit.merging.linear_inputs import LinearInputs
 from dppa_mergekit.merging.method import Method
+from dppa_mergekit.merging.misfits import Misfit
 from dppa_mergekit.merging.model_allocation import ModelAllocation
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
-from dppa_mergekit.merging.table_fit import Misfit
 from dppa_mergekit.merging.thresholds import Thresholds
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.report.progress import progress_bar

@@ -28,8 +28,8 @@ from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.merging.input_models import check_device, check_dtype, check_fine_tuned
 from dppa_mergekit.merging.merge_plan import Plan
 from dppa_mergekit.merging.method import Method
+from dppa_mergekit.merging.misfits import Misfit, find_misfits, refuse_misfits
 from dppa_mergekit.merging.planned_tensor import PlannedTensor
-from dppa_mergekit.merging.table_fit import Misfit, find_misfits, refuse_misfits
 
 _PLANNER_MODULE = "mergekit.plan"
 

@@ -17,15 +17,13 @@ from dppa_mergekit.checkpoints.tensor_loading import (
     possible_names,
 )
 from dppa_mergekit.errors import first_line
-from dppa_mergekit.merging.table_fit import Kind, Misfit
+from dppa_mergekit.merging.misfits import Kind, Misfit
 from dppa_mergekit.report.phrases import such_as
-from dppa_mergekit.tensor_names import is_output_head
 
 if TYPE_CHECKING:
     from mergekit.graph import Task
     from mergekit.io.tasks import LoadTensor
     from mergekit.merge_methods.task_adapter import ExecuteMergeMethodTask
-    from mergekit.plan import MergePlanner
 
 
 def find_optional_misfits(tasks: Sequence[Task[object]]) -> list[Misfit]:
@@ -57,31 +55,6 @@ def find_optional_misfits(tasks: Sequence[Task[object]]) -> list[Misfit]:
         )
         for (model, reason, kind), names in found.items()
     ]
-
-
-def find_missing_head(planner: MergePlanner, tasks: Sequence[Task[object]]) -> Iterator[Misfit]:
-    """Yield that a merge gets no output head, where its configuration does not tie it.
-
-    Args:
-        planner: mergekit's planner.
-        tasks: The tasks that it has planned.
-    """
-    from mergekit.architecture.base import ConfiguredModelArchitecture
-    from mergekit.io.tasks import SaveTensor
-
-    config = planner.out_model_config
-    if getattr(config.get_text_config(), "tie_word_embeddings", True):
-        return
-    table = ConfiguredModelArchitecture(info=planner.arch_info, config=config)
-    listed = {weight.name for weight in table.all_weights() if is_output_head(weight.name)}
-    written = {task.tensor_name for task in tasks if isinstance(task, SaveTensor)}
-    for name in sorted(listed - written):
-        yield Misfit(
-            "recipe",
-            f"the merge would get no {name}, which its config.json does not tie to the embeddings, "
-            f"so that transformers would initialise it anew.",
-            kind="failure",
-        )
 
 
 def _loads(merge: ExecuteMergeMethodTask) -> Iterator[LoadTensor]:
