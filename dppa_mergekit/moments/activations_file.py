@@ -8,6 +8,7 @@ how they were observed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -78,6 +79,7 @@ class Observation(pydantic.BaseModel, frozen=True):
         rank: The largest rank of the moments.
         inputs: The inputs that were observed, in the order of their entries.
         unused: Tensors with linears that no token reached.
+        content_sha256: Hash of the tensors of the file; None in files of earlier releases.
     """
 
     version: Literal[1] = 1
@@ -92,6 +94,7 @@ class Observation(pydantic.BaseModel, frozen=True):
     rank: int
     inputs: tuple[ObservedInputs, ...]
     unused: tuple[str, ...] = ()
+    content_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,8 @@ class ActivationsFile:
         """Read all tensors once.
 
         Raises:
-            CheckpointError: There are no linears, shapes or dtypes do not fit, or a number is NaN,
-                infinite, or negative where it must not be.
+            CheckpointError: There are no linears, shapes or dtypes do not fit, a number is NaN,
+                infinite, or negative where it must not be, or a byte has changed.
         """
         if not self.entries:
             raise CheckpointError(f"activations: {self.path} is damaged: it has no linears.")
@@ -203,6 +206,11 @@ class ActivationsFile:
                     f"activations: {self.path} is damaged: the moments of {name} are not finite, "
                     f"or not of one shape."
                 )
+        written = self.observation.content_sha256
+        if written is not None and written != _digest(safetensors.torch.load_file(self.path)):
+            raise CheckpointError(
+                f"activations: {self.path} is damaged: its tensors are not those that were written."
+            )
 
 
 def write_activations(
@@ -246,9 +254,17 @@ def rename_observed_model(path: str, target: Path, names: Mapping[str, str]) -> 
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, observation: Observation) -> None:
+    observation = observation.model_copy(update={"content_sha256": _digest(tensors)})
     # One key, since safetensors writes several in any order.
     metadata = {_KEY: observation.model_dump_json()}
     safetensors.torch.save_file(tensors, path, metadata=metadata)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: str, number: int) -> SecondMoment:

@@ -1,6 +1,7 @@
 """Activations that cannot be used end a merge by inputs before its folder is made."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -106,6 +107,17 @@ def test_moments_that_cannot_be(
     assert f"{path} is damaged: the moments of" in said
 
 
+def test_a_byte_that_has_changed(
+    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
+) -> None:
+    path = Path(str(observed["law"]["activations"]))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
+    assert f"{path} is damaged: its tensors are not those that were written." in said
+
+
 def test_moments_of_another_number_of_inputs(
     observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
 ) -> None:
@@ -115,7 +127,10 @@ def test_moments_of_another_number_of_inputs(
         for part in ("vectors", "rest"):
             tensors[f"0.{part}"] = tensors[f"0.{part}"][:16].contiguous()
 
-    spoil(path, halve)
+    def unsigned(known: str) -> str:
+        return re.sub(r'"content_sha256":"\w+"', '"content_sha256":null', known)
+
+    spoil(path, halve, unsigned)
     said = refusal(run_yaml, recipe(family, "dppa_regmean", observed), tmp_path)
     assert f"{path} has 16 inputs for" in said
 
