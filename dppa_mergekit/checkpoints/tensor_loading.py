@@ -95,7 +95,7 @@ def tied_names_of(config: PretrainedConfig) -> Mapping[str, str]:
     """Return name of a tensor -> name of the one that takes its place when a model is loaded."""
     import transformers
 
-    if not getattr(config.get_text_config(), "tie_word_embeddings", False):
+    if not ties_head(config):
         return {}
     architecture = next(iter(config.architectures or ()), "")
     model = getattr(transformers, architecture, None)
@@ -110,7 +110,16 @@ def is_tied(load: Load) -> bool:
     from mergekit.io.tasks import LoaderCache
 
     config = load.model.config(trust_remote_code=LoaderCache().trust_remote_code)
-    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+    return ties_head(config)
+
+
+def ties_head(config: PretrainedConfig) -> bool:
+    """Return whether a configuration ties the output head to the embeddings.
+
+    transformers asks the configuration of the whole model, which may leave it to that of the text.
+    """
+    of_text = getattr(config.get_text_config(), "tie_word_embeddings", False)
+    return bool(getattr(config, "tie_word_embeddings", of_text))
 
 
 def is_embeddings_for_head(load: Load, stored: str) -> bool:

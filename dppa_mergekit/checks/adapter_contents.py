@@ -155,7 +155,7 @@ def _check_replaced(
             "tensor that its LoRA replaces has another shape in the model below",
             "tensors that its LoRA replaces have other shapes in the model below",
         )
-        yield error(model, f"{found_in}: resize the model's embeddings first.")
+        yield error(model, f"{found_in}: PEFT cannot load it.")
 
 
 def _stored_name(module: str, below: CheckpointFacts) -> str | None:

@@ -86,8 +86,9 @@ def check_recipe(
     documents, findings = parse(text)
     request = _Request(path.parent, out, sample, loading, weighted, quick, begin_plan)
     if len(documents) == 1:
-        (stage,) = stages_of(documents)
-        yield from _check_content(stage.content, findings, (), request)
+        # A recipe that is alone is one of mergekit-yaml, which ignores its name.
+        content = {key: value for key, value in documents[0].items() if key != "name"}
+        yield from _check_content(content, findings, (), request)
         return
     yield from findings
     try:
@@ -134,7 +135,9 @@ def _check_content(
         content, outputs, request.beside, request.loading.lora_merge_cache
     )
     findings += of_models
-    findings += check_sources(content, inspected.models, inspected.base, outputs, request.beside)
+    findings += check_sources(
+        content, inspected.named, inspected.models, inspected.base, outputs, request.beside
+    )
     findings += _check_layers(content, inspected)
     findings += compare_models(content, inspected, request.sample)
     known = inspected.base or inspected.first
@@ -183,17 +186,18 @@ def check_folder(
     content = read_recipe(folder)
     if verify is None and (quick or not is_sound or content is None):
         return
-    needed = find_needed_options(content or {}, loading)
+    content = content or {}
+    needed = find_needed_options(content, loading)
     if needed:
         yield note(str(folder), f"it cannot be verified without {join_names(needed)}.")
         return
-    if verify is None and not can_plan(content or {}, loading):
+    if verify is None and not can_plan(content, loading):
         return
     from dppa_mergekit.checks.recompute import check_again, verify_tensors  # imports torch
 
     begin_plan()
     # mergekit's own methods give other bytes with another number of threads.
-    if verify is None and (content or {}).get("merge_method") not in method_table.names():
+    if verify is None and content.get("merge_method") not in method_table.names():
         yield from check_again(folder, loading)
         return
     yield from verify_tensors(folder, verify or "shards", loading)

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from dppa_mergekit.checkpoints.safetensors_header import Header
 
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
 """Files of which a tokenizer has at least one."""
 
 
@@ -24,6 +32,7 @@ class CheckpointFacts:
         files: Name of a tensor -> the file in the folder that holds it; empty on the Hub.
         config: The content of config.json.
         vocabulary: Token -> id; empty where there is no tokenizer.json.
+        added_tokens: Those that were added to the vocabulary.
         chat_template: The chat template, if there is one.
         end_tokens: The ids of the tokens that end an answer, by the configurations.
         has_tokenizer: Whether there is a file of a tokenizer.
@@ -36,6 +45,7 @@ class CheckpointFacts:
     files: Mapping[str, str]
     config: Mapping[str, object] = field(default_factory=dict)
     vocabulary: Mapping[str, int] = field(default_factory=dict)
+    added_tokens: frozenset[str] = frozenset()
     chat_template: str | None = None
     end_tokens: frozenset[int] = frozenset()
     has_tokenizer: bool = False
@@ -65,7 +75,7 @@ def read_facts(
         tensors,
         files,
         config,
-        _read_vocabulary(small_files),
+        *_read_vocabulary(small_files),
         _read_chat_template(small_files),
         _read_end_tokens(small_files, config),
         any((small_files / name).exists() for name in TOKENIZERS),
@@ -82,7 +92,8 @@ def read_json(path: Path) -> dict[str, object] | None:
     return content if isinstance(content, dict) else None
 
 
-def _read_vocabulary(folder: Path) -> dict[str, int]:
+def _read_vocabulary(folder: Path) -> tuple[dict[str, int], frozenset[str]]:
+    """Return token -> id, and the tokens that were added to the vocabulary."""
     content = read_json(folder / "tokenizer.json") or {}
     model, added = content.get("model"), content.get("added_tokens")
     stored = model.get("vocab") if isinstance(model, dict) else None
@@ -93,10 +104,12 @@ def _read_vocabulary(folder: Path) -> dict[str, int]:
         vocabulary.update(
             (str(pair[0]), number) for number, pair in enumerate(stored) if isinstance(pair, list)
         )
-    for token in added if isinstance(added, list) else ():
-        if isinstance(token, dict) and isinstance(token.get("id"), int):
-            vocabulary[str(token.get("content"))] = token["id"]
-    return vocabulary
+    more = {
+        str(token.get("content")): token["id"]
+        for token in (added if isinstance(added, list) else ())
+        if isinstance(token, dict) and isinstance(token.get("id"), int)
+    }
+    return {**vocabulary, **more}, frozenset(more)
 
 
 def _read_tokenizer_kind(folder: Path) -> str | None:

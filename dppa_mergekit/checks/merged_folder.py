@@ -72,10 +72,10 @@ def check_merged_folder(folder: Path, loading: LoadingOptions) -> Iterator[Findi
 
 
 def _check_vocabulary_size(facts: CheckpointFacts) -> Iterator[Finding]:
-    """Yield embeddings of another number of rows than config.json has, which cannot be loaded."""
+    """Yield embeddings of fewer rows than config.json has tokens, which cannot be loaded."""
     size = facts.config.get("vocab_size")
     for name, header in facts.tensors.items():
-        if EMBEDDINGS.search(name) and isinstance(size, int) and header.shape[0] != size:
+        if EMBEDDINGS.search(name) and isinstance(size, int) and header.shape[0] < size:
             yield error(
                 facts.model,
                 f"{name} has {header.shape[0]} rows, and config.json has vocab_size {size}.",

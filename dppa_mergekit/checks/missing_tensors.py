@@ -7,7 +7,6 @@ seconds.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,18 @@ from dppa_mergekit.checks.adapters import find_weights, merged_name
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts, read_json
 from dppa_mergekit.checks.findings import Finding, error, warning
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.merging.table_fit import EXPERT
 from dppa_mergekit.recipes.inputs import models_of
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import Reference, named, spell
 from dppa_mergekit.report.phrases import such_as
-from dppa_mergekit.tensor_names import is_buffer
+from dppa_mergekit.tensor_names import is_buffer, is_output_head
 
 if TYPE_CHECKING:
     from dppa_mergekit.checks.mergekit_reads import PlannedMerge
 
 TRUST = "--trust-remote-code"
 """mergekit's option without which the code of a model does not run."""
-
-EXPERT = re.compile(r"\.experts\.\d+\.")
-"""Matches the names of tensors that mergekit may pack on reading, and so write under others."""
 
 
 def find_missing(some: Collection[str], others: Collection[str], tied: bool) -> list[str]:
@@ -46,7 +43,7 @@ def find_missing(some: Collection[str], others: Collection[str], tied: bool) -> 
     return [
         name
         for name in some
-        if name not in others and not is_buffer(name) and not (tied and "lm_head" in name)
+        if name not in others and not is_buffer(name) and not (tied and is_output_head(name))
     ]
 
 
@@ -86,7 +83,11 @@ def find_needed_options(content: Mapping[str, object], loading: LoadingOptions) 
 def _has_code(model: Reference) -> bool:
     """Return whether a model in a folder comes with code of its own, which transformers needs."""
     config = read_json(Path(model.model.path) / "config.json") or {}
-    return "auto_map" in config
+    if "auto_map" not in config:
+        return False
+    from transformers import CONFIG_MAPPING  # takes a second
+
+    return config.get("model_type") not in CONFIG_MAPPING
 
 
 def _models_in(content: Mapping[str, object]) -> list[Reference]:
@@ -149,7 +150,7 @@ def check_tensors(
     if loading is None:
         for difference in differences:
             yield from _judge_by_names(difference)
-        lasting = [name for name in base.tensors if not EXPERT.search(name)]
+        lasting = [name for name in base.tensors if not EXPERT.fullmatch(name)]
         if lasting:
             yield from _report_unmatched(content, lasting)
         return
@@ -215,14 +216,9 @@ def _judge_by_plan(difference: Difference, planned: PlannedMerge) -> Iterator[Fi
         yield from _judge_by_names(difference)
         return
     # mergekit would take the embeddings for an output head that is not tied to them.
-    missing = [name for name in reads.absent if name in difference.missing]
-    if missing:
-        found = such_as(
-            missing,
-            "tensor that mergekit reads is missing",
-            "tensors that mergekit reads are missing",
-        )
-        yield error(difference.model, f"{found}.")
+    for name in reads.absent:
+        if name in difference.missing and is_output_head(name):
+            yield error(difference.model, f"1 tensor that mergekit reads is missing: {name}.")
     left_out = [name for name in reads.left_out if name in difference.missing]
     if left_out:
         found = such_as(left_out, "optional tensor is missing", "optional tensors are missing")

@@ -112,10 +112,13 @@ def check_unnamed_donor(models: Sequence[CheckpointFacts], stated: Stated) -> It
     keys = [key for key in (*MUST_AGREE, *SHOULD_AGREE) if key != "num_hidden_layers"]
     keys += [] if stated.tokenizer else ["vocab_size"]
     # A key that one lacks may be written otherwise there.
-    values = {key: {repr(_read(model, key)) for model in models} - {"None"} for key in keys}
-    different = [key for key in keys if len(values[key]) > 1]
+    values = {key: [found for m in models if (found := _read(m, key)) is not None] for key in keys}
+    different = [key for key in keys if any(found != values[key][0] for found in values[key])]
     report = error if "vocab_size" in different else warning
-    if not stated.tokenizer and len({frozenset(m.vocabulary.items()) for m in models}) > 1:
+    if (
+        not stated.tokenizer
+        and len({frozenset(m.vocabulary.items()) for m in models if m.vocabulary}) > 1
+    ):
         different.append("tokenizer")
     if not (stated.tokenizer or stated.template) and len({m.chat_template for m in models}) > 1:
         different.append("chat template")
@@ -133,19 +136,25 @@ def check_union(
 ) -> Iterator[Finding]:
     """Yield a warning if a tokenizer that is made of several numbers tokens anew in every run.
 
+    It takes the models in another order each time, and the words of a vocabulary; tokens that were
+    added to a vocabulary it takes by their numbers.
+
     Args:
-        models: The fine-tuned models.
+        models: All models.
         base: The base model.
         stated: What the recipe says.
     """
-    added = {
-        token for model in models for token in model.vocabulary.keys() - base.vocabulary.keys()
-    }
-    if stated.source == "union" and base.vocabulary and len(added) > 1:
+    if stated.source != "union" or not base.vocabulary:
+        return
+    added = [model.vocabulary.keys() - base.vocabulary.keys() for model in models]
+    contributors = [model for model, tokens in zip(models, added, strict=True) if tokens]
+    every = set().union(*added)
+    is_ordered = len(contributors) == 1 and every <= contributors[0].added_tokens
+    if len(every) > 1 and not is_ordered:
         yield warning(
             "tokenizer",
-            f"mergekit numbers the {len(added)} tokens that the base model lacks, such as "
-            f"{min(added)!r}, in another order in every run, and so orders their embeddings.",
+            f"mergekit numbers the {len(every)} tokens that the base model lacks, such as "
+            f"{min(every)!r}, in another order in every run, and so orders their embeddings.",
         )
 
 

@@ -34,7 +34,8 @@ class InspectedModels:
     Attributes:
         named: The models, as the recipe spells them.
         models: Model -> what is known of it; without those that cannot be found.
-        base: The base model, or the first if the recipe names none; None if it cannot be found.
+        base: The base model of the recipe or of a slice, or the first if there is none; None if it
+            cannot be found.
         comparable: The others whose layers are merged with the same layers of the base.
         moved: The others whose layers slices may move.
         awaits_base: Whether the base model is the output of another stage.

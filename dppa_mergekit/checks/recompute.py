@@ -64,7 +64,7 @@ def verify_tensors(folder: Path, extent: Extent, loading: LoadingOptions) -> Ite
 
 
 def check_again(folder: Path, loading: LoadingOptions) -> Iterator[Finding]:
-    """Yield the tensors that an earlier merge has lost, by the recipe in its folder."""
+    """Yield the tensors that an earlier merge has lost, or why its recipe has no plan now."""
     try:
         losses = plan_merge_again(folder / RECIPE, loading).losses
     except MisfitError as problem:

@@ -22,7 +22,7 @@ ROWS = (
 """What the source of a token's embedding may be."""
 
 SHORT = 20
-"""mergekit takes a shorter text for the name of a chat template, whatever is in it."""
+"""mergekit refuses a shorter chat template."""
 
 _WHOLE = pydantic.TypeAdapter(int)
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
@@ -26,6 +27,7 @@ OF_ALL = ("union", "base")
 
 def check_sources(
     content: Node,
+    spelled: Collection[str],
     models: Mapping[str, CheckpointFacts],
     base: CheckpointFacts | None,
     outputs: Sequence[str],
@@ -35,7 +37,8 @@ def check_sources(
 
     Args:
         content: The content of the recipe.
-        models: The models of the recipe -> what is known of them.
+        spelled: The models of the recipe.
+        models: Those of which something is known -> what it is.
         base: The base model, or the first if the recipe names none; None if it is not known.
         outputs: The names of other stages whose outputs the recipe uses.
         beside: The folder of the recipe.
@@ -43,18 +46,18 @@ def check_sources(
     source = source_of(content)
     if source is None:
         return
+    tokenizer = content.get("tokenizer")
+    tokens = tokenizer.get("tokens") if isinstance(tokenizer, dict) else None
+    rows = {str(token): row for token, row in tokens.items()} if isinstance(tokens, dict) else {}
     donor = base
     if source not in OF_ALL:
         if named(spell(source)).model.path in outputs:
             return
-        donor, findings = _inspect_source(source, models, beside)
+        donor, findings = _inspect_source(source, models, rows, beside)
         yield from findings
-    tokenizer = content.get("tokenizer")
-    tokens = tokenizer.get("tokens") if isinstance(tokenizer, dict) else None
-    rows = {str(token): row for token, row in tokens.items()} if isinstance(tokens, dict) else {}
     for token, row in rows.items():
         if isinstance(row, dict):
-            yield from _check_row(token, row.get("source"), models, outputs)
+            yield from _check_row(token, row.get("source"), spelled, models, outputs)
     if base is not None and donor is not None and base.vocabulary and donor.vocabulary:
         added = [token for token in rows if token not in donor.vocabulary]
         yield from _check_numbers(source, donor, added, padding_of(content))
@@ -62,9 +65,19 @@ def check_sources(
 
 
 def _inspect_source(
-    source: object, models: Mapping[str, CheckpointFacts], beside: Path | None
+    source: object,
+    models: Mapping[str, CheckpointFacts],
+    rows: Iterable[str],
+    beside: Path | None,
 ) -> tuple[CheckpointFacts | None, list[Finding]]:
-    """Return the model whose tokenizer the merge gets, and what is wrong with it."""
+    """Return the model whose tokenizer the merge gets, and what is wrong with it.
+
+    Args:
+        source: The source of the tokenizer.
+        models: The models of the recipe -> what is known of them.
+        rows: The tokens of which the recipe says where their rows come from.
+        beside: The folder of the recipe.
+    """
     try:
         Reference.parse(source)
     except RecipeError as problem:
@@ -84,12 +97,15 @@ def _inspect_source(
         facts, findings = inspect_model(name, beside)
         if facts is None:
             return None, [
-                error("tokenizer", f"its source {name}: {finding.sentence}") for finding in findings
+                replace(
+                    finding, subject="tokenizer", sentence=f"its source {name}: {finding.sentence}"
+                )
+                for finding in findings
             ]
     if facts.folder is not None and not facts.has_tokenizer:
-        return None, [error("tokenizer", f"its source {name} has no tokenizer.")]
+        return None, [warning("tokenizer", f"its source {name} seems to have no tokenizer.")]
     known = {token for model in models.values() for token in model.vocabulary}
-    unknown = facts.vocabulary.keys() - known
+    unknown = facts.vocabulary.keys() - known - set(rows)
     if not known or not unknown:
         return facts, []
     sentence = (
@@ -100,7 +116,11 @@ def _inspect_source(
 
 
 def _check_row(
-    token: str, source: object, models: Mapping[str, CheckpointFacts], outputs: Sequence[str]
+    token: str,
+    source: object,
+    spelled: Collection[str],
+    models: Mapping[str, CheckpointFacts],
+    outputs: Sequence[str],
 ) -> Iterator[Finding]:
     """Yield what is wrong with the source of a token's embedding."""
     where = f"tokenizer, {token}"
@@ -117,11 +137,13 @@ def _check_row(
     if model is None or named(spell(model)).model.path in outputs:
         return
     name = spell(model)
-    if name not in models:
-        same = next((other for other in models if identity(other) == identity(name)), None)
+    if name not in spelled:
+        same = next((other for other in spelled if identity(other) == identity(name)), None)
         also = f", and so cannot be written as {name}" if same else f"; allowed is {ROWS}"
         found = f"is {same} in the recipe" if same else f"{name} is no model of the recipe"
         yield error(where, f"its source {found}{also}.")
+        return
+    if name not in models:
         return
     if taken is not None and _lacks(models[name], str(taken)):
         yield error(where, f"its source {name} has no token {str(taken)!r}.")
@@ -174,8 +196,8 @@ def _check_overfull(
     given = donor.vocabulary.keys() - (_over(donor) if donor is base else set())
     for facts in {id(facts): facts for facts in (base, *models.values())}.values():
         over = _over(facts)
-        if facts is base and over and facts.tokenizer_kind != "BPE":
-            fails = True
+        if facts is base:
+            fails = bool(over) and facts.tokenizer_kind != "BPE"
         elif source == "union":
             others = (other for other in models.values() if other is not facts)
             fails = any(over & (other.vocabulary.keys() - _over(other)) for other in others)

@@ -147,7 +147,8 @@ def fingerprint(folder: Path, dated: bool, beside: Path | None = None) -> str:
     except Exception as error:
         raise CheckpointError(f"{folder}: {first_line(error)}.") from error
     digest = hashlib.sha256(repr(state).encode())
-    files = {path for pattern in BESIDE_WEIGHTS for path in (beside or folder).glob(pattern)}
+    folders = {folder, beside or folder}
+    files = {path for pattern in BESIDE_WEIGHTS for each in folders for path in each.glob(pattern)}
     for path in sorted(path for path in files if path.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

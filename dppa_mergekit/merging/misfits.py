@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dppa_mergekit.checkpoints.tensor_loading import conversions_of, tied_names_of
+from dppa_mergekit.checkpoints.tensor_loading import conversions_of, tied_names_of, ties_head
 from dppa_mergekit.errors import CheckpointError
 from dppa_mergekit.merging.table_fit import TableFit, fit_table, missing_experts, own_names
 from dppa_mergekit.report.phrases import count, such_as
@@ -157,7 +157,7 @@ def find_missing_heads(planner: MergePlanner, given: Collection[str]) -> Iterato
     from mergekit.architecture.base import ConfiguredModelArchitecture
 
     config = planner.out_model_config
-    if getattr(config.get_text_config(), "tie_word_embeddings", True):
+    if ties_head(config):
         return
     table = ConfiguredModelArchitecture(info=planner.arch_info, config=config)
     for weight in table.all_weights():

@@ -182,7 +182,7 @@ class ActivationsFile:
         return f"activations: {self.path} has {observed} inputs for {tensor}, which has {inputs}."
 
     def check_content(self) -> None:
-        """Read all tensors once.
+        """Read all tensors, and refuse a file that was changed or makes no sense.
 
         Raises:
             CheckpointError: There are no linears, shapes or dtypes do not fit, a number is NaN,
@@ -245,11 +245,15 @@ def rename_observed_model(path: str, target: Path, names: Mapping[str, str]) -> 
         path: The file.
         target: The copy.
         names: Model -> its name in the copy; the last part of its path where it has none.
+
+    Raises:
+        CheckpointError: The file is damaged.
     """
-    observation = ActivationsFile.open(path).observation
+    file = ActivationsFile.open(path)
+    file.check_content()
+    observation = file.observation
     name = names.get(observation.model, short_name(observation.model))
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    tensors = safetensors.torch.load_file(path)
     _save(tensors, target, observation.model_copy(update={"model": name}))
 
 

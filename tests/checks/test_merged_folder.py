@@ -8,11 +8,19 @@ import pytest
 import safetensors.torch
 import torch
 from check_command import check, said
-from checkpoints import recipe, tensors_of
+from checkpoint_edits import edit
+from checkpoints import VOCABULARY, recipe, tensors_of
 from click.testing import Result
 from commands import Merge
 
 from dppa_mergekit.checks import checkpoint_files
+
+
+def test_embeddings_of_too_few_rows(family: Path, tmp_path: Path, merge: Merge) -> None:
+    merge(recipe(family))
+    edit(tmp_path / "out" / "config.json", lambda held: held.update(vocab_size=200))
+    errors = said(check(tmp_path / "out"), "error")
+    assert f"model.embed_tokens.weight has {VOCABULARY} rows, and config.json has" in errors[0]
 
 
 def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Result]) -> None:

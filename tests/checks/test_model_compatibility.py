@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from check_command import check, of_recipe, said
+from check_command import check, of_recipe, said, sound
 from checkpoint_edits import edit
 from checkpoints import new_model, recipe, save_family, tensors_of
 
@@ -115,6 +115,18 @@ def test_an_output_head_that_is_not_tied(
         "law: tensor lm_head.weight is missing, and its config.json does not tie it to the "
         "embeddings."
     )
+
+
+def test_tied_tensors_that_only_the_base_stores(
+    tmp_path: Path, merge: Callable[..., object]
+) -> None:
+    family = save_family(tmp_path, "t5")
+    stored = tensors_of(family / "base")
+    for name in ("encoder", "decoder"):
+        stored[f"{name}.embed_tokens.weight"] = stored["shared.weight"].clone()
+    safetensors.torch.save_file(stored, family / "base" / "model.safetensors", {"format": "pt"})
+    sound(of_recipe(tmp_path, recipe(family)))
+    merge(recipe(family))
 
 
 def test_a_base_with_more_than_mergekit_reads(

@@ -204,6 +204,10 @@ RECIPES: dict[str, Callable[[Path], Content]] = {
     "named chat template": of("plain", chat_template="chatml"),
     "written chat template": of("plain", chat_template="{{ messages[0]['content'] }}"),
     "name": lambda families: {"name": "math", **recipe(families / "plain", "dppa", BOTH)},
+    "name that is no text": lambda families: {
+        "name": 7,
+        **recipe(families / "plain", "dppa", BOTH),
+    },
     "bases of slices": based_slices,
     "architecture in the recipe": overridden,
     "untied": of("llama_untied"),

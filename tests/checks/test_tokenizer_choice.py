@@ -177,9 +177,22 @@ def test_a_source_that_is_not_merged(family: Path, tmp_path: Path, run_yaml: Run
     more.save_pretrained(other)
     (warning,) = said(of_recipe(tmp_path, content), "warning")
     assert f"its source {other} has 1 token that no model of the recipe has, such as" in warning
+    content["tokenizer"]["tokens"] = {"<more>": {"source": {"kind": "zero"}}}
+    sound(of_recipe(tmp_path, content))
+    del content["tokenizer"]["tokens"]
     (other / "tokenizer.json").unlink()
-    (error,) = said(of_recipe(tmp_path, content), "error")
-    assert f"its source {other} has no tokenizer." in error
+    (warning,) = said(of_recipe(tmp_path, content), "warning")
+    assert f"its source {other} seems to have no tokenizer." in warning
+
+
+def test_tokens_that_one_model_has_added_keep_their_order(family: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(family / "law")
+    model.resize_token_embeddings(VOCABULARY + 2, mean_resizing=False)
+    model.save_pretrained(family / "law")
+    more = tokenizer()
+    more.add_tokens(["<statute>", "<clause>"])
+    more.save_pretrained(family / "law")
+    sound(of_recipe(tmp_path, recipe(family, tokenizer={"source": "union"})))
 
 
 def test_a_tokenizer_without_a_source_is_a_union(family: Path, tmp_path: Path) -> None:

@@ -143,6 +143,16 @@ def test_models_with_code_of_their_own(tmp_path: Path, run_yaml: RunYaml) -> Non
     assert "its recipe gives the same bytes for" in done.stdout
 
 
+def test_code_that_transformers_does_not_need(tmp_path: Path, run_yaml: RunYaml) -> None:
+    family = save_family(tmp_path)
+    names = {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}
+    edit(family / "law" / "config.json", lambda held: held.update(auto_map=names))
+    done = of_recipe(tmp_path, recipe(family))
+    assert "--trust-remote-code" not in done.stdout
+    assert "asking mergekit" in done.stderr
+    assert run_yaml(recipe(family)).exit_code == 0
+
+
 def test_truncated_embeddings(tmp_path: Path, merge: Merge) -> None:
     family = save_family(tmp_path)
     model = LlamaForCausalLM.from_pretrained(family / "law")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from check_command import of_recipe, said
 from checkpoint_edits import edit
 from checkpoints import recipe, save_family, tensors_of
@@ -12,6 +13,7 @@ from commands import RunYaml
 from many_families import FAMILIES, LOST, MERGED, save_pair
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from dppa_mergekit.checkpoints.tensor_loading import ties_head
 from dppa_mergekit.merging.table_fit import fit_table
 
 WEIGHT = 0.7
@@ -203,6 +205,14 @@ def test_slices_may_leave_out_layers(tmp_path: Path, run_yaml: RunYaml) -> None:
     content = recipe(family)
     del content["models"]
     assert run_yaml({**content, "slices": [{"sources": sources}]}).exit_code == 0
+
+
+def test_whose_configuration_ties_the_head() -> None:
+    text = transformers.LlamaConfig(tie_word_embeddings=False)
+    whole = transformers.LlavaConfig(text_config=text, tie_word_embeddings=True)
+    assert ties_head(whole)
+    assert not ties_head(text)
+    assert not ties_head(transformers.LlavaConfig(text_config=text, tie_word_embeddings=False))
 
 
 def test_the_first_of_several_names_is_read() -> None:
