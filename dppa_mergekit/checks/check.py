@@ -139,7 +139,7 @@ def _check_content(
         content, inspected.named, inspected.models, inspected.base, outputs, request.beside
     )
     findings += _check_layers(content, inspected)
-    findings += compare_models(content, inspected, request.sample)
+    findings += compare_models(content, inspected, request.sample, request.loading)
     known = inspected.base or inspected.first
     size = None if known is None else output_size(content, known)
     if known is not None and size is not None:

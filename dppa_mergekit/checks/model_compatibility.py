@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checkpoints.safetensors_header import FLOATING, Header
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note, warning
@@ -52,25 +53,28 @@ def check_names(models: Sequence[str], base: str | None) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Stated:
-    """What a recipe says of the merged model.
+    """What a recipe, or an option of the merge, says of the merged model.
 
     Attributes:
         source: The source of the tokenizer; None where the merge gets that of its base.
         template: Whether it says which chat template.
         dtype: Whether it says which dtype.
+        truncates: Whether the last rows of longer embeddings are cut off.
     """
 
     source: object
     template: bool
     dtype: bool
+    truncates: bool
 
     @classmethod
-    def by(cls, content: Mapping[str, object]) -> Stated:
-        """Read it off the content of a recipe."""
+    def by(cls, content: Mapping[str, object], loading: LoadingOptions) -> Stated:
+        """Read it off the content of a recipe and the options of the merge."""
         return cls(
             source_of(content),
             template=content.get("chat_template") is not None,
             dtype=content.get("dtype") is not None or content.get("out_dtype") is not None,
+            truncates=loading.unsafe_truncate_embeddings,
         )
 
     @property
@@ -174,8 +178,7 @@ def check_against_base(
             fine_tuned.model,
             "there is no tokenizer in it: mergekit takes its tokens for those of the base model.",
         )
-    if not stated.tokenizer:
-        yield from check_vocabulary(fine_tuned, base)
+    yield from check_vocabulary(fine_tuned, base, stated)
     yield from _check_answers(fine_tuned, base, stated)
     if fine_tuned.tensors and base.tensors:
         yield from _check_shapes(fine_tuned, base)
@@ -215,11 +218,21 @@ def _check_configurations(fine_tuned: CheckpointFacts, base: CheckpointFacts) ->
                 )
 
 
-def check_vocabulary(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
-    """Yield where the tokens of two models differ, and the rows of their tensors."""
+def check_vocabulary(
+    fine_tuned: CheckpointFacts, base: CheckpointFacts, stated: Stated
+) -> Iterator[Finding]:
+    """Yield where the tokens of two models differ, and the rows of their tensors.
+
+    Args:
+        fine_tuned: The fine-tuned model.
+        base: The base model.
+        stated: What the recipe says.
+    """
+    if stated.tokenizer:
+        return
     yield from _check_vocabularies(fine_tuned, base)
     for name in _different_shapes(fine_tuned, base):
-        if _is_of_tokens(name):
+        if _is_of_tokens(name) and not stated.truncates:
             yield error(
                 fine_tuned.model,
                 f"{name} has shape {_write_shape(fine_tuned.tensors[name])}, and "

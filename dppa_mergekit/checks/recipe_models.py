@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dppa_mergekit import method_table
+from dppa_mergekit.checkpoints.loading_options import LoadingOptions
 from dppa_mergekit.checks.activations import check_activations
 from dppa_mergekit.checks.adapters import check_adapter
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
@@ -98,15 +99,18 @@ def inspect_models(
     return InspectedModels(present, models, base, comparable, moved, awaits_base), found
 
 
-def compare_models(content: Node, inspected: InspectedModels, sample: bool) -> Iterator[Finding]:
+def compare_models(
+    content: Node, inspected: InspectedModels, sample: bool, loading: LoadingOptions
+) -> Iterator[Finding]:
     """Yield what does not fit between models and their base.
 
     Args:
         content: The content of the recipe.
         inspected: Its models.
         sample: Whether slices of the weights are read.
+        loading: How the merge will load models.
     """
-    stated = Stated.by(content)
+    stated = Stated.by(content, loading)
     if not content.get("base_model"):
         yield from check_unnamed_donor(list(inspected.models.values()), stated)
     if inspected.base is None:
@@ -117,8 +121,8 @@ def compare_models(content: Node, inspected: InspectedModels, sample: bool) -> I
         yield note(
             model.model, "slices may move its layers: it was not compared with the base model."
         )
-        if model.model in _models_at_ends(content) and not stated.tokenizer:
-            yield from check_vocabulary(model, inspected.base)
+        if model.model in _models_at_ends(content):
+            yield from check_vocabulary(model, inspected.base, stated)
     yield from check_donor(inspected.base, stated)
     yield from check_union(list(inspected.models.values()), inspected.base, stated)
     for model in inspected.comparable:

@@ -158,6 +158,9 @@ def test_truncated_embeddings(tmp_path: Path, merge: Merge) -> None:
     model = LlamaForCausalLM.from_pretrained(family / "law")
     model.resize_token_embeddings(100, mean_resizing=False)
     model.save_pretrained(family / "law")
+    assert said(of_recipe(tmp_path, recipe(family)), "error")
+    done = of_recipe(tmp_path, recipe(family), "--unsafe-truncate-embeddings")
+    assert said(done, "error") == []
     merge(recipe(family), "--unsafe-truncate-embeddings")
     out = tmp_path / "out"
     assert check(out, "--verify=all").exit_code == 1
