@@ -77,9 +77,10 @@ def dry_run(
         losses = [] if is_own else list(refuse_misfits(find_misfits(planner)))
         tasks = planner.plan_to_disk(folder)
         plan = plan_of_planner(planner)
-        losses += refuse_misfits(find_optional_misfits(tasks)) if plan is None else plan.losses
+        losses += plan.losses if plan is not None else refuse_misfits(find_optional_misfits(tasks))
         written = {task.tensor_name for task in tasks if isinstance(task, SaveTensor)}
-        refuse_misfits(list(find_missing_heads(planner, written)))
+        headless = [found for found in find_missing_heads(planner, written) if found not in losses]
+        losses = [*losses, *refuse_misfits(headless)]
         planned = DryRun(tasks, plan, losses)
     except DppaError:
         LoaderCache.loaders.clear()

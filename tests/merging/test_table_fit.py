@@ -166,7 +166,8 @@ def test_a_head_that_is_not_tied_and_not_there(tmp_path: Path, run_yaml: RunYaml
         )
         assert errors == [
             "error: recipe: the merge would get no lm_head.weight, which its config.json does not "
-            "tie to the embeddings, so that transformers would initialise it anew."
+            "tie to the embeddings, so that transformers would initialise it anew; set "
+            "DPPA_MERGEKIT_ALLOW_LOSS=1 to merge all the same."
         ]
 
 
