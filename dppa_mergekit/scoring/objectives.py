@@ -54,6 +54,10 @@ class Objective(Protocol):
         """Return the named parts of the estimate, for reports; empty if it has only one."""
         ...
 
+    def is_perfect(self, scores: Scores) -> bool:
+        """Return whether every item is right, so that no candidate can be better on these."""
+        ...
+
 
 @dataclass(frozen=True)
 class DomainObjective:
@@ -90,6 +94,11 @@ class DomainObjective:
     def parts(self, scores: Scores) -> Mapping[str, Estimate]:
         """Return no parts."""
         return {}
+
+    def is_perfect(self, scores: Scores) -> bool:
+        """Return whether every item of the domain scores 1; not known where items are not."""
+        found = self._of_domain(scores).values()
+        return all(score.items and set(score.items) == {1.0} for score in found)
 
     def _of_domain(self, scores: Scores) -> Scores:
         return {task: scores[task] for task in self.fine_tuned_scores}
@@ -133,6 +142,10 @@ class MergeObjective:
         if self.guard:
             found["guard"] = DomainObjective(self.guard).estimate(scores)
         return found
+
+    def is_perfect(self, scores: Scores) -> bool:
+        """Return whether every item of all domains is right, and no guard is lost."""
+        return not self.lost(scores) and all(each.is_perfect(scores) for each in self._objectives)
 
     def difference(self, left: Scores, right: Scores) -> Estimate:
         """Return the difference of the smoothed values; its error is that of the paired items.

@@ -34,7 +34,7 @@ LEAST_FOLDS = 3
 
 
 class BudgetError(Exception):
-    """No further candidate may be scored."""
+    """No further candidate may be scored: the budget is spent, or there is nothing to gain."""
 
 
 def deal(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, list[int]]]:
@@ -78,6 +78,8 @@ class Contest:
         known: (candidate, fold) -> scores.
         on_scored: Called after a candidate has been scored on a fold.
         preferred: The candidate that the strategy wants to win among equals.
+        has_perfect: Whether a candidate is right on every choosing item, so that no new one can be
+            better.
     """
 
     score: Callable[[Sequence[tuple[Candidate, int]]], Iterable[Scores]]
@@ -89,6 +91,7 @@ class Contest:
     known: dict[tuple[Candidate, int], Scores] = field(default_factory=dict)
     on_scored: Callable[[Candidate], None] = lambda candidate: None
     preferred: Candidate | None = None
+    has_perfect: bool = False
 
     @property
     def choosing(self) -> range:
@@ -119,21 +122,31 @@ class Contest:
         """Score the pairs that are not known yet, in order and in one call.
 
         Raises:
-            BudgetError: A candidate is new and the budget is spent; those before it are scored.
+            BudgetError: A candidate is new, and the budget is spent or no candidate can be better
+                than one that is known; those before it are scored.
         """
         missing = [pair for pair in dict.fromkeys(wanted) if pair not in self.known]
         scored, allowed = set(self.scored), 0
+        budget = len(scored) if self.has_perfect else self.budget
         for candidate, _ in missing:
             scored.add(candidate)
-            if len(scored) > self.budget:
+            if len(scored) > budget:
                 break
             allowed += 1
         for pair, scores in zip(missing, self.score(missing[:allowed]), strict=False):
             self.known[pair] = scores
             candidate, _ = pair
+            self.has_perfect = self.has_perfect or self._is_perfect(candidate)
             self.on_scored(candidate)
         if allowed < len(missing):
             raise BudgetError
+
+    def _is_perfect(self, candidate: Candidate) -> bool:
+        """Return whether a candidate may win and is right on every choosing item, all known."""
+        pairs = [(candidate, fold) for fold in self.choosing]
+        if not self.complete(candidate) or any(pair not in self.known for pair in pairs):
+            return False
+        return self.objective.is_perfect(join_scores([self.known[pair] for pair in pairs]))
 
     def value(self, candidate: Candidate) -> float:
         """Return the value that candidates are chosen by: the smoothed objective, choosing items.

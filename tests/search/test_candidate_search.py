@@ -186,6 +186,19 @@ def test_the_budget_holds() -> None:
     assert found.evaluations == len({values for values, _ in trials.calls}) == 7
 
 
+def test_a_search_ends_where_nothing_can_be_gained() -> None:
+    # From 1.4 on, every item is right.
+    def best_from(factor: float, best: float) -> Landscape:
+        return Landscape(lambda *factors: best if min(factors) >= factor else 0.5)
+
+    result = run(best_from(1.4, 1.01))
+    assert result.after.value == 100
+    assert min(result.factors.values()) >= 1.4
+    assert result.evaluations < run(best_from(1.4, 0.95)).evaluations / 2
+    result = run(Landscape(lambda *factors: 1.01))
+    assert (result.evaluations, set(result.factors.values())) == (1, {1.0})
+
+
 @pytest.mark.parametrize("name", ["max_evaluations", "patience"])
 def test_no_candidate_is_no_search(name: str) -> None:
     given: dict[str, Any] = {name: 0}
