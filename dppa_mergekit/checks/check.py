@@ -86,9 +86,8 @@ def check_recipe(
     documents, findings = parse(text)
     request = _Request(path.parent, out, sample, loading, weighted, quick, begin_plan)
     if len(documents) == 1:
-        # A recipe that is alone is one of mergekit-yaml, which ignores its name.
-        content = {key: value for key, value in documents[0].items() if key != "name"}
-        yield from _check_content(content, findings, (), request)
+        (stage,) = stages_of(documents)
+        yield from _check_content(stage.content, findings, (), request)
         return
     yield from findings
     try:

@@ -116,8 +116,7 @@ def check_unnamed_donor(models: Sequence[CheckpointFacts], stated: Stated) -> It
     keys = [key for key in (*MUST_AGREE, *SHOULD_AGREE) if key != "num_hidden_layers"]
     keys += [] if stated.tokenizer else ["vocab_size"]
     # A key that one lacks may be written otherwise there.
-    values = {key: [found for m in models if (found := _read(m, key)) is not None] for key in keys}
-    different = [key for key in keys if any(found != values[key][0] for found in values[key])]
+    different = [key for key in keys if _differ(models, key)]
     report = error if "vocab_size" in different else warning
     if (
         not stated.tokenizer
@@ -197,12 +196,18 @@ def _check_head(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[
         )
 
 
-def _read(facts: CheckpointFacts, key: str) -> object:
-    """Return a value of config.json; transformers 5 writes rope_theta into rope_parameters."""
+def _differ(models: Sequence[CheckpointFacts], key: str) -> bool:
+    """Return whether configurations that have a key differ in its value."""
+    values = [config[key] for config in map(_configuration, models) if key in config]
+    return any(value != values[0] for value in values)
+
+
+def _configuration(facts: CheckpointFacts) -> Mapping[str, object]:
+    """Return config.json; transformers 5 writes rope_theta into rope_parameters."""
     rope = facts.config.get("rope_parameters")
-    if key == "rope_theta" and isinstance(rope, dict):
-        return rope.get(key)
-    return facts.config.get(key)
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        return {**facts.config, "rope_theta": rope["rope_theta"]}
+    return facts.config
 
 
 def _check_configurations(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
@@ -210,8 +215,8 @@ def _check_configurations(fine_tuned: CheckpointFacts, base: CheckpointFacts) ->
         return
     for keys, report in ((MUST_AGREE, error), (SHOULD_AGREE, warning)):
         for key in keys:
-            ours, theirs = _read(fine_tuned, key), _read(base, key)
-            if ours != theirs and None not in (ours, theirs):
+            if _differ((fine_tuned, base), key):
+                ours, theirs = (_configuration(model)[key] for model in (fine_tuned, base))
                 yield report(
                     fine_tuned.model,
                     f"config.json has {key} {ours}, and {theirs} in the base model.",

@@ -66,18 +66,20 @@ def padding_of(content: Node) -> int:
     """Return the number of which the rows of embeddings are made a multiple; 0 for none."""
     tokenizer = content.get("tokenizer")
     multiple = tokenizer.get("pad_to_multiple_of") if isinstance(tokenizer, dict) else None
+    return _read_multiple(multiple) or 0
+
+
+def _read_multiple(value: object) -> int | None:
+    """Return a multiple as mergekit reads it; None where it is not allowed."""
     try:
-        return max(0, _WHOLE.validate_python(multiple or 0))
+        multiple = _WHOLE.validate_python(value or 0)
     except pydantic.ValidationError:
-        return 0
+        return None
+    return multiple if multiple >= 0 else None
 
 
 def _check_padding(multiple: object) -> Iterator[Finding]:
-    try:
-        is_allowed = _WHOLE.validate_python(multiple or 0) >= 0
-    except pydantic.ValidationError:
-        is_allowed = False
-    if not is_allowed:
+    if _read_multiple(multiple) is None:
         yield error(
             "tokenizer",
             f"pad_to_multiple_of is {multiple!r}; allowed is a whole number of at least 0.",

@@ -16,13 +16,11 @@ from dppa_mergekit.checks.checkpoint_files import inspect_model
 from dppa_mergekit.checks.findings import Finding, error, find_nearest, warning
 from dppa_mergekit.checks.tokenizer_choice import ROWS, padding_of, source_of
 from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.recipes.inputs import OF_ALL
 from dppa_mergekit.recipes.references import Reference, identity, named, spell
 from dppa_mergekit.report.phrases import count
 
 Node = Mapping[str, object]
-
-OF_ALL = ("union", "base")
-"""The sources of a tokenizer that are no model."""
 
 
 def check_sources(

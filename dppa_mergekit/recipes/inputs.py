@@ -9,6 +9,9 @@ from dppa_mergekit.parameters import ACTIVATIONS
 
 Node: TypeAlias = dict[str, object]
 
+OF_ALL = ("union", "base")
+"""The sources of a tokenizer that are no model."""
+
 
 def holders(content: Node) -> Iterator[Node]:
     """Yield all that may hold inputs or shared parameters: the recipe, its modules, its slices."""

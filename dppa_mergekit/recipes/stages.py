@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.recipes.inputs import Node, models_of, tokenizer_sources
+from dppa_mergekit.recipes.inputs import OF_ALL, Node, models_of, tokenizer_sources
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import Reference, is_reference
 from dppa_mergekit.recipes.yaml_text import read_documents
@@ -50,23 +50,25 @@ def stages_of(documents: Sequence[Mapping[str, object]]) -> list[Stage]:
         RecipeError: Two stages have one name, or none; stages use each other in a circle; or
             mergekit-multi would not read its own copy of a recipe as it was written.
     """
+    contents = [
+        {key: value for key, value in document.items() if key != "name"} for document in documents
+    ]
+    if len(contents) == 1:
+        # A recipe that is alone is one of mergekit-yaml, which ignores its name.
+        return [Stage(None, contents[0])]
     names = [_name_of(document) for document in documents]
     for name in names:
         if names.count(name) > 1:
             found = "without a name" if name is None else f"of the name {name}"
             raise RecipeError(f"There are {names.count(name)} stages {found}; allowed is one.")
     stages = []
-    for name, document in zip(names, documents, strict=True):
-        content = {key: value for key, value in document.items() if key != "name"}
-        # A recipe that is alone is one of mergekit-yaml, which ignores its name.
-        others = names if len(documents) > 1 else ()
-        uses = [model for model in dict.fromkeys(_models_of(content)) if model in others]
+    for name, content in zip(names, contents, strict=True):
+        uses = [model for model in dict.fromkeys(_models_of(content)) if model in names]
         stages.append(Stage(name, content, uses))
     _refuse_circles(stages)
-    if len(stages) > 1:
-        for stage in stages:
-            _refuse_taken_names(stage, names)
-            _refuse_spaces(stage)
+    for stage in stages:
+        _refuse_taken_names(stage, names)
+        _refuse_spaces(stage)
     return stages
 
 
@@ -108,7 +110,7 @@ def _models_of(content: Node) -> Iterator[str]:
 
 def _references_of(content: Node) -> Iterator[Reference]:
     """Yield all models of a recipe, and the sources of its tokenizer and of tokens."""
-    sources = (source for source in tokenizer_sources(content) if source not in ("union", "base"))
+    sources = (source for source in tokenizer_sources(content) if source not in OF_ALL)
     for value in (*models_of(content), *sources):
         if is_reference(value):
             yield Reference.parse(value)
@@ -136,7 +138,7 @@ def _texts_of(node: object, key: str = "") -> Iterator[tuple[str, str]]:
         for name, value in node.items():
             if name not in ("model", "base_model"):
                 yield from _texts_of(value, str(name))
-    elif isinstance(node, str) and (key not in _SOURCES or node in ("union", "base")):
+    elif isinstance(node, str) and (key not in _SOURCES or node in OF_ALL):
         yield key, node
 
 

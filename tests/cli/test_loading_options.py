@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import peft
 import pytest
-import torch
 from check_command import check, of_recipe, said
 from checkpoint_edits import edit
-from checkpoints import recipe, save_family, tensors_of, unequal, write_recipe
+from checkpoints import recipe, save_family, save_lora, tensors_of, unequal, write_recipe
 from click.testing import CliRunner
 from commands import Merge, RunYaml
 from mergekit.options import MergeOptions
@@ -44,16 +42,7 @@ def test_every_command_has_mergekits_options(command: str) -> None:
 def adapted(tmp_path: Path) -> tuple[Path, str]:
     """A family, and its base with a LoRA."""
     family = save_family(tmp_path)
-    torch.manual_seed(5)
-    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
-    model = peft.get_peft_model(LlamaForCausalLM.from_pretrained(family / "base"), settings)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.02)
-    model.save_pretrained(family / "adapter")
-    model.merge_and_unload().save_pretrained(family / "whole")
-    return family, f"{family / 'base'}+{family / 'adapter'}"
+    return family, save_lora(family)
 
 
 def test_a_merge_with_a_lora_is_verified(

@@ -6,15 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import peft
 import pytest
-import torch
 import yaml
-from checkpoints import tokenizer
+from checkpoints import save_lora, tokenizer
 from click.testing import CliRunner
 from mergekit.io.tasks import LoaderCache
 from search_models import save_search
-from transformers import LlamaForCausalLM
 
 from dppa_mergekit.cli.main import main
 
@@ -23,15 +20,7 @@ from dppa_mergekit.cli.main import main
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and tasks of a search, a LoRA on the base, and the base with the LoRA in it."""
     folder = save_search(tmp_path_factory.mktemp("loras"), items=16)
-    torch.manual_seed(5)
-    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
-    model = peft.get_peft_model(LlamaForCausalLM.from_pretrained(folder / "base"), settings)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.02)
-    model.save_pretrained(folder / "adapter")
-    model.merge_and_unload().save_pretrained(folder / "whole")
+    save_lora(folder)
     tokenizer().save_pretrained(folder / "whole")
     for name in ("math", "law"):
         lines = [{"prompt": f"w{i} w{i + 3}", "completion": f" w{i + 1}"} for i in range(6)]

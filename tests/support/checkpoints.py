@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import peft
 import safetensors.torch
 import torch
 import transformers
@@ -137,6 +138,21 @@ def save_family(
         model.to(dtype).save_pretrained(folder / name, max_shard_size=shard)
         tokenizer().save_pretrained(folder / name)
     return folder
+
+
+def save_lora(family: Path) -> str:
+    """Save family/adapter, a LoRA on the base, and family/whole, with it merged in; its name."""
+    torch.manual_seed(5)
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    base = transformers.LlamaForCausalLM.from_pretrained(family / "base")
+    model = peft.get_peft_model(base, settings)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.02)
+    model.save_pretrained(family / "adapter")
+    model.merge_and_unload().save_pretrained(family / "whole")
+    return f"{family / 'base'}+{family / 'adapter'}"
 
 
 def recipe(
