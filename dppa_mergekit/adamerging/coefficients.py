@@ -1,182 +1,194 @@
-"""The coefficients that AdaMerging learns: a number for each model and block of a live merge.
+"""The coefficients that AdaMerging learns: numbers of the models of a live merge, scope by scope.
 
-In a weighted sum they are the weights. A merge by inputs is linear in the factors of its deltas,
-and not in its weights: there they are factors for all partitions of a model in a block, which
-multiply those of the recipe.
+`learnable` says which numbers of a merge these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias
 
-from dppa_mergekit import method_table
-from dppa_mergekit.parameters import AMPLIFICATION_NAMES
+import torch
+
+from dppa_mergekit.parameters import WEIGHT
+from dppa_mergekit.recipes.by_scope import Scope, Weight
+from dppa_mergekit.recipes.references import identity
 
 if TYPE_CHECKING:
-    import torch
+    from dppa_mergekit.combination.contribution import Combined
+    from dppa_mergekit.live.merged_tensor import MergedTensor
+    from dppa_mergekit.live.weighted_merge import ScopeOf, WeightedMerge
+    from dppa_mergekit.recipes.recipe import Recipe
 
-    from dppa_mergekit.live.weighted_merge import ByBlock, WeightedMerge
-    from dppa_mergekit.recipes.recipe import Recipe, Weight
-    from dppa_mergekit.tensor_names import Block
+Table: TypeAlias = Sequence[Sequence[float]]
+"""(rows, scopes of the row) numbers."""
+
+PARTITION = "partition"
+"""The granularity of numbers for every linear and partition."""
+
+SCOPES: Mapping[str, ScopeOf] = {
+    "model": lambda tensor: None,
+    "block": lambda tensor: tensor.block,
+    "linear": lambda tensor: tensor.name if tensor.is_pruned else None,
+    PARTITION: lambda tensor: tensor.name if tensor.is_pruned else None,
+}
+"""Granularity -> the scope of a tensor. Dense tensors of a model share a number where linears have
+their own."""
+
+FACTOR = "factor"
+"""The name of a factor that multiplies those of all partitions."""
 
 
-class Coefficients(Protocol):
-    """What is learned of a live merge."""
+@dataclass(frozen=True)
+class Row:
+    """The coefficients of one model that are one parameter.
 
-    @property
-    def word(self) -> str:
-        """What one of them is called: weight, factor."""
-        ...
+    Attributes:
+        model: The fine-tuned model, as the recipe spells it.
+        name: The parameter's name in the recipe, or FACTOR.
+        start: Scope, in order -> where the coefficient starts.
+    """
+
+    model: str
+    name: str
+    start: Mapping[Scope, float]
 
     @property
     def largest(self) -> float:
-        """Their largest value; the smallest is 0."""
-        ...
+        """The largest value of a coefficient; the smallest is 0."""
+        return 1.0 if self.name == WEIGHT.name else 10.0
 
-    @property
-    def blocks(self) -> Sequence[Block | None]:
-        """The blocks that have coefficients; None for the tensors outside all blocks."""
-        ...
 
-    def start(self) -> ByBlock:
-        """Return the coefficients of the recipe."""
-        ...
+Numbers: TypeAlias = Mapping[str, Mapping[str, Weight]]
+"""Fine-tuned model, as the recipe spells it -> name of a row -> its coefficients."""
 
-    def set(self, values: Mapping[str, Weight]) -> None:
-        """Write the merge with coefficients.
+
+class Coefficients(ABC):
+    """The coefficients of a live merge.
+
+    Attributes:
+        merge: The live merge.
+        scope_of: Returns the scope of a tensor.
+    """
+
+    pruned_only: bool
+    """Whether dense tensors have none."""
+
+    def __init__(self, merge: WeightedMerge, granularity: str) -> None:
+        """Find what can be learned.
 
         Args:
-            values: Fine-tuned model, as the recipe spells it -> its coefficient.
+            merge: The live merge; it is not written to.
+            granularity: A key of SCOPES.
         """
-        ...
+        self.merge, self.scope_of = merge, SCOPES[granularity]
 
-    def gradients(self, values: Mapping[str, Weight]) -> AbstractContextManager[torch.Tensor]:
+    @cached_property
+    def rows(self) -> Sequence[Row]:
+        """The coefficients, a row for each parameter of each model, those of a model together."""
+        return [
+            row
+            for model in self.merge.recipe.fine_tuned()
+            for row in self._all_rows
+            if row.model == model and row.start
+        ]
+
+    @cached_property
+    def _all_rows(self) -> Sequence[Row]:
+        return list(self._find_rows())
+
+    @abstractmethod
+    def _find_rows(self) -> Iterator[Row]:
+        """Yield the rows of all models, in any order."""
+
+    @abstractmethod
+    def _combined(
+        self, tensor: MergedTensor, numbers: Mapping[object, Mapping[str, Weight]]
+    ) -> Combined:
+        """Return what is combined in a tensor.
+
+        Args:
+            tensor: A tensor of the merge.
+            numbers: Identity of a model -> name of a row -> its coefficients.
+        """
+
+    @abstractmethod
+    def _derivatives(
+        self, tensor: MergedTensor, combined: Combined, of_merged: torch.Tensor
+    ) -> Iterable[Mapping[str, float]]:
+        """Return, of each model of a tensor, name of a row -> derivative of a loss.
+
+        Args:
+            tensor: A tensor of the merge.
+            combined: What is combined in it.
+            of_merged: (numel,) derivative of the loss in its merged elements.
+        """
+
+    @abstractmethod
+    def recipe(self, table: Table) -> Recipe:
+        """Return the recipe of the merge with coefficients."""
+
+    @property
+    def start(self) -> Table:
+        """The coefficients of the recipe, or those that the merge finds."""
+        return [list(row.start.values()) for row in self.rows]
+
+    def numbers(self, table: Table) -> dict[str, dict[str, Weight]]:
+        """Return coefficients by model and name; one number where a row has one scope."""
+        found: dict[str, dict[str, Weight]] = {}
+        for row, values in zip(self.rows, table, strict=True):
+            by_scope = dict(zip(row.start, values, strict=True))
+            weight: Weight = by_scope if len(by_scope) > 1 else next(iter(values))
+            found.setdefault(row.model, {})[row.name] = weight
+        return found
+
+    def set(self, table: Table) -> None:
+        """Write the merge with coefficients."""
+        numbers = self._by_identity(table)
+        self.merge.write(lambda tensor: self._combined(tensor, numbers))
+
+    @contextmanager
+    def gradients(self, table: Table) -> Iterator[torch.Tensor]:
         """Collect the gradient of the coefficients from backward passes through the live model.
 
         Args:
-            values: The coefficients as they were set.
+            table: The coefficients as they were set.
 
-        Returns:
-            A context whose value is (models, blocks) float64 zeros, to which every backward pass
-            in the context adds the derivatives of its loss.
+        Yields:
+            (coefficients,) float64 zeros, row after row, to which every backward pass in the
+            context adds the derivatives of its loss.
         """
-        ...
+        numbers = self._by_identity(table)
+        gradients = torch.zeros(sum(map(len, table)), dtype=torch.float64)
 
-    def recipe(self, values: Mapping[str, Weight]) -> Recipe:
-        """Return the recipe of the merge with coefficients."""
-        ...
+        def take(tensor: MergedTensor, of_merged: torch.Tensor) -> None:
+            combined = self._combined(tensor, numbers)
+            of_models = self._derivatives(tensor, combined, of_merged)
+            scope = self.scope_of(tensor)
+            for model, of_model in zip(tensor.models, of_models, strict=True):
+                for name, derivative in of_model.items():
+                    gradients[self._positions[model, name, scope]] += derivative
 
-
-@dataclass(frozen=True)
-class LearnedWeights:
-    """The weights of a weighted sum.
-
-    Attributes:
-        merge: The live merge.
-    """
-
-    merge: WeightedMerge
-    word = "weight"
-    largest = 1.0
-
-    @property
-    def blocks(self) -> Sequence[Block | None]:
-        """All blocks."""
-        return self.merge.blocks
-
-    def start(self) -> ByBlock:
-        """Return the recipe's weights."""
-        return self.merge.weights()
-
-    def set(self, values: Mapping[str, Weight]) -> None:
-        """Write the merge with weights."""
-        self.merge.set_weights(values)
-
-    def gradients(self, values: Mapping[str, Weight]) -> AbstractContextManager[torch.Tensor]:
-        """Collect the gradient of the weights."""
-        return self.merge.weight_gradients(values)
-
-    def recipe(self, values: Mapping[str, Weight]) -> Recipe:
-        """Return the recipe with weights."""
-        return self.merge.recipe.with_weights(values)
-
-
-@dataclass(frozen=True)
-class LearnedFactors:
-    """Factors of the deltas in a merge by inputs.
-
-    They multiply the recipe's factors, or the ones that the merge finds itself; both are means over
-    a block. They start at 1, or at what the merge finds.
-
-    Attributes:
-        merge: The live merge.
-    """
-
-    merge: WeightedMerge
-    word = "factor"
-    largest = 10.0
-
-    @property
-    def blocks(self) -> Sequence[Block | None]:
-        """The blocks that have linears."""
-        return self.merge.pruned_blocks
-
-    def start(self) -> ByBlock:
-        """Return the means of the factors that the merge finds; 1 where the recipe gives some."""
-        return self.merge.automatic_factors()
-
-    def set(self, values: Mapping[str, Weight]) -> None:
-        """Write the merge with factors."""
-        self.merge.set_factors(self._of_rates(values))
-
-    def gradients(self, values: Mapping[str, Weight]) -> AbstractContextManager[torch.Tensor]:
-        """Collect the gradient of the factors."""
-        of_one = dict.fromkeys(self.merge.recipe.fine_tuned(), 1.0)
-        return self.merge.factor_gradients(self._of_rates(of_one))
-
-    def recipe(self, values: Mapping[str, Weight]) -> Recipe:
-        """Return the recipe with factors, and with none that the merge would find."""
-        recipe = method_table.without_automatic(self.merge.recipe)
-        for model, factors in self._of_rates(values).items():
-            recipe = recipe.with_by_block(
-                model, {AMPLIFICATION_NAMES[rate]: factor for rate, factor in factors.items()}
-            )
-        return recipe
-
-    def _of_rates(self, values: Mapping[str, Weight]) -> dict[str, dict[int, Weight]]:
-        """Model -> rate -> the factor of its partition: the coefficient times the recipe's."""
-        return {
-            model: {rate: _multiply(values[model], factors) for rate, factors in of_rates.items()}
-            for model, of_rates in self._given.items()
-        }
+        with self.merge.passing_gradients(take, self.pruned_only):
+            yield gradients
 
     @cached_property
-    def _given(self) -> Mapping[str, Mapping[int, Mapping[Block | None, float]]]:
-        """Model -> rate -> block -> the recipe's factor."""
-        rates = self.merge.rates()
-        by_rate = {rate: self.merge.factors(rate) for rate in sorted({*chain(*rates.values())})}
-        return {
-            model: {rate: by_rate[rate][model] for rate in of_model}
-            for model, of_model in rates.items()
-        }
+    def _positions(self) -> Mapping[tuple[object, str, Scope], int]:
+        """Identity of the model, name of the row and scope -> the number of a coefficient."""
+        keys = [(identity(row.model), row.name, scope) for row in self.rows for scope in row.start]
+        return {key: number for number, key in enumerate(keys)}
+
+    def _by_identity(self, table: Table) -> dict[object, Mapping[str, Weight]]:
+        numbers = self.numbers(table)
+        return {identity(model): numbers.get(model, {}) for model in self.merge.recipe.fine_tuned()}
 
 
-def coefficients_of(merge: WeightedMerge) -> Coefficients:
-    """Return what can be learned of a live merge."""
-    if method_table.coefficient_of(merge.recipe.method) == "factor":
-        return LearnedFactors(merge)
-    return LearnedWeights(merge)
-
-
-def _multiply(coefficient: Weight, given: Mapping[Block | None, float]) -> Weight:
-    """Return a coefficient times the recipe's factors, by block unless they are all the same."""
-    if isinstance(coefficient, (int, float)):
-        if len(set(given.values())) == 1:
-            return coefficient * next(iter(given.values()))
-        return {block: coefficient * factor for block, factor in given.items()}
-    return {block: value * given[block] for block, value in coefficient.items()}
+def split(values: Iterable[float], table: Table) -> list[list[float]]:
+    """Return numbers that stand row after row as a table of the shape of another."""
+    remaining = iter(values)
+    return [list(islice(remaining, len(row))) for row in table]

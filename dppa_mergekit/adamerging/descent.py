@@ -1,8 +1,9 @@
 """AdaMerging (paper 3.4, arXiv 2310.02575): the coefficients of a merge by gradient descent.
 
-The derivative of a loss in the weight of a model and block is <dL/dW, amplified pruned delta>, so
-one backward pass through the merged model gives it for all models and blocks. In a merge by inputs,
-whose coefficients are factors, the regression applied to that delta takes its place.
+The derivative of a loss in a weight is <dL/dW, amplified pruned delta>, over the tensors that have
+the weight, so one backward pass through the merged model gives it for all models and scopes. In a
+merge by inputs, whose coefficients are factors, the regression applied to that delta takes its
+place; for the factor of a partition, that partition of the delta.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import torch
 from tqdm import tqdm
 
 from dppa_mergekit.adamerging.batches import draw_batches
-from dppa_mergekit.adamerging.coefficients import coefficients_of
+from dppa_mergekit.adamerging.coefficients import split
+from dppa_mergekit.adamerging.learnable import coefficients_of
 from dppa_mergekit.adamerging.states import (
     DevScore,
     LearningResult,
     State,
     StateStore,
-    Table,
     best_state,
     describe,
     is_out_of_patience,
@@ -36,10 +37,9 @@ from dppa_mergekit.errors import DppaError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from dppa_mergekit.adamerging.coefficients import Coefficients, Table
     from dppa_mergekit.adamerging.losses import DomainLoss
     from dppa_mergekit.live.weighted_merge import WeightedMerge
-    from dppa_mergekit.recipes.recipe import Weight
-    from dppa_mergekit.tensor_names import Block
 
 START_BATCHES = 8
 """The largest number of batches of a domain over which its loss at the start is taken."""
@@ -59,7 +59,8 @@ class Descent:
         batch_size: The number of examples of every domain in a step.
         anchor: The factor of the mean squared distance of the coefficients from their start, which
             is added to a loss that is 1 at the start.
-        per_block: Whether every model has a coefficient for each block, or one for all.
+        granularity: What has coefficients of its own: every `model`, `block`, `linear`, or
+            `partition` of a linear.
         every: The number of steps from one state that is kept and evaluated to the next.
         patience: The number of dev scores in a row without improvement after which learning ends.
         checkpointing: Whether to recompute activations in the backward pass: less memory, more
@@ -71,7 +72,7 @@ class Descent:
     learning_rate: float = 1e-3
     batch_size: int = 8
     anchor: float = 1.0
-    per_block: bool = True
+    granularity: str = "block"
     every: int = 20
     patience: int = 3
     checkpointing: bool = False
@@ -114,27 +115,21 @@ def descend(
         keep(run.start())
     for state in run.steps(states):
         keep(state)
-    result = take_best(merge, states)
-    coefficients_of(merge).set(result.coefficients)
+    result = _take_best(run.learned, states)
+    run.learned.set(result.best.settled)
     return result
 
 
-def take_best(merge: WeightedMerge, states: Sequence[State]) -> LearningResult:
+def take_best(merge: WeightedMerge, granularity: str, states: Sequence[State]) -> LearningResult:
     """Return the coefficients of the best of some states."""
-    learned = coefficients_of(merge)
+    return _take_best(coefficients_of(merge, granularity), states)
+
+
+def _take_best(learned: Coefficients, states: Sequence[State]) -> LearningResult:
     best = best_state(states)
-    values = _by_model(merge, learned.blocks, best.settled)
-    return LearningResult(learned.recipe(values), learned.word, values, best, states)
-
-
-def _by_model(
-    merge: WeightedMerge, blocks: Sequence[Block | None], table: Table
-) -> dict[str, Weight]:
-    """Fine-tuned model -> its coefficient, of a table (models, blocks) or (models, 1)."""
-    return {
-        model: dict(zip(blocks, row, strict=True)) if len(row) == len(blocks) > 1 else row[0]
-        for model, row in zip(merge.recipe.fine_tuned(), table, strict=True)
-    }
+    return LearningResult(
+        learned.recipe(best.settled), learned.rows, learned.numbers(best.settled), best, states
+    )
 
 
 class _Run:
@@ -149,36 +144,25 @@ class _Run:
     ) -> None:
         self._merge, self._losses = merge, losses
         self._descent, self._evaluate = descent, evaluate
-        self._learned = coefficients_of(merge)
-        self._blocks = self._learned.blocks
-        by_block = self._learned.start()
-        self._table = [list(by_block[model].values()) for model in merge.recipe.fine_tuned()]
-        if not descent.per_block:
-            self._table = [[sum(row) / len(row)] for row in self._table]
-        for model, row in zip(merge.recipe.fine_tuned(), self._table, strict=True):
-            for value in row:
-                if not 0 <= value <= self._learned.largest:
+        self.learned = coefficients_of(merge, descent.granularity)
+        for row in self.learned.rows:
+            for value in row.start.values():
+                if not 0 <= value <= row.largest:
                     raise DppaError(
-                        f"{merge.recipe.origin}: the {self._learned.word} of {model} starts at "
-                        f"{value:g}; learned {self._learned.word}s lie from 0 to "
-                        f"{self._learned.largest:g}."
+                        f"{merge.recipe.origin}: the {row.name} of {row.model} starts at "
+                        f"{value:g}; learned {row.name}s lie from 0 to {row.largest:g}."
                     )
 
     def start(self) -> State:
         """Return the state before the first step."""
         begun = time.perf_counter()
-        zeros = [[0.0] * len(row) for row in self._table]
-        state = State(0, self._table, (zeros, zeros), {}, None, 0.0)
-        self._set(state.settled)
+        table = self.learned.start
+        zeros = [[0.0] * len(row) for row in table]
+        state = State(0, table, (zeros, zeros), {}, None, 0.0)
+        self.learned.set(state.settled)
         losses = self._start_losses()
         evaluation = None if self._evaluate is None else self._evaluate()
-        return State(0, self._table, state.moments, losses, evaluation, time.perf_counter() - begun)
-
-    def _set(self, table: Table) -> dict[str, Weight]:
-        """Write the merge with coefficients, and return them by model."""
-        values = _by_model(self._merge, self._blocks, table)
-        self._learned.set(values)
-        return values
+        return State(0, table, state.moments, losses, evaluation, time.perf_counter() - begun)
 
     def _start_losses(self) -> dict[str, float]:
         """Domain -> its mean loss over the first batches, one round or START_BATCHES at most."""
@@ -204,9 +188,9 @@ class _Run:
         """
         descent, first, last = self._descent, states[0], states[-1]
         begun = time.perf_counter() - last.seconds
-        table = torch.tensor(last.coefficients, dtype=torch.float32)
-        origin = torch.tensor(first.coefficients, dtype=torch.float32)
-        optimizer = _resume_adam(table, last, descent.learning_rate)
+        values, origin = _flat(last.coefficients), _flat(first.coefficients)
+        largest = _flat([[row.largest] * len(row.start) for row in self.learned.rows])
+        optimizer = _resume_adam(values, last, descent.learning_rate)
         scales = _scales(first.losses)
         batches = self._batches(last.step)
         sums = dict.fromkeys(self._losses, 0.0)
@@ -217,11 +201,11 @@ class _Run:
             for step in range(last.step + 1, descent.steps + 1):
                 if is_out_of_patience(states, descent.patience):
                     return
-                gradients, losses = self._backward(table, scales, batches, step)
-                pull = 2 * descent.anchor * (table - origin) / table.numel()
-                table.grad = gradients + pull
+                gradients, losses = self._backward(values, scales, batches, step)
+                pull = 2 * descent.anchor * (values - origin) / values.numel()
+                values.grad = gradients + pull
                 optimizer.step()
-                table.clamp_(0, self._learned.largest)
+                values.clamp_(min=0).clamp_(max=largest)
                 bar.update()
                 sums = {name: total + losses[name] for name, total in sums.items()}
                 if step % descent.every and step < descent.steps:
@@ -229,12 +213,12 @@ class _Run:
                 since = step - states[-1].step
                 means = {name: total / since for name, total in sums.items()}
                 sums = dict.fromkeys(self._losses, 0.0)
-                yield self._state(step, table, optimizer, means, begun)
+                yield self._state(step, values, optimizer, means, begun)
                 bar.set_postfix_str(describe(states[-1]), refresh=False)
 
     def _backward(
         self,
-        table: torch.Tensor,
+        values: torch.Tensor,
         scales: Mapping[str, float],
         batches: Mapping[str, Iterator[torch.Tensor]],
         step: int,
@@ -242,18 +226,19 @@ class _Run:
         """Compute the gradient of the scaled losses in the coefficients, on the next batches.
 
         Args:
-            table: (models, blocks), or (models, 1).
+            values: (coefficients,).
             scales: Domain -> the factor of its loss.
             batches: Domain -> its batches.
             step: The number of the step, for messages.
 
         Returns:
-            The gradient, float32 of the shape of the table, and domain -> its loss.
+            The gradient, float32 of the same shape, and domain -> its loss.
         """
-        values = self._set(table.tolist())
+        table = split(values.tolist(), self.learned.start)
+        self.learned.set(table)
         losses = {}
         with (
-            self._learned.gradients(values) as gradients,
+            self.learned.gradients(table) as gradients,
             # Not while the merge is evaluated: some releases of transformers then generate
             # without keys and values.
             _checkpointing(self._merge.model) if self._descent.checkpointing else nullcontext(),
@@ -264,25 +249,26 @@ class _Run:
                 losses[name] = float(loss.detach())
                 _check_finite(losses[name], name, step)
                 torch.autograd.backward(loss * scales[name])
-        if not self._descent.per_block:
-            gradients = gradients.sum(1, keepdim=True)
         return gradients.float(), losses
 
     def _state(
         self,
         step: int,
-        table: torch.Tensor,
+        values: torch.Tensor,
         optimizer: torch.optim.Adam,
         losses: Mapping[str, float],
         begun: float,
     ) -> State:
         """Return the state after a step, evaluated if there is something to evaluate it by."""
-        adam = optimizer.state[table]
-        moments = (adam["exp_avg"].tolist(), adam["exp_avg_sq"].tolist())
-        state = State(step, table.tolist(), moments, losses, None, 0.0)
+        adam, shape = optimizer.state[values], self.learned.start
+        moments = (
+            split(adam["exp_avg"].tolist(), shape),
+            split(adam["exp_avg_sq"].tolist(), shape),
+        )
+        state = State(step, split(values.tolist(), shape), moments, losses, None, 0.0)
         evaluation = None
         if self._evaluate is not None:
-            self._set(state.settled)
+            self.learned.set(state.settled)
             evaluation = self._evaluate()
         seconds = time.perf_counter() - begun
         return State(step, state.coefficients, moments, losses, evaluation, seconds)
@@ -296,12 +282,17 @@ class _Run:
         }
 
 
-def _resume_adam(table: torch.Tensor, state: State, learning_rate: float) -> torch.optim.Adam:
+def _flat(table: Table) -> torch.Tensor:
+    """Return the numbers of a table, row after row, (coefficients,) float32."""
+    return torch.tensor([number for row in table for number in row], dtype=torch.float32)
+
+
+def _resume_adam(values: torch.Tensor, state: State, learning_rate: float) -> torch.optim.Adam:
     """Return Adam with the moments of a state."""
-    optimizer = torch.optim.Adam([table], lr=learning_rate)
+    optimizer = torch.optim.Adam([values], lr=learning_rate)
     if state.step:
-        mean, square = (torch.tensor(moment, dtype=table.dtype) for moment in state.moments)
-        optimizer.state[table] = {
+        mean, square = map(_flat, state.moments)
+        optimizer.state[values] = {
             "step": torch.tensor(float(state.step)),
             "exp_avg": mean,
             "exp_avg_sq": square,

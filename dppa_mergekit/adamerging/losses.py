@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from dppa_mergekit.adamerging.teacher import divergence, widen
+from dppa_mergekit.adamerging.teacher import (
+    distance,
+    divergence,
+    divergence_of,
+    read_lessons,
+    widen,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,6 +123,35 @@ class Teaching:
     def of(self, model: PreTrainedModel, indices: torch.Tensor) -> torch.Tensor:
         """Return the mean over answers of the mean divergence over their tokens, in nats."""
         return divergence(model, self.lessons.some(indices))
+
+
+@dataclass(frozen=True)
+class StateTeaching:
+    """The divergence from the answers of the domain's model, and the distance of hidden states.
+
+    The divergence is that of `Teaching`; the distance is a mean over tokens and layers of relative
+    squared errors (`teacher.distance`).
+
+    Attributes:
+        lessons: The prompts and the teacher's answers.
+        teacher: The live model that gave the lessons, which reads them again in every step.
+    """
+
+    lessons: Lessons
+    teacher: PreTrainedModel
+
+    @property
+    def number(self) -> int:
+        """The number of answers."""
+        return self.lessons.number
+
+    def of(self, model: PreTrainedModel, indices: torch.Tensor) -> torch.Tensor:
+        """Return the sum of divergence, in nats, and distance, 0 for equal states."""
+        lessons = self.lessons.some(indices).to(model.device)
+        with torch.no_grad():
+            _, wanted = read_lessons(self.teacher, lessons, hidden_states=True)
+        logits, states = read_lessons(model, lessons, hidden_states=True)
+        return divergence_of(logits, lessons) + distance(states, wanted, lessons)
 
 
 def _logits(model: PreTrainedModel, examples: Sequence[Sequence[int]], pad: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from dppa_mergekit.adamerging.losses import DomainLoss, Entropy, Teaching
+from dppa_mergekit.adamerging.losses import DomainLoss, Entropy, StateTeaching, Teaching
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.adamerging.tokenization import check_completions, completion_loss
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     Tokenize: TypeAlias = Callable[[PreTrainedModel, PreTrainedTokenizerBase], list[list[int]]]
 
-OBJECTIVES = ("distill", "entropy", "loss")
+OBJECTIVES = ("distill", "hidden", "entropy", "loss")
+
+TAUGHT = ("distill", "hidden")
+"""The objectives for which every domain has a teacher."""
 
 START = 0.3
 """The starting weight of a model in a sum that has none in the recipe (AdaMerging's own)."""
@@ -120,7 +123,7 @@ def load_merge_and_losses(
 
     Args:
         recipe: The recipe of the merge.
-        domains: Domain -> its prompts; for objective `distill` every domain has a teacher.
+        domains: Domain -> its prompts; for an objective of TAUGHT, every domain has a teacher.
         objective: One of OBJECTIVES.
         batch_size: The number of prompts that a teacher answers at once.
         placement: The device and the dtype of live models.
@@ -132,15 +135,19 @@ def load_merge_and_losses(
     Raises:
         DppaError: A model cannot be loaded, a prompt cannot be used, or a teacher cannot teach.
     """
-    # The teachers have left memory before the merge is loaded.
-    taught = _teach(recipe, domains, batch_size, placement) if objective == "distill" else {}
+    # The teachers have left memory before the merge is loaded, unless they are read in each step.
+    taught = _teach(recipe, domains, batch_size, placement) if objective in TAUGHT else {}
     merge = load_merge(recipe, workspace, placement)
     losses: dict[str, DomainLoss] = {}
     for name, domain in domains.items():
         if name in taught:
             teacher, lessons = taught[name]
             check_words(teacher, lessons, merge.model, merge.tokenizer)
-            losses[name] = Teaching(lessons)
+            losses[name] = (
+                StateTeaching(lessons, teacher.load()[0].requires_grad_(False))
+                if objective == "hidden"
+                else Teaching(lessons)
+            )
         elif objective == "loss":
             losses[name] = completion_loss(name, domain.prompts, merge.model, merge.tokenizer)
         else:

@@ -27,17 +27,42 @@ def draw_learning(result: LearningResult, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+STYLES = ("-", "--", "-.", (0, (1, 1)))
+"""The styles of a model's lines: weights and factors, one after the other."""
+
+
 def _draw_coefficients(panel: Axes, result: LearningResult) -> None:
-    """Draw a line of coefficients over the blocks for every model, learned and at the start."""
+    """Draw a line of coefficients over the scopes for every row, learned and at the start."""
+    models = list(result.coefficients)
+    names = list(dict.fromkeys(row.name for row in result.rows))
     first = result.states[0]
-    rows = zip(result.coefficients, result.best.settled, first.coefficients, strict=True)
-    for index, (model, row, before) in enumerate(rows):
-        color = color_of(index)
-        panel.plot(row, marker="o", markersize=3, color=color, label=short_name(model))
-        panel.plot(before, color=color, linewidth=0.8, linestyle=":")
-    panel.set_xlabel("block; last: outside all blocks" if len(first.coefficients[0]) > 1 else "")
-    panel.set_ylabel(f"{result.word}; dotted: at the start")
+    for row, values, before in zip(
+        result.rows, result.best.settled, first.coefficients, strict=True
+    ):
+        color = color_of(models.index(row.model))
+        style = STYLES[names.index(row.name) % len(STYLES)]
+        label = short_name(row.model) + (f", {row.name}" if len(names) > 1 else "")
+        marker = "o" if len(values) <= FEW else None
+        panel.plot(values, linestyle=style, marker=marker, markersize=3, color=color, label=label)
+        panel.plot(before, color=color, linewidth=0.8, linestyle=":", alpha=0.6)
+    panel.set_xlabel(_describe_scopes(result))
+    panel.set_ylabel(f"{', '.join(names)}; dotted: at the start")
     panel.legend(fontsize="small")
+
+
+FEW = 40
+"""The largest number of points of a line that are drawn as dots."""
+
+
+def _describe_scopes(result: LearningResult) -> str:
+    """Return the axis label of the scopes; empty where there is one."""
+    scopes = max((list(row.start) for row in result.rows), key=len)
+    if len(scopes) < 2:
+        return ""
+    word, rest = "block", "outside all blocks"
+    if any(isinstance(scope, str) for scope in scopes):
+        word, rest = "linear, layer by layer", "dense tensors"
+    return f"{word}; last: {rest}" if None in scopes else word
 
 
 def _draw_losses(panel: Axes, result: LearningResult) -> None:

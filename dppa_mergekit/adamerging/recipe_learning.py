@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit.adamerging.descent import Descent, LossError, descend, take_best
 from dppa_mergekit.adamerging.dev_evaluation import DevEvaluation
+from dppa_mergekit.adamerging.learnable import check_granularity
 from dppa_mergekit.adamerging.objectives import (
+    TAUGHT,
     DomainPrompts,
     check_method,
     check_objective,
@@ -53,7 +55,7 @@ class AdaMerge:
         prompts: Domain -> its prompts; empty to take the prompts of the dev tasks.
         tasks: The tasks file by which the merge is evaluated on the way; None for no evaluation.
         output: The file of the recipe with what was learned.
-        objective: `distill`, `entropy` or `loss`; see `learn_weights`.
+        objective: `distill`, `hidden`, `entropy` or `loss`; see `learn_weights`.
         descent: The settings of gradient descent.
         placement: The device and the dtype of live models.
     """
@@ -114,18 +116,19 @@ class AdaMerge:
         except (KeyboardInterrupt, LossError):
             states = states_until(store.states(), self.descent.steps)
             if states:
-                self._write(take_best(merge, states))
+                self._write(take_best(merge, self.descent.granularity, states))
             raise
 
     def _check(self) -> None:
         """Refuse all that can be refused without loading anything."""
         check_method(self.recipe)
+        check_granularity(self.recipe, self.descent.granularity)
         check_recipe_output(self.output)
         if self.tasks is not None:
             self._check_domains(self.tasks)
         elif not self.prompts:
             raise DppaError("There are no prompts: give --prompts, or a tasks file with --tasks.")
-        if self.objective == "distill":
+        if self.objective in TAUGHT:
             for name in self._names():
                 self._teacher(name)
         check_objective(self.objective, self.prompts)
@@ -153,7 +156,7 @@ class AdaMerge:
         """Domain -> its prompts, given or taken from the dev tasks."""
         domains = {}
         for name in self._names():
-            teacher = self._teacher(name) if self.objective == "distill" else None
+            teacher = self._teacher(name) if self.objective in TAUGHT else None
             file = self.output.with_name(f"{self.output.name}.teacher-{name}.safetensors")
             if self.prompts:
                 domains[name] = DomainPrompts.of_texts(self.prompts[name], teacher, file)
@@ -183,12 +186,25 @@ class AdaMerge:
 
     def _write(self, result: LearningResult) -> None:
         """Write the recipe, the summary, the plot and the record of the run."""
-        write_whole(self.output, result.recipe.to_yaml())
-        write_whole(self.output.with_suffix(".md"), learning_summary(result, self.objective))
+        write_whole(self.output, result.recipe.to_yaml(self._comment(result)))
+        write_whole(
+            self.output.with_suffix(".md"),
+            learning_summary(result, self.objective, self.descent.granularity),
+        )
         if is_installed():
             draw_learning(result, self.output.with_suffix(".png"))
         best = {"step": result.best.step, "steps": result.states[-1].step}
         write_record(self.output, "adamerge", self._subject(), [best, state_entry(result.best)])
+
+    def _comment(self, result: LearningResult) -> str:
+        """Return lines of text that say how the recipe was made."""
+        scored = "" if result.best.evaluation is None else ", the best by the dev tasks"
+        return (
+            f"{result.words.capitalize()} by mergekit-dppa adamerge {__version__}, from "
+            f"{Path(self.recipe.origin).name}\n"
+            f"objective {self.objective}, granularity {self.descent.granularity}, after "
+            f"{result.best.step} of {result.states[-1].step} steps{scored}"
+        )
 
     def _subject(self) -> dict[str, object]:
         """Return all that the states depend on; a journal of another subject is refused."""

@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from dppa_mergekit.adamerging.coefficients import Numbers, Row, Table
+from dppa_mergekit.parameters import WEIGHT
 from dppa_mergekit.scoring.ratios import Estimate
 
 if TYPE_CHECKING:
-    from dppa_mergekit.recipes.recipe import Recipe, Weight
+    from dppa_mergekit.recipes.recipe import Recipe
 
-DIGITS = 6
-"""Decimal places of the coefficients that are evaluated and written."""
+DIGITS = 4
+"""Decimal places of the coefficients that are evaluated and written: finer than the steps of bf16,
+which rounds a weight of 0.3 to 0.001."""
 
 GONE = 0.01
 """Below this mean coefficient a model has practically left the merge."""
-
-Table = list[list[float]]
-"""(models, blocks), or (models, 1)."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class State:
 
     Attributes:
         step: The number of steps made.
-        coefficients: (models, blocks) the coefficients.
-        moments: (models, blocks) twice: Adam's means of the gradients and of their squares.
+        coefficients: (rows, scopes of the row) the coefficients.
+        moments: The same twice: Adam's means of the gradients and of their squares.
         losses: Domain -> mean loss over the steps since the state before; at step 0, the loss at
             the start.
         evaluation: The score on dev tasks; None without dev tasks.
@@ -59,8 +59,8 @@ class State:
     seconds: float
 
     @property
-    def settled(self) -> Table:
-        """(models, blocks) the coefficients as they are evaluated and written, to DIGITS."""
+    def settled(self) -> list[list[float]]:
+        """The coefficients as they are evaluated and written, to DIGITS."""
         return [[round(value, DIGITS) for value in row] for row in self.coefficients]
 
 
@@ -82,18 +82,26 @@ class LearningResult:
 
     Attributes:
         recipe: The recipe with what was learned.
-        word: What was learned: weight, factor.
-        coefficients: Fine-tuned model, as the recipe spells it -> its weight, from 0 to 1, or the
-            factor by which those of the recipe are multiplied: a number, or block -> number.
+        rows: What was learned, and where it started.
+        coefficients: Fine-tuned model, as the recipe spells it -> name of a row -> the coefficients
+            of the best state: `weight` -> its weight, from 0 to 1; `factor` -> the factor by which
+            those of the recipe are multiplied; `amplify_90`, ... -> the factor of a partition. Each
+            is a number, or scope -> number.
         best: The state that has these coefficients.
         states: All states, from the start on.
     """
 
     recipe: Recipe
-    word: str
-    coefficients: Mapping[str, Weight]
+    rows: Sequence[Row]
+    coefficients: Numbers
     best: State
     states: Sequence[State]
+
+    @property
+    def words(self) -> str:
+        """What was learned, in words: weights, factors, or both."""
+        kinds = ["weights" if row.name == WEIGHT.name else "factors" for row in self.rows]
+        return " and ".join(dict.fromkeys(kinds))
 
 
 def states_until(states: Sequence[State], steps: int) -> list[State]:
@@ -138,12 +146,12 @@ def warnings_about(result: LearningResult, is_entropy: bool) -> list[str]:
     """
     first, last = result.states[0], result.states[-1]
     sentences = []
-    for row, model in enumerate(result.coefficients):
-        before, after = (_mean(state.coefficients[row]) for state in (first, result.best))
+    for number, row in enumerate(result.rows):
+        before, after = (_mean(state.coefficients[number]) for state in (first, result.best))
         if after < GONE <= before:
             sentences.append(
-                f"The mean {result.word} of {model} fell from {before:.2f} to {after:.3f}, so the "
-                f"model has practically left the merge; try a larger --anchor."
+                f"The mean {row.name} of {row.model} fell from {before:.2f} to {after:.3f}, so it "
+                f"has practically left the merge; try a larger --anchor."
             )
     if is_entropy and first.evaluation is not None and last.evaluation is not None:
         entropies = [_mean(list(state.losses.values())) for state in (first, last)]

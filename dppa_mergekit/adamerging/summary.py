@@ -8,21 +8,30 @@ from dppa_mergekit.adamerging.states import LearningResult
 from dppa_mergekit.report.markdown_tables import table
 
 
-def learning_summary(result: LearningResult, objective: str) -> str:
+def learning_summary(result: LearningResult, objective: str, granularity: str) -> str:
     """Return tables of the coefficients and, if there are dev scores, of the dev Domain-Ratios."""
     first, best, last = result.states[0], result.best, result.states[-1]
     learned = table(
-        ["model", "start", "learned", "least", "largest"],
+        ["model", "learned", "start", "mean", "least", "largest"],
         [
-            [model, f"{mean(before):.3f}", f"{mean(row):.3f}", f"{min(row):.3f}", f"{max(row):.3f}"]
-            for model, before, row in zip(
-                result.coefficients, first.coefficients, best.settled, strict=True
+            [
+                row.model,
+                row.name,
+                f"{mean(before):.3f}",
+                f"{mean(values):.3f}",
+                f"{min(values):.3f}",
+                f"{max(values):.3f}",
+            ]
+            for row, values, before in zip(
+                result.rows, best.settled, first.coefficients, strict=True
             )
         ],
+        names=2,
     )
     text = (
-        f"# {result.word.capitalize()}s by AdaMerging (objective {objective})\n\n{learned}\n"
-        f"Means over blocks, of the state after {best.step} of {last.step} steps; "
+        f"# {result.words.capitalize()} by AdaMerging (objective {objective}, granularity "
+        f"{granularity})\n\n{learned}\n"
+        f"Means over {granularity}s, of the state after {best.step} of {last.step} steps; "
         f"{last.seconds:.0f} s.\n"
     )
     if first.evaluation is None or best.evaluation is None:

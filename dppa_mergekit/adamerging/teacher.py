@@ -60,6 +60,12 @@ class Lessons:
         """The number of lessons."""
         return len(self.tokens)
 
+    @property
+    def in_text(self) -> torch.Tensor:
+        """(lessons, length) bool, False for padding."""
+        positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return positions < self.end[:, None]
+
     def some(self, indices: torch.Tensor) -> Lessons:
         """Return the lessons at (batch,) indices, padded only to the longest of them."""
         longest = int(self.end[indices].max())
@@ -77,10 +83,9 @@ class Lessons:
         A student whose embedding has so many rows lacks the likely tokens from there on: they are
         among all other tokens to it.
         """
-        in_text = torch.arange(self.tokens.shape[1]) < self.end[:, None]
         in_answer = torch.arange(ANSWER_TOKENS) < (self.end - self.begin)[:, None]
         likely = self.likely[in_answer]
-        return sorted({*self.tokens[in_text].tolist(), *likely[likely < rows].tolist()})
+        return sorted({*self.tokens[self.in_text].tolist(), *likely[likely < rows].tolist()})
 
     def to(self, device: torch.device) -> Lessons:
         """Return the same lessons on another device."""
@@ -170,14 +175,45 @@ def divergence(model: PreTrainedModel, lessons: Lessons) -> torch.Tensor:
         A scalar in nats, of at least float32.
     """
     lessons = lessons.to(model.device)
-    in_text = torch.arange(lessons.tokens.shape[1], device=model.device) < lessons.end[:, None]
-    logits: torch.Tensor = model(
+    return divergence_of(read_lessons(model, lessons)[0], lessons)
+
+
+def read_lessons(
+    model: PreTrainedModel, lessons: Lessons, hidden_states: bool = False
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Let a model read the texts of lessons.
+
+    Args:
+        model: A live causal language model.
+        lessons: At least one lesson, on the model's device.
+        hidden_states: Whether to return the states after every layer.
+
+    Returns:
+        (lessons, length, words) logits, and of every layer (lessons, length, size) states.
+    """
+    in_text = lessons.in_text
+    output = model(
         # The teacher's padding may be a token that the student lacks.
         input_ids=lessons.tokens.masked_fill(~in_text, 0),
         attention_mask=in_text.long(),
         use_cache=False,
-    ).logits
-    steps = torch.arange(ANSWER_TOKENS, device=model.device)
+        output_hidden_states=hidden_states,
+    )
+    # The first states are the embeddings of the tokens.
+    return output.logits, output.hidden_states[1:] if hidden_states else ()
+
+
+def divergence_of(logits: torch.Tensor, lessons: Lessons) -> torch.Tensor:
+    """Return the mean over lessons of the mean over their answer's tokens of KL(teacher || model).
+
+    Args:
+        logits: (lessons, length, words) the student's.
+        lessons: The lessons, on the same device.
+
+    Returns:
+        A scalar in nats, of at least float32.
+    """
+    steps = torch.arange(ANSWER_TOKENS, device=logits.device)
     # The logits at a position predict the token at the next one.
     positions = lessons.begin[:, None] - 1 + steps
     counted = positions + 1 < lessons.end[:, None]
@@ -193,6 +229,29 @@ def divergence(model: PreTrainedModel, lessons: Lessons) -> torch.Tensor:
     of_tokens = (expected * (teacher - student)).sum(-1) + rest * (rest.log() - student_rest.log())
     of_lessons: torch.Tensor = (of_tokens * counted).sum(-1) / counted.sum(-1).clamp(min=1)
     return of_lessons.mean()
+
+
+def distance(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], lessons: Lessons
+) -> torch.Tensor:
+    """Return the mean over lessons, tokens and layers of ||student - teacher||^2 / ||teacher||^2.
+
+    Args:
+        student: (lessons, length, size) the student's hidden states after each layer.
+        teacher: The teacher's.
+        lessons: The lessons, on the same device.
+
+    Returns:
+        A scalar of at least float32.
+    """
+    in_text = lessons.in_text
+    of_layers = []
+    for states, wanted in zip(student, teacher, strict=True):
+        aim = widen(wanted)
+        errors = (widen(states) - aim).square().sum(-1)
+        relative = errors / aim.square().sum(-1).clamp(min=torch.finfo(aim.dtype).tiny)
+        of_layers.append(((relative * in_text).sum(-1) / in_text.sum(-1)).mean())
+    return torch.stack(of_layers).mean()
 
 
 def widen(logits: torch.Tensor) -> torch.Tensor:

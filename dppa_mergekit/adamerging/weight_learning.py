@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.adamerging.descent import Descent, descend
+from dppa_mergekit.adamerging.learnable import check_granularity
 from dppa_mergekit.adamerging.objectives import (
     DomainPrompts,
     check_method,
@@ -54,8 +55,9 @@ def learn_weights(
             combines by inputs. In a sum, a model without a weight starts at 0.3.
         prompts: Fine-tuned model, as the recipe names it -> the prompts of its domain.
         objective: `distill` descends the divergence from the answers of the domain's fine-tuned
-            model, `entropy` the entropy of the next token (AdaMerging's own), and `loss` the
-            cross-entropy of the prompts' completions.
+            model; `hidden` adds the distance from its hidden states, and keeps all fine-tuned
+            models in memory; `entropy` descends the entropy of the next token (AdaMerging's own),
+            and `loss` the cross-entropy of the prompts' completions.
         descent: The settings of gradient descent; the defaults of `Descent` where None.
         placement: The device and the dtype of live models.
         score: Returns how good the live merge is, given it and its tokenizer; higher is better.
@@ -64,16 +66,17 @@ def learn_weights(
             folder for temporary files where None.
 
     Returns:
-        The recipe with the learned numbers, and what they are: weights from 0 to 1, for each model
-        and block, or factors in a merge by inputs.
+        The recipe with the learned numbers, and what they are: weights from 0 to 1, for every model
+        and block, or whatever `descent.granularity` says, and factors.
 
     Raises:
         DppaError: The recipe, the objective or a prompt cannot be used.
         LossError: A loss is not finite.
     """
-    check_method(recipe)
-    check_objective(objective, prompts)
     settings = descent or Descent()
+    check_method(recipe)
+    check_granularity(recipe, settings.granularity)
+    check_objective(objective, prompts)
     domains = {name: DomainPrompts.of_texts(of_domain, name) for name, of_domain in prompts.items()}
     folder = Path(tempfile.gettempdir()) if workspace is None else workspace
     merge, losses = load_merge_and_losses(

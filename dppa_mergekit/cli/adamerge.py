@@ -40,19 +40,22 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--objective",
-    type=click.Choice(["distill", "entropy", "loss"]),
+    type=click.Choice(["distill", "hidden", "entropy", "loss"]),
     default="distill",
     show_default=True,
     help="The loss to descend. distill: the divergence from the answers of the domain's own model. "
+    "hidden: that, and the distance from its hidden states; it keeps all models in memory. "
     "entropy: the entropy of the next token (the paper's). loss: the cross-entropy of given "
     "completions.",
 )
 @click.option(
     "--granularity",
-    type=click.Choice(["block", "model"]),
+    type=click.Choice(["model", "block", "linear", "partition"]),
     default="block",
     show_default=True,
-    help="Learn a number for every model and block, or for every model.",
+    help="What has numbers of its own in every model: the model, each block, each linear, or each "
+    "partition of a linear (its factors, beside the weights of linears). Where linears have their "
+    "own, all other tensors of a model share one weight.",
 )
 @click.option(
     "--steps",
@@ -127,7 +130,7 @@ def adamerge(
     gradient_checkpointing: bool,
     loading: LoadingOptions,
 ) -> None:
-    """Learn the weights of RECIPE's models, block by block, from prompts (AdaMerging).
+    """Learn the weights of RECIPE's models from prompts (AdaMerging).
 
     \b
         mergekit-dppa adamerge recipe.yml --output learned.yml \\
@@ -156,7 +159,7 @@ def adamerge(
             lr,
             batch_size,
             anchor,
-            granularity == "block",
+            granularity,
             every,
             patience,
             gradient_checkpointing,
@@ -173,16 +176,16 @@ def adamerge(
     lines = _describe(result)
     for line in lines:
         click.echo(line)
-    click.echo(f"{output}: the recipe with these {result.word}s")
+    click.echo(f"{output}: the recipe with these {result.words}")
     if html:
         given = [recipe, *prompts_files, *([] if tasks_file is None else [tasks_file])]
         pictures = {
             output.with_suffix(
                 ".png"
-            ).name: f"{result.word.capitalize()}s of every block (dotted: at the start), and "
-            "losses and dev scores by step."
+            ).name: f"{result.words.capitalize()} (dotted: at the start), and losses and dev "
+            "scores by step."
         }
-        title = f"{result.word.capitalize()}s of {recipe.name} by AdaMerging"
+        title = f"{result.words.capitalize()} of {recipe.name} by AdaMerging"
         options.write_page(output, title, lines, pictures, given)
 
 
@@ -190,12 +193,11 @@ def _describe(result: LearningResult) -> list[str]:
     """What was learned and the dev scores, before and after, as lines of text."""
     first, best = result.states[0], result.best
     lines = []
-    for model, before, row in zip(
-        result.coefficients, first.coefficients, best.settled, strict=True
-    ):
-        learned = f"{sum(row) / len(row):.3f}"
-        spread = f" ({min(row):.3f} to {max(row):.3f})" if len(row) > 1 else ""
-        lines.append(f"{model}: {result.word} {sum(before) / len(before):.3f} -> {learned}{spread}")
+    for row, before, values in zip(result.rows, first.coefficients, best.settled, strict=True):
+        learned = f"{sum(values) / len(values):.3f}"
+        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+        start = f"{sum(before) / len(before):.3f}"
+        lines.append(f"{row.model}: {row.name} {start} -> {learned}{spread}")
     if first.evaluation is not None and best.evaluation is not None:
         lines.append(
             f"dev Domain-Ratio {first.evaluation.estimate} -> {best.evaluation.estimate} "

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -140,39 +141,67 @@ class ByInputs:
             contributions: In the order of the recipe, of numel elements each.
             of_merged: (numel,) derivative of the loss in the merged elements; on any device.
         """
-        counting = _with_weight(sorted(contributions, key=lambda contribution: contribution.model))
-        if place.shape is None or not counting:
-            return [0.0] * len(contributions)
-        delta, shape = counting[0].pruned.pruning.delta, place.shape
-        regression = None
-        if len(counting) > 1:
-            regression = self._regress(place.name, shape, counting)
+        alone = [[one.pruned] for one in contributions]
+        return [found[0] for found in self._gradients(place, contributions, alone, of_merged)]
+
+    def partition_gradients(
+        self, place: Place, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[list[float]]:
+        """The derivatives of a loss in the factors of each model's partitions.
+
+        The arguments are those of `factor_gradients`.
+        """
+        partitions = [one.pruned.partitions() for one in contributions]
+        return self._gradients(place, contributions, partitions, of_merged)
+
+    def _gradients(
+        self,
+        place: Place,
+        contributions: Sequence[Contribution],
+        parts: Sequence[Sequence[Pruned]],
+        of_merged: torch.Tensor,
+    ) -> list[list[float]]:
+        """The derivatives of a loss in a factor of each part of each model's delta.
+
+        Args:
+            place: The place of the result.
+            contributions: In the order of the recipe, of numel elements each.
+            parts: Of each contribution.
+            of_merged: (numel,) derivative of the loss in the merged elements; on any device.
+        """
+        parts_of = {one.model: of_one for one, of_one in zip(contributions, parts, strict=True)}
+        zeros = {model: [0.0] * len(of_one) for model, of_one in parts_of.items()}
+        models = _with_weight(sorted(contributions, key=lambda contribution: contribution.model))
+        if place.shape is None or not models:
+            return list(zeros.values())
+        delta, shape = models[0].pruned.pruning.delta, place.shape
+        regression = self._regress(place.name, shape, models) if len(models) > 1 else None
         gradient = shape.matrix(of_merged.to(delta.device))
-        pruned = [contribution.pruned for contribution in counting]
+        counting = [parts_of[one.model] for one in models]
+        pruned = [part for of_one in counting for part in of_one]
         open_reader = open_rows(pruned, shape, [1.0] * len(pruned))
 
         def work(pieces: Iterator[tuple[int, int]]) -> list[tuple[int, list[float]]]:
             read, sums = open_reader(), []
             for start, stop in pieces:
                 of_rows = gradient[start:stop].to(delta.dtype)
-                of_deltas = [of_rows] if regression is None else regression.pull_back(of_rows)
-                sums.append(
-                    (
-                        start,
-                        [
-                            float(values.mul_(of_delta).sum(dtype=torch.float64))
-                            for values, of_delta in zip(read(start, stop), of_deltas, strict=True)
-                        ],
-                    )
-                )
+                of_models = [of_rows] if regression is None else regression.pull_back(of_rows)
+                values = iter(read(start, stop))
+                found = [
+                    float(next(values).mul_(of_model).sum(dtype=torch.float64))
+                    for of_model, of_one in zip(of_models, counting, strict=True)
+                    for _ in of_one
+                ]
+                sums.append((start, found))
             return sums
 
         found = in_order(share(work, shape.rows(delta.device), delta.device, summing=True))
+        totals = iter(self.lambda_ * math.fsum(values) for values in zip(*found, strict=True))
         by_model = {
-            contribution.model: self.lambda_ * math.fsum(values)
-            for contribution, values in zip(counting, zip(*found, strict=True), strict=True)
+            one.model: list(islice(totals, len(of_one)))
+            for one, of_one in zip(models, counting, strict=True)
         }
-        return [by_model.get(contribution.model, 0.0) for contribution in contributions]
+        return list({**zeros, **by_model}.values())
 
     def _regress(
         self, name: str, shape: LinearShape, contributions: Sequence[Contribution]

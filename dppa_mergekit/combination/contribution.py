@@ -75,9 +75,22 @@ class Combination(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Derivatives:
+    """The derivatives of a loss in the numbers of one model for one tensor.
+
+    Attributes:
+        weight: In the weight.
+        factors: In the factor of each partition; none for a dense tensor.
+    """
+
+    weight: float
+    factors: Sequence[float]
+
+
 @runtime_checkable
 class DifferentiableCombination(Combination, Protocol):
-    """A combination whose result has derivatives in the weights."""
+    """A combination whose result has derivatives in weights and factors."""
 
     def weight_gradients(
         self, contributions: Sequence[Contribution], of_merged: torch.Tensor
@@ -87,6 +100,15 @@ class DifferentiableCombination(Combination, Protocol):
         Args:
             contributions: In the order of the recipe, of numel elements each.
             of_merged: (numel,) derivative of the loss in the merged elements; on any device.
+        """
+        ...
+
+    def derivatives(
+        self, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[Derivatives]:
+        """The derivatives of a loss in the weights, and in the factors of all partitions.
+
+        The arguments are those of `weight_gradients`.
         """
         ...
 
@@ -117,6 +139,15 @@ class FactoredCombination(Combination, Protocol):
             place: The place of the result.
             contributions: In the order of the recipe, of numel elements each.
             of_merged: (numel,) derivative of the loss in the merged elements; on any device.
+        """
+        ...
+
+    def partition_gradients(
+        self, place: Place, contributions: Sequence[Contribution], of_merged: torch.Tensor
+    ) -> list[list[float]]:
+        """The derivatives of a loss in the factors of each model's partitions.
+
+        The arguments are those of `factor_gradients`.
         """
         ...
 

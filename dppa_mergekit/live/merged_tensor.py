@@ -9,7 +9,7 @@ import torch
 
 from dppa_mergekit.combination.contribution import Combined, Contribution, FactoredCombination
 from dppa_mergekit.live.live_tensors import live_part, write_combined
-from dppa_mergekit.recipes.recipe import Weight
+from dppa_mergekit.recipes.by_scope import Weight, value_at
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.tensor_names import Block, block_of
 
@@ -41,9 +41,14 @@ class MergedTensor:
         return cls(combined, models, live_part(weights, combined))
 
     @property
+    def name(self) -> str:
+        """The name of the tensor, which may stack several linears."""
+        return self.combined.place.name
+
+    @property
     def block(self) -> Block | None:
         """The block that holds the tensor; None outside all blocks."""
-        return block_of(self.combined.place.name)
+        return block_of(self.name)
 
     @property
     def is_pruned(self) -> bool:
@@ -53,7 +58,7 @@ class MergedTensor:
     def weighted(self, weights: Weights) -> Combined:
         """Return what is combined with other weights."""
         contributions = [
-            replace(contribution, weight=_in_block(weights[model], self.block))
+            replace(contribution, weight=value_at(weights[model], self.name))
             for model, contribution in zip(self.models, self.combined.contributions, strict=True)
         ]
         return replace(self.combined, contributions=contributions)
@@ -61,7 +66,7 @@ class MergedTensor:
     def amplified(self, factors: Factors) -> Combined:
         """Return what is combined with other factors, and none that the combination finds."""
         contributions = [
-            _amplify(contribution, factors[model], self.block)
+            _amplify(contribution, factors[model], self.name)
             for model, contribution in zip(self.models, self.combined.contributions, strict=True)
         ]
         combination = self.combined.combination
@@ -74,18 +79,12 @@ class MergedTensor:
         write_combined(self.live, combined)
 
 
-def _amplify(
-    contribution: Contribution, factors: Mapping[int, Weight], block: Block | None
-) -> Contribution:
+def _amplify(contribution: Contribution, factors: Mapping[int, Weight], name: str) -> Contribution:
     """Return a contribution with other factors of its partitions; dense tensors have none."""
     pruned = contribution.pruned
     rates = pruned.pruning.rates
     if not rates:
         return contribution
-    of_rates = tuple(_in_block(factors.get(rate, 1.0), block) for rate in rates)
+    of_rates = tuple(value_at(factors.get(rate, 1.0), name) for rate in rates)
     pruning = replace(pruned.pruning, factors=of_rates)
     return replace(contribution, pruned=replace(pruned, pruning=pruning))
-
-
-def _in_block(weight: Weight, block: Block | None) -> float:
-    return weight if isinstance(weight, (int, float)) else weight[block]

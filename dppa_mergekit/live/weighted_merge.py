@@ -10,38 +10,37 @@ sums depend on the device and on the number of threads).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from safetensors import safe_open
 
 from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
-from dppa_mergekit.combination.contribution import (
-    Combined,
-    DifferentiableCombination,
-    FactoredCombination,
-)
+from dppa_mergekit.combination.contribution import Combined
 from dppa_mergekit.live.gradients import reduce_gradients
 from dppa_mergekit.live.live_tensors import missing_tensor
 from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.merged_tensor import MergedTensor
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
-from dppa_mergekit.recipes.recipe import Recipe, Weight
+from dppa_mergekit.recipes.by_scope import Scope, Weight, in_order
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
-from dppa_mergekit.tensor_names import Block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-ByBlock = dict[str, dict[Block | None, float]]
-"""Fine-tuned model -> block -> number."""
+ScopeOf: TypeAlias = Callable[[MergedTensor], Scope]
+"""Returns the scope of a tensor."""
+
+Values: TypeAlias = Callable[[MergedTensor], Sequence[float | None]]
+"""Returns a number of each contribution to a tensor; None for those that have none."""
 
 
 @dataclass
@@ -54,6 +53,7 @@ class WeightedMerge:
         model: The live model, in evaluation mode.
         tokenizer: Its tokenizer.
         loading: How models are loaded.
+        tensors: The tensors that the merge combines; empty for other methods.
     """
 
     recipe: Recipe
@@ -61,7 +61,7 @@ class WeightedMerge:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     loading: LoadingOptions = DEFAULT_LOADING
-    _tensors: Sequence[MergedTensor] = field(default=(), repr=False)
+    tensors: Sequence[MergedTensor] = field(default=(), repr=False)
     _written: Recipe | None = field(default=None, repr=False)
 
     @classmethod
@@ -87,67 +87,27 @@ class WeightedMerge:
         tensors = [MergedTensor.of(combined, live) for combined in seen]
         return cls(recipe, workspace, model, tokenizer, loading, tensors, recipe)
 
-    @property
-    def blocks(self) -> list[Block | None]:
-        """The blocks in order, then None if a tensor is in none; empty for other methods."""
-        blocks = {tensor.block for tensor in self._tensors}
-        inside = sorted(block for block in blocks if block is not None)
-        return [*inside, None] if None in blocks else list(inside)
+    def means(self, values: Values, scope_of: ScopeOf) -> dict[str, dict[Scope, float]]:
+        """Return the means of a number of every model over the elements of each scope.
 
-    @property
-    def pruned_blocks(self) -> list[Block | None]:
-        """Those of the blocks that have linears."""
-        pruned = {tensor.block for tensor in self._tensors if tensor.is_pruned}
-        return [block for block in self.blocks if block in pruned]
+        Args:
+            values: Returns the numbers of a tensor's contributions; None for those that have none.
+            scope_of: Returns the scope of a tensor.
 
-    def weights(self) -> ByBlock:
-        """Return the recipe's weights.
-
-        Where tensors of one block have different weights, this is their mean over elements.
+        Returns:
+            Fine-tuned model, as the recipe spells it -> scope, in order -> number.
         """
-        return self._means(
-            lambda tensor: [of_model.weight for of_model in tensor.combined.contributions],
-            self._tensors,
-        )
-
-    def factors(self, rate: int) -> ByBlock:
-        """Return the recipe's factors of the partitions of a rate; their means, as for weights."""
-        return self._means(
-            lambda tensor: [
-                dict(
-                    zip(of_model.pruned.pruning.rates, of_model.pruned.pruning.factors, strict=True)
-                ).get(rate, 1.0)
-                for of_model in tensor.combined.contributions
-            ],
-            [tensor for tensor in self._tensors if tensor.is_pruned],
-        )
-
-    def automatic_factors(self) -> ByBlock:
-        """Return the factors that the combination finds; 1 where it finds none."""
-
-        def find(tensor: MergedTensor) -> list[float]:
-            combined = tensor.combined
-            combination = combined.combination
-            if not isinstance(combination, FactoredCombination):
-                return [1.0] * len(combined.contributions)
-            return combination.automatic_factors(combined.place, combined.contributions)
-
-        return self._means(find, [tensor for tensor in self._tensors if tensor.is_pruned])
-
-    def _means(
-        self, values: Callable[[MergedTensor], Sequence[float]], tensors: Iterable[MergedTensor]
-    ) -> ByBlock:
-        """Return the means of a number of every model over the elements of each block."""
-        every: dict[object, dict[Block | None, list[tuple[float, int]]]] = {}
-        for tensor in tensors:
+        every: dict[object, dict[Scope, list[tuple[float, int]]]] = {}
+        for tensor in self.tensors:
             for model, value in zip(tensor.models, values(tensor), strict=True):
-                of_block = every.setdefault(model, {}).setdefault(tensor.block, [])
-                of_block.append((value, tensor.live.numel()))
+                if value is not None:
+                    of_model = every.setdefault(model, {})
+                    of_scope = of_model.setdefault(scope_of(tensor), [])
+                    of_scope.append((value, tensor.live.numel()))
         return {
             model: {
-                block: _mean(every[identity(model)][block])
-                for block in self.blocks
-                if block in every[identity(model)]
+                scope: _mean(every[identity(model)][scope])
+                for scope in in_order(every.get(identity(model), ()))
             }
             for model in self.recipe.fine_tuned()
         }
@@ -162,10 +122,9 @@ class WeightedMerge:
             CheckpointError: mergekit writes a tensor that the live model lacks (other methods
                 only).
         """
-        if self._tensors:
+        if self.tensors:
             by_identity = {identity(model): weight for model, weight in weights.items()}
-            for tensor in self._tensors:
-                tensor.write(tensor.weighted(by_identity))
+            self.write(lambda tensor: tensor.weighted(by_identity))
             return
         recipe = self.recipe.with_weights(weights)
         if recipe != self._written:
@@ -176,7 +135,7 @@ class WeightedMerge:
     def rates(self) -> dict[str, list[int]]:
         """Return fine-tuned model -> the pruning rates of its partitions, highest first."""
         found: dict[object, set[int]] = {}
-        for tensor in self._tensors:
+        for tensor in self.tensors:
             for model, contribution in zip(
                 tensor.models, tensor.combined.contributions, strict=True
             ):
@@ -194,13 +153,20 @@ class WeightedMerge:
                 1 where a rate is missing.
         """
         by_identity = {identity(model): of_model for model, of_model in factors.items()}
-        for tensor in self._tensors:
-            tensor.write(tensor.amplified(by_identity))
+        self.write(lambda tensor: tensor.amplified(by_identity))
 
     def restore(self) -> None:
         """Write the merge of the recipe; methods of this package only."""
-        for tensor in self._tensors:
-            tensor.write(tensor.combined)
+        self.write(lambda tensor: tensor.combined)
+
+    def write(self, change: Callable[[MergedTensor], Combined]) -> None:
+        """Write every tensor of the merge; methods of this package only.
+
+        Args:
+            change: Returns what is combined in a tensor.
+        """
+        for tensor in self.tensors:
+            tensor.write(change(tensor))
 
     def _merge_anew(self, recipe: Recipe) -> None:
         """Let mergekit merge a recipe, and read the result into the live model."""
@@ -213,82 +179,34 @@ class WeightedMerge:
                             raise missing_tensor(name)
                         live[name].copy_(file.get_tensor(name))
 
-    def weight_gradients(
-        self, weights: Mapping[str, Weight]
-    ) -> AbstractContextManager[torch.Tensor]:
-        """Collect the gradient of the weights from backward passes through the live model.
+    def passing_gradients(
+        self, take: Callable[[MergedTensor, torch.Tensor], None], pruned_only: bool = False
+    ) -> AbstractContextManager[None]:
+        """Pass gradients to a function, tensor by tensor, in backward passes through the model.
 
         Args:
-            weights: The weights as they were set.
+            take: Called with a tensor and the derivative of a loss in its merged elements,
+                (numel,), which it borrows.
+            pruned_only: Whether dense tensors are left out.
 
         Returns:
-            A context whose value is (models, blocks) float64 zeros, to which every backward pass
-            in the context adds the derivatives of its loss in the weights.
+            A context in which that happens.
         """
-        by_identity = {identity(model): weight for model, weight in weights.items()}
-
-        def differentiate(tensor: MergedTensor, of_merged: torch.Tensor) -> list[float]:
-            combined = tensor.weighted(by_identity)
-            assert isinstance(combined.combination, DifferentiableCombination)
-            return combined.combination.weight_gradients(combined.contributions, of_merged)
-
-        return self._gradients(differentiate, self.blocks)
-
-    def factor_gradients(
-        self, factors: Mapping[str, Mapping[int, Weight]]
-    ) -> AbstractContextManager[torch.Tensor]:
-        """Collect the gradient of a coefficient of each model and block, which multiplies factors.
-
-        Args:
-            factors: What the coefficients multiply; see `set_factors`.
-
-        Returns:
-            As `weight_gradients`, of shape (models, pruned blocks).
-        """
-        by_identity = {identity(model): of_model for model, of_model in factors.items()}
-
-        def differentiate(tensor: MergedTensor, of_merged: torch.Tensor) -> list[float]:
-            combined = tensor.amplified(by_identity)
-            assert isinstance(combined.combination, FactoredCombination)
-            return combined.combination.factor_gradients(
-                combined.place, combined.contributions, of_merged
-            )
-
-        return self._gradients(differentiate, self.pruned_blocks)
-
-    @contextmanager
-    def _gradients(
-        self,
-        differentiate: Callable[[MergedTensor, torch.Tensor], Sequence[float]],
-        blocks: Sequence[Block | None],
-    ) -> Iterator[torch.Tensor]:
-        """Collect derivatives in a number of each model and block; see `weight_gradients`.
-
-        Args:
-            differentiate: Returns the derivatives in the number of each of a tensor's models, given
-                the derivative in its merged elements.
-            blocks: The blocks that count.
-        """
-        columns = {block: column for column, block in enumerate(blocks)}
-        rows = {identity(model): row for row, model in enumerate(self.recipe.fine_tuned())}
-        gradients = torch.zeros(len(rows), len(columns), dtype=torch.float64)
 
         def reduce(tensors: Sequence[MergedTensor], gradient: torch.Tensor) -> None:
             for tensor in tensors:
-                derivatives = differentiate(
-                    tensor, gradient.reshape(-1)[tensor.combined.place.part]
-                )
-                for model, derivative in zip(tensor.models, derivatives, strict=True):
-                    gradients[rows[model], columns[tensor.block]] += derivative
+                take(tensor, gradient.reshape(-1)[tensor.combined.place.part])
 
-        reductions = {
-            name: partial(reduce, tensors) for name, tensors in self._by_parameter(columns).items()
-        }
-        with reduce_gradients(self.model, reductions):
-            yield gradients
+        return reduce_gradients(
+            self.model,
+            {
+                name: partial(reduce, tensors)
+                for name, tensors in self._by_parameter(pruned_only).items()
+            },
+        )
 
-    def _by_parameter(self, blocks: Container[Block | None]) -> dict[str, list[MergedTensor]]:
-        """Name of a parameter -> the tensors of some blocks that were written to it.
+    def _by_parameter(self, pruned_only: bool) -> dict[str, list[MergedTensor]]:
+        """Name of a parameter -> the tensors, or linears alone, that were written to it.
 
         A tied parameter has the first of its names. If the merge has a tensor under several of its
         names, the last one counts, since it was written last.
@@ -296,9 +214,9 @@ class WeightedMerge:
         first = {id(parameter): name for name, parameter in self.model.named_parameters()}
         every = dict(self.model.named_parameters(remove_duplicate=False))
         found: dict[str, dict[int | None, MergedTensor]] = {}
-        for tensor in self._tensors:
+        for tensor in self.tensors:
             name = tensor.combined.place.name
-            if name in every and tensor.block in blocks:
+            if name in every and (tensor.is_pruned or not pruned_only):
                 of_parameter = found.setdefault(first[id(every[name])], {})
                 of_parameter[tensor.combined.place.part.start] = tensor
         return {name: list(tensors.values()) for name, tensors in found.items()}

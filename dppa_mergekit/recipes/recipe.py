@@ -11,23 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-import yaml
-
 from dppa_mergekit.errors import RecipeError
+from dppa_mergekit.recipes.by_scope import Weight, filters
 from dppa_mergekit.recipes.inputs import Node, entries_of, holders, inputs_of, parameters_of
 from dppa_mergekit.recipes.references import identity, spell
-from dppa_mergekit.recipes.yaml_text import read_documents
-from dppa_mergekit.tensor_names import Block
+from dppa_mergekit.recipes.yaml_text import read_documents, write_document
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
 
 Setting: TypeAlias = float | Sequence[float]
 """A number, or mergekit's gradient: knots from the first layer to the last."""
-
-Weight: TypeAlias = float | Mapping[Block | None, float]
-"""A weight or factor of a model: one number, or one for each block and, under None, for tensors
-outside all blocks."""
 
 
 @dataclass(frozen=True)
@@ -217,18 +211,18 @@ class Recipe:
         """
         recipe = self
         for model, weight in weights.items():
-            recipe = recipe.with_by_block(model, {"weight": weight})
+            recipe = recipe.with_by_scope(model, {"weight": weight})
         return recipe
 
-    def with_by_block(self, model: str, values: Mapping[str, Weight]) -> Recipe:
+    def with_by_scope(self, model: str, values: Mapping[str, Weight]) -> Recipe:
         """Return the recipe with new values for parameters of one fine-tuned model.
 
         Args:
             model: Any spelling of the model.
-            values: Parameter -> number, or one for each block.
+            values: Parameter -> number, or one for each scope.
         """
         settings = {
-            name: value if isinstance(value, (int, float)) else _filters(value)
+            name: value if isinstance(value, (int, float)) else filters(value)
             for name, value in values.items()
         }
         return self.with_parameters(model, settings)
@@ -242,25 +236,13 @@ class Recipe:
                 entry["parameters"] = {"weight": weight, **parameters_of(entry)}
         return Recipe(content, self.origin)
 
-    def to_yaml(self) -> str:
-        """Return the text of the recipe's file."""
-        return yaml.safe_dump(self.content, sort_keys=False, allow_unicode=True)
+    def to_yaml(self, comment: str = "") -> str:
+        """Return the text of the recipe's file.
 
-
-def _filters(values: Mapping[Block | None, float]) -> list[Node]:
-    """Return mergekit's filters for the number of each block; its gradients would round.
-
-    A filter is a part of a tensor's name, and the first match counts. So longer stacks come first,
-    since one stack's name may end with another's.
-    """
-    blocks = sorted(
-        (block for block in values if block is not None),
-        key=lambda block: (-len(block.stack), block),
-    )
-    filters: list[Node] = [
-        {"filter": f"{block.stack}.{block.number}.", "value": values[block]} for block in blocks
-    ]
-    return [*filters, {"value": values[None]}] if None in values else filters
+        Args:
+            comment: Lines to begin with; empty for none.
+        """
+        return write_document(self.content, comment)
 
 
 def at_layer(setting: Setting, layer: int, layers: int) -> float:

@@ -1,5 +1,6 @@
 """The YAML of recipes, and what is wrong with a text that is none."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -42,3 +43,28 @@ def read_documents(path: Path) -> list[dict[str, object]]:
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise RecipeError(f"{path} holds no recipe; allowed is a mapping with merge_method.")
     return documents
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a filter with its value on one line, since a recipe may hold hundreds of them."""
+
+
+def _write_mapping(dumper: _Dumper, mapping: dict[str, object]) -> yaml.MappingNode:
+    flow = "value" in mapping and mapping.keys() <= {"filter", "value"}
+    return dumper.represent_mapping("tag:yaml.org,2002:map", mapping, flow_style=flow)
+
+
+_Dumper.add_representer(dict, _write_mapping)
+
+
+def write_document(content: Mapping[str, object], comment: str = "") -> str:
+    """Return the text of a recipe's file.
+
+    Args:
+        content: The content of its YAML.
+        comment: Lines to begin with; empty for none.
+    """
+    lines = "".join(f"# {line}\n" for line in comment.splitlines())
+    return lines + yaml.dump(
+        dict(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )

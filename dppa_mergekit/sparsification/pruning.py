@@ -8,9 +8,10 @@ factor.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy
 import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks, buffers, delta_chunks
@@ -106,6 +107,14 @@ class Pruned:
 
     pruning: Pruning
     cuts: tuple[Cut, ...]
+
+    def partitions(self) -> "list[Pruned]":
+        """Each partition alone, at factor 1; none of a dense tensor."""
+        number = len(self.pruning.rates)
+        return [
+            Pruned(replace(self.pruning, factors=tuple(map(float, row))), self.cuts)
+            for row in numpy.eye(number)
+        ]
 
     def amplified(self, weight: float) -> AmplifiedDelta | None:
         """The delta as the compiled pass takes it; None if that pass does not know it."""

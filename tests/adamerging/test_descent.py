@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+import yaml
 from adamerging_models import PROMPTS, losses, merge_of
 from checkpoints import recipe, save_family
 from commands import Merge
 
 from dppa_mergekit import method_table
-from dppa_mergekit.adamerging.coefficients import LearnedFactors, coefficients_of
+from dppa_mergekit.adamerging.coefficients import PARTITION, SCOPES, Row, split
 from dppa_mergekit.adamerging.descent import Descent, LossError, descend, take_best
+from dppa_mergekit.adamerging.learnable import coefficients_of
 from dppa_mergekit.adamerging.losses import DomainLoss, Entropy
 from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, states_until
@@ -22,6 +24,7 @@ from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
+from dppa_mergekit.tensor_names import Block
 
 
 @pytest.mark.parametrize(
@@ -36,15 +39,17 @@ from dppa_mergekit.scoring.ratios import Estimate
         ("mixtral", "dppa_regmean", {}),
     ],
 )
-@pytest.mark.parametrize("per_block", [True, False], ids=["blocks", "models"])
+@pytest.mark.parametrize("granularity", list(SCOPES))
 def test_mergekit_builds_what_was_learned(
     architecture: str,
     method: str,
     changes: dict[str, object],
-    per_block: bool,
+    granularity: str,
     tmp_path: Path,
     merge: Merge,
 ) -> None:
+    if granularity == PARTITION and method not in method_table.amplified():
+        granularity = "linear"  # these have no factors
     family = save_family(tmp_path, architecture)
     models = {
         "math": {"weight": [0.5, 0.1], "density": 0.3},
@@ -55,7 +60,7 @@ def test_mergekit_builds_what_was_learned(
     }
     begin = Recipe(recipe(family, method, models, **changes))
     resident = load_merge(begin, tmp_path, AS_STORED)
-    descent = Descent(steps=3, learning_rate=0.05, batch_size=2, per_block=per_block)
+    descent = Descent(3, 0.05, batch_size=2, granularity=granularity)
     found = descend(resident, {"a": Entropy(PROMPTS)}, descent)
     assert found.states[0].coefficients != found.best.coefficients
     written = merge(found.recipe.content)
@@ -63,8 +68,17 @@ def test_mergekit_builds_what_was_learned(
     for name, tensor in written.items():
         assert isinstance(tensor, torch.Tensor)
         assert torch.equal(live[name], tensor), name
-    for weight in found.coefficients.values():
-        assert isinstance(weight, dict) == per_block
+    # From the text of its file, too.
+    assert yaml.safe_load(found.recipe.to_yaml("learned")) == found.recipe.content
+    of_math = found.coefficients[str(family / "math")]
+    names = {name.partition("_")[0] for name in of_math}
+    of_sum = method_table.coefficient_of(method) == "weight"
+    if granularity == PARTITION:
+        assert names == ({"weight", "amplify"} if of_sum else {"amplify"})
+    else:
+        assert names == ({"weight"} if of_sum else {"factor"})
+    for row in found.rows:
+        assert isinstance(of_math[row.name], dict) == (granularity != "model")
 
 
 class Kept:
@@ -120,12 +134,11 @@ def test_the_best_state_is_the_result(tmp_path: Path) -> None:
     assert [state.step for state in found.states] == [0, 2, 4, 6, 8]
     assert found.best.step == 4
     live = {name: tensor.clone() for name, tensor in merge.model.state_dict().items()}
-    merge.set_weights(found.coefficients)
+    coefficients_of(merge, "block").set(found.best.settled)
     assert all(torch.equal(tensor, live[name]) for name, tensor in merge.model.state_dict().items())
     worse = descend(merge, domains, descent, Kept(), scripted([50, 49, 48]))
     assert worse.best.step == 0
-    begin = [list(of_model.values()) for of_model in merge_of(family, tmp_path).weights().values()]
-    assert [list(of_model.values()) for of_model in worse.coefficients.values()] == begin  # type: ignore[union-attr]
+    assert worse.best.coefficients == coefficients_of(merge_of(family, tmp_path), "block").start
 
 
 def test_factors_start_where_the_merge_puts_them(
@@ -138,18 +151,18 @@ def test_factors_start_where_the_merge_puts_them(
     }
     begin = Recipe(recipe(family, "dppa_regmean", models))
     merge = load_merge(begin, tmp_path, AS_STORED)
-    learned = coefficients_of(merge)
-    of_math, of_law = learned.start().values()
-    assert min(of_math.values()) > 1
-    assert set(of_law.values()) == {1}
+    learned = coefficients_of(merge, "block")
+    of_math, of_law = learned.rows
+    assert min(of_math.start.values()) > 1
+    assert set(of_law.start.values()) == {1}
     # The embeddings are tied, so no linear is outside the blocks.
-    assert list(of_math) == list(learned.blocks) == merge.blocks[:-1]
+    assert list(of_math.start) == [Block("model.layers", number) for number in range(3)]
     law = str(family / "law")
-    filled = learned.recipe({**learned.start(), law: 0.5})
-    assert filled.parameters(law)["amplify_90"] == 0.75
-    assert filled.parameters(law)["amplify_80"] == 0.6
+    filled = learned.recipe([list(of_math.start.values()), [0.5, 0.5, 0.5]])
+    assert [of_block["value"] for of_block in filled.parameters(law)["amplify_90"]] == [0.75] * 3  # type: ignore[attr-defined]
+    assert [of_block["value"] for of_block in filled.parameters(law)["amplify_80"]] == [0.6] * 3  # type: ignore[attr-defined]
     assert filled.content["parameters"] == {"amplify": "none"}
-    monkeypatch.setattr(LearnedFactors, "largest", 1.0)
+    monkeypatch.setattr(Row, "largest", 1.0)
     with pytest.raises(DppaError, match=r"the factor of .*math starts at .*; learned factors lie"):
         descend(merge, {"a": Entropy(PROMPTS)}, Descent(steps=1))
 
@@ -160,42 +173,49 @@ def test_one_model_that_counts_gets_no_factor(tmp_path: Path) -> None:
     models: dict[str, dict[str, object]] = {"math": {"density": 0.1}, "law": {"weight": 0.0}}
     merge = load_merge(Recipe(recipe(family, "dppa_regmean", models)), tmp_path, AS_STORED)
     whole = {name: tensor.clone() for name, tensor in merge.model.state_dict().items()}
-    learned = coefficients_of(merge)
-    assert {factor for of_model in learned.start().values() for factor in of_model.values()} == {1}
-    learned.set(learned.start())
+    learned = coefficients_of(merge, "block")
+    assert {factor for row in learned.start for factor in row} == {1}
+    learned.set(learned.start)
     assert all(
         torch.equal(tensor, whole[name]) for name, tensor in merge.model.state_dict().items()
     )
 
 
-def test_gradients_where_the_recipes_factors_differ_within_a_block(tmp_path: Path) -> None:
+@pytest.mark.parametrize("granularity", list(SCOPES))
+@pytest.mark.parametrize("architecture", ["llama", "llama_untied", "gpt2", "mixtral"])
+@pytest.mark.parametrize("method", ["dppa_regmean", "dare_regmean"])
+def test_gradients_of_factors_by_inputs(
+    method: str, architecture: str, granularity: str, tmp_path: Path
+) -> None:
     """The merged weights are linear in a coefficient: two merges give the derivative."""
-    family = save_family(tmp_path)
+    family = save_family(tmp_path, architecture, dtype=torch.float64)
+    # Factors of the recipe that differ within a block.
     filters = [{"filter": "q_proj", "value": 3.0}, {"value": 1.0}]
     models: dict[str, dict[str, object]] = {"math": {"amplify_90": filters}, "law": {}}
-    merge = load_merge(Recipe(recipe(family, "dppa_regmean", models)), tmp_path, AS_STORED)
-    learned = coefficients_of(merge)
-    start = learned.start()
+    merge = load_merge(Recipe(recipe(family, method, models)), tmp_path, AS_STORED)
+    learned = coefficients_of(merge, granularity)
+    flat = [number for row in learned.start for number in row]
     generator = torch.Generator().manual_seed(0)
     directions = {
-        name: torch.randn(parameter.shape, generator=generator)
+        name: torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         for name, parameter in merge.model.named_parameters()
     }
 
     def total() -> torch.Tensor:
         parts = (parameter * directions[name] for name, parameter in merge.model.named_parameters())
-        return torch.stack([part.double().sum() for part in parts]).sum()
+        return torch.stack([part.sum() for part in parts]).sum()
 
-    learned.set(start)
-    with learned.gradients(start) as gradients:
+    learned.set(learned.start)
+    with learned.gradients(learned.start) as gradients:
         total().backward()  # type: ignore[no-untyped-call]
-    for row, (model, of_model) in enumerate(start.items()):
-        for column, block in enumerate(learned.blocks):
-            ends = []
-            for step in (-0.5, 0.5):
-                learned.set({**start, model: {**of_model, block: of_model[block] + step}})
-                ends.append(float(total()))
-            assert float(gradients[row, column]) == pytest.approx(ends[1] - ends[0], rel=1e-3)
+    assert gradients.shape == (len(flat),)
+    for number in range(0, len(flat), max(1, len(flat) // 6)):
+        ends = []
+        for step in (-0.5, 0.5):
+            moved = [*flat[:number], flat[number] + step, *flat[number + 1 :]]
+            learned.set(split(moved, learned.start))
+            ends.append(float(total()))
+        assert float(gradients[number]) == pytest.approx(ends[1] - ends[0], rel=1e-9, abs=1e-12)
 
 
 def test_descent_of_factors_lowers_the_loss(tmp_path: Path) -> None:
@@ -244,7 +264,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     with pytest.raises(LossError, match="nan at step 5"):
         descend(merge, {"a": Broken(5)}, descent, kept)
     assert [state.step for state in kept.held] == [0, 2, 4]
-    assert take_best(merge, kept.held).best.step == 4
+    assert take_best(merge, "block", kept.held).best.step == 4
     assert not any(parameter.requires_grad for parameter in merge.model.parameters())
 
 

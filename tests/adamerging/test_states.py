@@ -1,5 +1,6 @@
 """What is said of the states of a descent."""
 
+from dppa_mergekit.adamerging.coefficients import Row
 from dppa_mergekit.adamerging.states import DevScore, LearningResult, State, warnings_about
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
@@ -22,7 +23,9 @@ def states(
             (9, after, scores[1], weight),
         ]
     ]
-    return LearningResult(Recipe({}), "weight", {"math": weight, "law": 0.4}, both[1], both)
+    rows = [Row(model, "weight", {None: 0.3}) for model in ("math", "law")]
+    learned = {"math": {"weight": weight}, "law": {"weight": 0.4}}
+    return LearningResult(Recipe({}), rows, learned, both[1], both)
 
 
 def test_warnings() -> None:

@@ -14,7 +14,7 @@ from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
 
 
-@pytest.mark.parametrize("objective", ["distill", "entropy", "loss"])
+@pytest.mark.parametrize("objective", ["distill", "hidden", "entropy", "loss"])
 def test_in_python(objective: str, tmp_path: Path) -> None:
     family = save_family(tmp_path)
     prompts = {
@@ -57,7 +57,7 @@ def test_bad_input_in_python(tmp_path: Path) -> None:
     family = save_family(tmp_path)
     prompts = {str(family / "math"): [Prompt("w1 w2")]}
     whole = Recipe(recipe(family, models=OF_MODELS))
-    with pytest.raises(DppaError, match="'kl'; allowed are distill, entropy, loss"):
+    with pytest.raises(DppaError, match="'kl'; allowed are distill, hidden, entropy, loss"):
         learn_weights(whole, prompts, "kl")
     with pytest.raises(DppaError, match="1 of 1 have no completion"):
         learn_weights(whole, prompts, "loss")
@@ -69,6 +69,11 @@ def test_bad_input_in_python(tmp_path: Path) -> None:
     beyond = Recipe(recipe(family, models={"math": {"weight": 1.2, "density": 0.2}}))
     with pytest.raises(DppaError, match=r"starts at 1\.2; learned weights lie from 0 to 1"):
         learn_weights(beyond, prompts)
+    with pytest.raises(DppaError, match="'row'; allowed for dppa are model, block, linear, part"):
+        learn_weights(whole, prompts, descent=Descent(granularity="row"))
+    without = Recipe(recipe(family, "dp", {"math": {"weight": 0.3, "density": 0.2}}))
+    with pytest.raises(DppaError, match="'partition'; allowed for dp are model, block, linear"):
+        learn_weights(without, prompts, descent=Descent(granularity="partition"))
     plain = Recipe(recipe(family, "task_arithmetic", {"math": {"weight": 1.0}}))
     with pytest.raises(DppaError, match="is dp at density 1"):
         learn_weights(plain, prompts)

@@ -25,6 +25,7 @@ from model_sizes import SIZES
 from random_models import Family, write_missing
 from tables import format_gigabytes, format_table
 
+from dppa_mergekit.adamerging.learnable import coefficients_of
 from dppa_mergekit.adamerging.losses import Entropy
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes.recipe import Recipe
@@ -80,12 +81,12 @@ def load(family: Family) -> WeightedMerge:
 
 def make_hook_step(merge: WeightedMerge) -> Callable[[], object]:
     """Return a step as `adamerge` makes it."""
-    weights = merge.weights()
+    learned = coefficients_of(merge, "block")
     loss = Entropy(PROMPT)
 
     def step() -> None:
-        merge.set_weights(weights)
-        with merge.weight_gradients(weights), torch.enable_grad():
+        learned.set(learned.start)
+        with learned.gradients(learned.start), torch.enable_grad():
             torch.autograd.backward(loss.of(merge.model, INDICES))
 
     return step

@@ -54,7 +54,7 @@ def prompts(saved: Path, suffix: str = ".jsonl") -> list[str]:
 SHORT = ("--steps=4", "--every=2", "--batch-size=4", "--lr=0.03")
 
 
-@pytest.mark.parametrize("objective", ["distill", "entropy", "loss"])
+@pytest.mark.parametrize("objective", ["distill", "hidden", "entropy", "loss"])
 def test_objectives(objective: str, adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     done = adamerge(*prompts(saved), f"--objective={objective}", *SHORT, "--html")
     assert done.exit_code == 0, done.output
@@ -63,6 +63,9 @@ def test_objectives(objective: str, adamerge: Adamerge, saved: Path, tmp_path: P
     assert "weight 0.600 -&gt; " in page
     assert f"{saved / 'math'}: weight 0.600 -> " in done.stdout
     assert "the recipe with these weights" in done.stdout
+    text = (tmp_path / "tuned.yml").read_text(encoding="utf-8")
+    assert text.startswith("# Weights by mergekit-dppa adamerge ")
+    assert f"objective {objective}, granularity block, after 4 of 4 steps" in text
     before = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
     after = yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8"))
     for old, new in zip(before["models"], after["models"], strict=True):
@@ -88,6 +91,27 @@ def test_a_text_file_and_one_weight_each(adamerge: Adamerge, saved: Path, tmp_pa
     after = Recipe.read(tmp_path / "tuned.yml").weights()
     assert all(0 <= weight <= 1 for weight in after.values())
     assert list(after.values()) != [0.6, 0.5]
+
+
+def test_partitions_of_linears(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
+    done = adamerge(*prompts(saved), "--granularity=partition", "--objective=hidden", *SHORT)
+    assert done.exit_code == 0, done.output
+    assert f"{saved / 'law'}: amplify_90 1.000 -> " in done.stdout
+    assert "the recipe with these weights and factors" in done.stdout
+    text = (tmp_path / "tuned.yml").read_text(encoding="utf-8")
+    assert text.startswith("# Weights and factors by mergekit-dppa adamerge ")
+    assert "- {filter: model.layers.0.mlp.up_proj.weight, value: 0." in text
+    assert max(map(len, text.splitlines())) <= 100 + len(str(saved))
+    merged = CliRunner().invoke(
+        mergekit_yaml, [str(tmp_path / "tuned.yml"), str(tmp_path / "merged")]
+    )
+    assert merged.exit_code == 0, merged.output
+    (tmp_path / "tuned.yml.journal.jsonl").unlink()
+    dp = write_recipe(tmp_path / "dp.yml", recipe(saved, "dp", {"math": {"weight": 1.0}}))
+    refused(
+        adamerge(*prompts(saved), "--granularity=partition", recipe=dp),
+        "granularity is 'partition'; allowed for dp are model, block, linear.",
+    )
 
 
 def test_factors_of_a_merge_by_inputs(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
@@ -183,12 +207,14 @@ main(sys.argv[1:])
 
 
 def begin(saved: Path, output: Path) -> subprocess.Popen[str]:
+    """Start a run of the finest granularity, with teachers in every step."""
     arguments = [
         "adamerge",
         str(saved / "recipe.yml"),
         f"--output={output}",
         *prompts(saved),
         *("--steps=60", "--every=2", "--batch-size=2", "--lr=0.01"),
+        *("--granularity=partition", "--objective=hidden"),
     ]
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *arguments],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from checkpoints import recipe
 
-from dppa_mergekit.adamerging.losses import Completion, DomainLoss, Entropy, Teaching
+from dppa_mergekit.adamerging.losses import Completion, DomainLoss, Entropy, StateTeaching, Teaching
 from dppa_mergekit.adamerging.objectives import load_merge
 from dppa_mergekit.adamerging.teacher import teach
 from dppa_mergekit.live.placement import AS_STORED
@@ -21,12 +21,17 @@ OF_MODELS = {
 
 def losses(folder: Path) -> dict[str, DomainLoss]:
     """One of each objective."""
-    teacher = teach(*SourceModel(str(folder / "math")).load(), PROMPTS, 3)
+    model, tokenizer = SourceModel(str(folder / "math")).load()
+    model.requires_grad_(False)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # torch groups no products in float64
+    teacher = teach(model, tokenizer, PROMPTS, 3)
     examples = [[*prompt, 40, 41, 42][: 3 + len(prompt)] for prompt in PROMPTS]
     return {
         "entropy": Entropy(PROMPTS),
         "loss": Completion(examples, [len(prompt) for prompt in PROMPTS]),
         "distill": Teaching(teacher),
+        "hidden": StateTeaching(teacher, model),
     }
 
 
