@@ -21,8 +21,8 @@ from pydantic import TypeAdapter
 from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.markdown_tables import table
-from dppa_mergekit.search.candidate_search import SearchResult
 from dppa_mergekit.search.factor_search import FactorSearch, default_options
+from dppa_mergekit.search.results import SearchResult
 
 DENSITIES = (0.2, 0.1)
 CANDIDATES = 40

@@ -20,7 +20,6 @@ from dppa_mergekit.recipes.by_scope import Scope, Weight
 from dppa_mergekit.recipes.references import identity
 
 if TYPE_CHECKING:
-    from dppa_mergekit.combination.contribution import Combined
     from dppa_mergekit.live.merged_tensor import MergedTensor
     from dppa_mergekit.live.weighted_merge import ScopeOf, WeightedMerge
     from dppa_mergekit.recipes.recipe import Recipe
@@ -107,10 +106,10 @@ class Coefficients(ABC):
         """Yield the rows of all models, in any order."""
 
     @abstractmethod
-    def _combined(
+    def _with_numbers(
         self, tensor: MergedTensor, numbers: Mapping[object, Mapping[str, Weight]]
-    ) -> Combined:
-        """Return what is combined in a tensor.
+    ) -> MergedTensor:
+        """Return a tensor with coefficients.
 
         Args:
             tensor: A tensor of the merge.
@@ -119,13 +118,12 @@ class Coefficients(ABC):
 
     @abstractmethod
     def _derivatives(
-        self, tensor: MergedTensor, combined: Combined, of_merged: torch.Tensor
+        self, tensor: MergedTensor, of_merged: torch.Tensor
     ) -> Iterable[Mapping[str, float]]:
         """Return, of each model of a tensor, name of a row -> derivative of a loss.
 
         Args:
-            tensor: A tensor of the merge.
-            combined: What is combined in it.
+            tensor: A tensor of the merge, with coefficients.
             of_merged: (numel,) derivative of the loss in its merged elements.
         """
 
@@ -150,7 +148,7 @@ class Coefficients(ABC):
     def set(self, table: Table) -> None:
         """Write the merge with coefficients."""
         numbers = self._by_identity(table)
-        self.merge.write(lambda tensor: self._combined(tensor, numbers))
+        self.merge.write(lambda tensor: self._with_numbers(tensor, numbers))
 
     @contextmanager
     def gradients(self, table: Table) -> Iterator[torch.Tensor]:
@@ -167,8 +165,7 @@ class Coefficients(ABC):
         gradients = torch.zeros(sum(map(len, table)), dtype=torch.float64)
 
         def take(tensor: MergedTensor, of_merged: torch.Tensor) -> None:
-            combined = self._combined(tensor, numbers)
-            of_models = self._derivatives(tensor, combined, of_merged)
+            of_models = self._derivatives(self._with_numbers(tensor, numbers), of_merged)
             scope = self.scope_of(tensor)
             for model, of_model in zip(tensor.models, of_models, strict=True):
                 for name, derivative in of_model.items():

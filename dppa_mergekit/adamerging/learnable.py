@@ -9,7 +9,6 @@ those of the recipe. Partition by partition, they are the factors of the partiti
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from dppa_mergekit.recipes.references import identity
 if TYPE_CHECKING:
     import torch
 
-    from dppa_mergekit.combination.contribution import Combined, Contribution
+    from dppa_mergekit.combination.contribution import Contribution
     from dppa_mergekit.live.merged_tensor import MergedTensor
     from dppa_mergekit.live.weighted_merge import ScopeOf, Values, WeightedMerge
     from dppa_mergekit.recipes.recipe import Recipe
@@ -47,14 +46,15 @@ class LearnedWeights(Coefficients):
         """Yield the recipe's weights."""
         yield from _weight_rows(self.merge, self.scope_of)
 
-    def _combined(
+    def _with_numbers(
         self, tensor: MergedTensor, numbers: Mapping[object, Mapping[str, Weight]]
-    ) -> Combined:
+    ) -> MergedTensor:
         return tensor.weighted(_column(numbers, WEIGHT.name))
 
     def _derivatives(
-        self, tensor: MergedTensor, combined: Combined, of_merged: torch.Tensor
+        self, tensor: MergedTensor, of_merged: torch.Tensor
     ) -> Iterable[Mapping[str, float]]:
+        combined = tensor.combined
         assert isinstance(combined.combination, DifferentiableCombination)
         found = combined.combination.weight_gradients(combined.contributions, of_merged)
         return [{WEIGHT.name: derivative} for derivative in found]
@@ -78,9 +78,9 @@ class LearnedFactors(Coefficients):
         for model, start in self.merge.means(_automatic_factors, self.scope_of).items():
             yield Row(model, FACTOR, start)
 
-    def _combined(
+    def _with_numbers(
         self, tensor: MergedTensor, numbers: Mapping[object, Mapping[str, Weight]]
-    ) -> Combined:
+    ) -> MergedTensor:
         return tensor.amplified(
             {
                 model: self._of_rates(model, named.get(FACTOR, 1.0))
@@ -89,9 +89,10 @@ class LearnedFactors(Coefficients):
         )
 
     def _derivatives(
-        self, tensor: MergedTensor, combined: Combined, of_merged: torch.Tensor
+        self, tensor: MergedTensor, of_merged: torch.Tensor
     ) -> Iterable[Mapping[str, float]]:
-        given = tensor.amplified({model: self._of_rates(model, 1.0) for model in tensor.models})
+        ones = {model: self._of_rates(model, 1.0) for model in tensor.models}
+        given = tensor.amplified(ones).combined
         assert isinstance(given.combination, FactoredCombination)
         found = given.combination.factor_gradients(given.place, given.contributions, of_merged)
         return [{FACTOR: derivative} for derivative in found]
@@ -152,12 +153,11 @@ class LearnedPartitions(Coefficients):
             for model, start in self.merge.means(multiplied, self.scope_of).items():
                 yield Row(model, name, start)
 
-    def _combined(
+    def _with_numbers(
         self, tensor: MergedTensor, numbers: Mapping[object, Mapping[str, Weight]]
-    ) -> Combined:
+    ) -> MergedTensor:
         if not self.pruned_only:
-            weighted = tensor.weighted(_column(numbers, WEIGHT.name))
-            tensor = replace(tensor, combined=weighted)
+            tensor = tensor.weighted(_column(numbers, WEIGHT.name))
         return tensor.amplified(
             {
                 model: {
@@ -168,8 +168,9 @@ class LearnedPartitions(Coefficients):
         )
 
     def _derivatives(
-        self, tensor: MergedTensor, combined: Combined, of_merged: torch.Tensor
+        self, tensor: MergedTensor, of_merged: torch.Tensor
     ) -> Iterable[Mapping[str, float]]:
+        combined = tensor.combined
         combination, contributions = combined.combination, combined.contributions
         if isinstance(combination, FactoredCombination):
             found = combination.partition_gradients(combined.place, contributions, of_merged)

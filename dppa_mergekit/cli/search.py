@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from dppa_mergekit.cli import options
+from dppa_mergekit.cli import options, search_choices
 
 if TYPE_CHECKING:
     from dppa_mergekit.checkpoints.loading_options import LoadingOptions
-    from dppa_mergekit.search.candidate_search import SearchResult
-    from dppa_mergekit.search.options import Options
     from dppa_mergekit.search.recipe_search import RecipeSearch
+    from dppa_mergekit.search.results import SearchResult
+
+Found = TypeVar("Found")
+
+FOUND = {
+    "factors": "factors",
+    "weights": "weights",
+    "merge-factors": "factors",
+    "both": "weights and factors",
+}
+"""What is tuned -> what is found."""
+
+ENTRANTS = "Dev Domain-Ratio of the best candidate of every entrant, with its standard error."
+"""The caption of the plot of a contest."""
 
 CURVES = (
     "Dev Domain-Ratio by factor, with the other factors as found (as in the paper's Fig. 2). "
@@ -40,11 +52,18 @@ CURVES = (
 )
 @click.option(
     "--tune",
-    type=click.Choice(["factors", "weights", "merge-factors"]),
+    type=click.Choice(["factors", "weights", "merge-factors", "both"]),
     default="factors",
     show_default=True,
     help="factors: those of every model, alone on the base. weights: those of all models, in the "
-    "whole merge. merge-factors: the factors of all models, in the whole merge.",
+    "whole merge. merge-factors: the factors of all models, in the whole merge. both: weights, and "
+    "then merge-factors.",
+)
+@click.option(
+    "--methods",
+    help="A contest: tune the recipe's models under each of these methods, separated by commas, or "
+    "all. The best recipe is written. For --tune weights, or both, which tunes factors where a "
+    "method has them.",
 )
 @click.option("--shared", is_flag=True, help="For weights: tune one weight that all models share.")
 @click.option(
@@ -82,9 +101,8 @@ CURVES = (
 @click.option(
     "--max-evaluations",
     type=click.IntRange(min=1),
-    default=60,
-    show_default=True,
-    help="Number of candidates for each domain, or for the merge.",
+    help="Number of candidates for each domain, or for the merge; in a contest, of all methods "
+    "together, in equal shares.  [default: 60; in a contest, 20 for each method]",
 )
 @click.option(
     "--patience",
@@ -130,13 +148,14 @@ def search(
     tasks_file: Path,
     output: Path,
     tune: str,
+    methods: str | None,
     shared: bool,
     by: str,
     guard_loss: float | None,
     strategy: str | None,
     per_block: bool,
     prompts_file: Path | None,
-    max_evaluations: int,
+    max_evaluations: int | None,
     patience: int,
     range_: tuple[float, float] | None,
     seed: int,
@@ -156,133 +175,102 @@ def search(
     \b
         mergekit-dppa search recipe.yml --tasks tasks.yml --output tuned.yml
         mergekit-dppa search recipe.yml --tasks tasks.yml --output tuned.yml --tune weights
+        mergekit-dppa search recipe.yml --tasks tasks.yml --output tuned.yml --tune weights \\
+            --methods task_arithmetic,dare_dpa,dppa,dppa_regmean
 
     After an interruption, the same command continues where it stopped.
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
     from dppa_mergekit.recipes.recipe import Recipe
-    from dppa_mergekit.search.factor_search import FactorSearch
-    from dppa_mergekit.search.merge_factor_search import MergeFactorSearch
-    from dppa_mergekit.search.merge_search import MergeSearch
-    from dppa_mergekit.search.weight_search import WeightSearch
+    from dppa_mergekit.search.entrants import parse_methods
     from dppa_mergekit.search.workers import Cluster
 
     options.check_paged(html, output)
     options.check_apart(output, [recipe, tasks_file, prompts_file])
-    _refuse_idle_options(
-        tune, shared, by, guard_loss, tune_dense, per_block, prompts_file, strategy
+    search_choices.refuse_idle_options(
+        tune, methods, shared, by, guard_loss, tune_dense, per_block, prompts_file, strategy
     )
-    _check_scoring(score_command, workers, ray_address)
+    search_choices.check_scoring(score_command, workers, ray_address)
+    entering = None if methods is None else parse_methods(methods)
     options.check_first(recipe, loading)
     read = Recipe.read(recipe)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
-    chosen = _search_options(
-        read.method, tune, range_, strategy, max_evaluations, patience, seed, per_block
+    number = max_evaluations or (60 if entering is None else 20 * len(entering))
+    chosen = search_choices.search_options(
+        read.method, tune, range_, strategy, number, patience, seed, per_block
     )
     placed = options.placement(device, dtype, loading)
     cluster = None if workers is None else Cluster(workers, ray_address)
-    loss = MergeSearch.guard_loss if guard_loss is None else guard_loss
+    options.quiet_transformers()
     with options.placing(read.models(), output.parent, placed) as placement:
         given = (read, tasks, output, chosen, placement, score_command, cluster)
-        run: RecipeSearch
-        if tune == "factors":
-            run = FactorSearch(*given, tune_dense, _texts(prompts_file))
-        elif tune == "weights":
-            run = WeightSearch(*given, by == "worst", loss, shared)
+        if entering is not None:
+            verdict = _hold_contest(given, entering, tune, by, guard_loss)
         else:
-            run = MergeFactorSearch(*given, by == "worst", loss)
-        verdict = _report(_results(run), read.method)
-    found = "weights" if tune == "weights" else "factors"
-    click.echo(f"{output}: the recipe with these {found}")
+            texts = _texts(prompts_file)
+            run = _make_search(given, tune, shared, by, guard_loss, tune_dense, texts)
+            verdict = _report(_finish(output, run.run), read.method)
+    found = "the best recipe" if entering is not None else f"the recipe with these {FOUND[tune]}"
+    click.echo(f"{output}: {found}")
     if html:
-        title = f"Search of {found} for {recipe.name}"
-        curves = {output.with_suffix(".png").name: CURVES}
-        options.write_page(output, title, verdict, curves, [recipe, tasks_file])
+        title = f"Search of {FOUND[tune]} for {recipe.name}"
+        caption = CURVES if entering is None else ENTRANTS
+        pictures = {output.with_suffix(".png").name: caption}
+        options.write_page(output, title, verdict, pictures, [recipe, tasks_file])
 
 
-def _refuse_idle_options(
+def _make_search(
+    given: search_choices.Given,
     tune: str,
     shared: bool,
     by: str,
     guard_loss: float | None,
     tune_dense: bool,
-    per_block: bool,
-    prompts_file: Path | None,
-    strategy: str | None,
-) -> None:
-    """Refuse options that do nothing beside the others.
+    texts: list[str] | None,
+) -> RecipeSearch:
+    """Return the search for what is to be tuned."""
+    from dppa_mergekit.search.factor_search import FactorSearch
+    from dppa_mergekit.search.merge_factor_search import MergeFactorSearch
+    from dppa_mergekit.search.weight_factor_search import WeightFactorSearch
+    from dppa_mergekit.search.weight_search import WeightSearch
 
-    Raises:
-        ParameterError: There is one.
-    """
-    if tune != "weights":
-        options.refuse_idle({"--shared": shared}, "--tune weights")
     if tune == "factors":
-        of_merges = {"--by worst": by == "worst", "--guard-loss": guard_loss is not None}
-        options.refuse_idle(of_merges, "--tune weights or merge-factors")
-    else:
-        of_factors = {"--tune-dense": tune_dense, "--per-block": per_block}
-        options.refuse_idle(of_factors, "--tune factors")
-    if per_block:
-        options.refuse_idle({"--tune-dense": tune_dense}, "factors that are not --per-block")
-    if strategy != "distill":
-        options.refuse_idle({"--prompts": prompts_file}, "--strategy distill")
+        return FactorSearch(*given, tune_dense, texts)
+    goal = (by == "worst", _loss(guard_loss))
+    if tune == "weights":
+        return WeightSearch(*given, *goal, shared)
+    if tune == "both":
+        return WeightFactorSearch(*given, *goal)
+    return MergeFactorSearch(*given, *goal)
 
 
-def _check_scoring(score_command: str | None, workers: int | None, ray_address: str | None) -> None:
-    """Refuse a score command that gets no folder, and the address of a cluster without workers.
-
-    Raises:
-        ParameterError: There is one.
-    """
-    from dppa_mergekit.errors import ParameterError
-
-    if score_command is not None and "{model}" not in score_command:
-        raise ParameterError(
-            f"--score-command {score_command!r} names no {{model}}, the folder that it scores."
-        )
-    if ray_address is not None and workers is None:
-        raise ParameterError("--ray-address says where workers run; it needs --workers.")
-
-
-def _search_options(
-    method: str,
+def _hold_contest(
+    given: search_choices.Given,
+    methods: Sequence[str],
     tune: str,
-    range_: tuple[float, float] | None,
-    strategy: str | None,
-    max_evaluations: int,
-    patience: int,
-    seed: int,
-    per_block: bool,
-) -> Options:
-    """Return how to search: what the user gives, and the defaults of what is tuned.
+    by: str,
+    guard_loss: float | None,
+) -> list[str]:
+    """Hold a contest, and print it; return the sentences that a page repeats."""
+    from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
+    from dppa_mergekit.search.contest_report import describe_placed, separation
+    from dppa_mergekit.search.method_contest import MethodContest
 
-    Raises:
-        ParameterError: The range is empty, or a range of factors lacks 1.
-    """
-    from dataclasses import replace
+    contest = MethodContest(*given, methods, tune == "both", by == "worst", _loss(guard_loss))
+    placed = _finish(contest.output, contest.run)
+    for one in placed:
+        click.echo(describe_placed(one))
+    verdict = [separation(placed)]
+    if placed[0].entrant.method in RANDOM_METHODS:
+        verdict.append(_seed_of(placed[0].entrant.method))
+    for sentence in verdict:
+        click.echo(sentence)
+    return verdict
 
-    from dppa_mergekit.errors import ParameterError
-    from dppa_mergekit.search.factor_search import default_options
-    from dppa_mergekit.search.merge_factor_search import MERGE_FACTOR_OPTIONS
-    from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS
 
-    of_merges = {"weights": WEIGHT_OPTIONS, "merge-factors": MERGE_FACTOR_OPTIONS}
-    defaults = default_options(method) if tune == "factors" else of_merges[tune]
-    low, high = (defaults.low, defaults.high) if range_ is None else range_
-    if tune != "weights" and not low <= 1 <= high:
-        raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range with 1 in it.")
-    if tune == "weights" and not low < high:
-        raise ParameterError(f"--range is {low:g} {high:g}; allowed is a range from less to more.")
-    return replace(
-        defaults,
-        strategy=strategy or defaults.strategy,
-        max_evaluations=max_evaluations,
-        patience=patience,
-        low=low,
-        high=high,
-        seed=seed,
-        per_block=per_block,
-    )
+def _loss(guard_loss: float | None) -> float:
+    from dppa_mergekit.search.merge_search import MergeSearch
+
+    return MergeSearch.guard_loss if guard_loss is None else guard_loss
 
 
 def _texts(prompts_file: Path | None) -> list[str] | None:
@@ -294,19 +282,17 @@ def _texts(prompts_file: Path | None) -> list[str] | None:
     return [prompt.text for prompt in read_prompts(prompts_file)]
 
 
-def _results(search: RecipeSearch) -> list[SearchResult]:
-    """Search; after Ctrl-C, end the process."""
-    options.quiet_transformers()
+def _finish(output: Path, run: Callable[[], Found]) -> Found:
+    """Run a search; after Ctrl-C, end the process."""
     try:
-        return search.run()
+        return run()
     except KeyboardInterrupt:
-        options.interrupted(search.output)
+        options.interrupted(output)
 
 
 def _report(results: Sequence[SearchResult], method: str) -> list[str]:
     """Print the results; return the sentences that a page repeats."""
     from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
-    from dppa_mergekit.live.temporary_merge import RANDOM_SEED
     from dppa_mergekit.search.candidates import AS_IT_IS
     from dppa_mergekit.search.summary import format_setting
 
@@ -324,9 +310,16 @@ def _report(results: Sequence[SearchResult], method: str) -> list[str]:
         for name, (before, after) in result.parts.items():
             click.echo(f"  {name}: {before} -> {after}")
     if method in RANDOM_METHODS:
-        verdict.append(
-            f"{method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the draw "
-            f"that was tuned"
-        )
+        verdict.append(_seed_of(method))
         click.echo(verdict[-1])
     return verdict
+
+
+def _seed_of(method: str) -> str:
+    """Return a sentence about the seed with which a method makes what was tuned."""
+    from dppa_mergekit.live.temporary_merge import RANDOM_SEED
+
+    return (
+        f"{method} draws at random: mergekit-yaml --random-seed {RANDOM_SEED} makes the draw that "
+        f"was tuned"
+    )

@@ -22,7 +22,7 @@ Factors = Mapping[object, Mapping[int, Weight]]
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """A linear or a dense tensor of the merge whose weights can be written.
+    """A linear or a dense tensor of the merge, whose live weights can be written.
 
     Attributes:
         combined: The contributions of the models, and how they are combined.
@@ -55,16 +55,16 @@ class MergedTensor:
         """Whether its deltas have partitions; those of a dense tensor have none."""
         return any(of_model.pruned.pruning.rates for of_model in self.combined.contributions)
 
-    def weighted(self, weights: Weights) -> Combined:
-        """Return what is combined with other weights."""
+    def weighted(self, weights: Weights) -> MergedTensor:
+        """Return the tensor with other weights."""
         contributions = [
             replace(contribution, weight=value_at(weights[model], self.name))
             for model, contribution in zip(self.models, self.combined.contributions, strict=True)
         ]
-        return replace(self.combined, contributions=contributions)
+        return replace(self, combined=replace(self.combined, contributions=contributions))
 
-    def amplified(self, factors: Factors) -> Combined:
-        """Return what is combined with other factors, and none that the combination finds."""
+    def amplified(self, factors: Factors) -> MergedTensor:
+        """Return the tensor with other factors, and none that the combination finds."""
         contributions = [
             _amplify(contribution, factors[model], self.name)
             for model, contribution in zip(self.models, self.combined.contributions, strict=True)
@@ -72,11 +72,12 @@ class MergedTensor:
         combination = self.combined.combination
         if isinstance(combination, FactoredCombination):
             combination = combination.without_automatic()
-        return replace(self.combined, combination=combination, contributions=contributions)
+        combined = replace(self.combined, combination=combination, contributions=contributions)
+        return replace(self, combined=combined)
 
-    def write(self, combined: Combined) -> None:
+    def write(self) -> None:
         """Combine, and write the result."""
-        write_combined(self.live, combined)
+        write_combined(self.live, self.combined)
 
 
 def _amplify(contribution: Contribution, factors: Mapping[int, Weight], name: str) -> Contribution:

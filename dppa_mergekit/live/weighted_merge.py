@@ -155,18 +155,29 @@ class WeightedMerge:
         by_identity = {identity(model): of_model for model, of_model in factors.items()}
         self.write(lambda tensor: tensor.amplified(by_identity))
 
+    def set_both(
+        self, weights: Mapping[str, Weight], factors: Mapping[str, Mapping[int, Weight]]
+    ) -> None:
+        """Write the merge for new weights and factors; methods of this package only.
+
+        The arguments are those of `set_weights` and `set_factors`.
+        """
+        of_models = {identity(model): weight for model, weight in weights.items()}
+        of_partitions = {identity(model): of_model for model, of_model in factors.items()}
+        self.write(lambda tensor: tensor.weighted(of_models).amplified(of_partitions))
+
     def restore(self) -> None:
         """Write the merge of the recipe; methods of this package only."""
-        self.write(lambda tensor: tensor.combined)
+        self.write(lambda tensor: tensor)
 
-    def write(self, change: Callable[[MergedTensor], Combined]) -> None:
+    def write(self, change: Callable[[MergedTensor], MergedTensor]) -> None:
         """Write every tensor of the merge; methods of this package only.
 
         Args:
-            change: Returns what is combined in a tensor.
+            change: Returns a tensor with other weights or factors.
         """
         for tensor in self.tensors:
-            tensor.write(change(tensor))
+            change(tensor).write()
 
     def _merge_anew(self, recipe: Recipe) -> None:
         """Let mergekit merge a recipe, and read the result into the live model."""

@@ -6,9 +6,9 @@ down to its density get factors. Trials score the candidates, and only see dev t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
 
@@ -28,55 +28,10 @@ from dppa_mergekit.search.candidates import (
 from dppa_mergekit.search.evaluations import ALL, FINE_TUNED, Evaluations
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.racing import ONE, BudgetError, Candidate, Contest, choosing_folds, deal
+from dppa_mergekit.search.results import Confirmed, SearchResult, Standing
 from dppa_mergekit.search.strategies import STRATEGIES, Strategy
 from dppa_mergekit.search.trials import Trials, require_teacher
 from dppa_mergekit.storage.journal import Journal
-
-MERGE = "merge"
-"""The domain of a search for the weights or factors of a whole merge."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The result of a search for one domain, or for a merge.
-
-    Attributes:
-        domain: The domain's name, or MERGE.
-        model: Its fine-tuned model, as the recipe spells it; the base model of a merge.
-        factors: Recipe parameter -> factor, or factors for each block. For a merge, model ->
-            weight, or model and parameter -> factor; empty where the recipe's own are best.
-        fine_tuned: Task -> score of the domain's fine-tuned model; on guard tasks, of the base.
-        before: Dev Domain-Ratio at the start, in percent: at factors 1; for a merge, of the recipe.
-        after: Dev Domain-Ratio of the result, in percent.
-        confirmed: `before` and `after` on the items that took no part in the choice; None where all
-            items did.
-        evaluations: Number of candidates scored.
-        seconds: Time that all evaluations took, in this run and in the runs that it resumed.
-        parts: The parts of a merge's Domain-Ratio: domain -> its ratio before and after.
-        lost: Share of guard scores lost beyond what is allowed, 0 or more.
-        curves: Factor or model -> (value, Domain-Ratio) of the candidates that differ from the
-            result in it alone, on as many items as each candidate was scored on. Empty for factors
-            of each block, and where `factors` is empty.
-    """
-
-    domain: str
-    model: str
-    factors: Settings
-    fine_tuned: Mapping[str, float]
-    before: Estimate
-    after: Estimate
-    confirmed: tuple[Estimate, Estimate] | None
-    evaluations: int
-    seconds: float
-    parts: Mapping[str, tuple[Estimate, Estimate]]
-    lost: float
-    curves: Mapping[str, Sequence[tuple[float, Estimate]]]
-
-    def to_record(self) -> dict[str, object]:
-        """Return plain data for a run record, which calls the fine-tuned models' scores `dense`."""
-        return {
-            "dense" if name == "fine_tuned" else name: value for name, value in asdict(self).items()
-        }
 
 
 @dataclass
@@ -95,6 +50,8 @@ class CandidateSearch:
         make_candidates: Makes the candidates from what can be set.
         best_so_far: Called with the factors or weights that are best so far, after every score.
         batch: Number of items that are scored at once.
+        references: The domain under which the journal keeps the scores of the fine-tuned models,
+            where several searches share them; None for `domain`.
     """
 
     domain: str
@@ -107,6 +64,7 @@ class CandidateSearch:
     make_candidates: MakeCandidates = factor_candidates
     best_so_far: Callable[[Settings], None] = lambda settings: None
     batch: int = 1
+    references: str | None = None
 
     def run(self) -> SearchResult:
         """Search, and confirm the result on items that took no part in the choice.
@@ -115,14 +73,54 @@ class CandidateSearch:
             DppaError: The strategy needs a teacher and the trials have none.
             TasksError: A fine-tuned model does not score above 0 on a task.
         """
+        return self.confirm().result
+
+    def lead(self) -> Standing:
+        """Search, and return how the best candidate stands on the choosing items.
+
+        Raises:
+            DppaError: As for `run`.
+        """
+        contest, candidates, _ = self._search()
+        best, *_ = contest.leaders()
+        return self._standing(contest, candidates, best, contest.choosing)
+
+    def confirm(self) -> Confirmed:
+        """Search, and return the confirmed result with its standing on all items.
+
+        Raises:
+            DppaError: As for `run`.
+        """
+        contest, candidates, fine_tuned = self._search()
+        best = contest.confirmed()
+        self.best_so_far(candidates.settings(best))
+        return Confirmed(
+            self._result(contest, candidates, best, fine_tuned),
+            self._standing(contest, candidates, best, range(contest.folds)),
+        )
+
+    def _standing(
+        self, contest: Contest, candidates: Candidates, best: Candidate, folds: Iterable[int]
+    ) -> Standing:
+        return Standing(
+            candidates.settings(best),
+            contest.scores(best, folds),
+            contest.objective,
+            len(contest.scored),
+            self._evaluations.seconds,
+            contest.has_perfect,
+        )
+
+    def _search(self) -> tuple[Contest, Candidates, Scores]:
+        """Run the strategy; return contest, candidates and the scores of the fine-tuned models."""
         if self._strategy.needs_teacher:
             require_teacher(self.trials, self.options.strategy)
         fine_tuned = self.score_fine_tuned()
         folds = self._folds_to_score(fine_tuned)
         candidates = self._candidates(folds)
         contest = self._contest(candidates, folds, fine_tuned)
-        best = self._search(contest, candidates)
-        return self._result(contest, candidates, best, fine_tuned)
+        self._explore(contest, candidates)
+        return contest, candidates, fine_tuned
 
     def score_fine_tuned(self) -> Scores:
         """Return the scores of the fine-tuned models; with a journal, evaluated only once.
@@ -131,7 +129,10 @@ class CandidateSearch:
             TasksError: A score is not above 0.
         """
         every = _every(self._folds)
-        (scores,) = self._evaluations.scores(
+        known = self._evaluations
+        if self.references not in (None, self.domain):
+            known = Evaluations(str(self.references), self.journal)
+        (scores,) = known.scores(
             [(FINE_TUNED, ALL)],
             lambda missing: (self.trials.score_fine_tuned(every) for _ in missing),
         )
@@ -211,8 +212,8 @@ class CandidateSearch:
             lambda missing: self.trials.score_all([trials[index] for index in missing]),
         )
 
-    def _search(self, contest: Contest, candidates: Candidates) -> Candidate:
-        """Run the strategy until it ends or the budget is spent; return the confirmed best."""
+    def _explore(self, contest: Contest, candidates: Candidates) -> None:
+        """Run the strategy until it ends or the budget is spent."""
         bar: tqdm[NoReturn] = tqdm(
             total=self.options.max_evaluations, desc=self.domain, unit="candidate", delay=2
         )
@@ -222,9 +223,6 @@ class CandidateSearch:
             contest.value(contest.start)
             with suppress(BudgetError):
                 self._strategy.search(contest, candidates.space)
-            best = contest.confirmed()
-            self.best_so_far(candidates.settings(best))
-        return best
 
     def _result(
         self, contest: Contest, candidates: Candidates, best: Candidate, fine_tuned: Scores
@@ -242,6 +240,7 @@ class CandidateSearch:
             curves = {
                 name: _curve(contest, candidates, best, index)
                 for index, name in enumerate(candidates.names)
+                if name in candidates.settings(best)
             }
         return SearchResult(
             domain=self.domain,

@@ -134,6 +134,40 @@ class WeightCandidates:
         return True
 
 
+@dataclass(frozen=True)
+class WeightFactorCandidates:
+    """Candidates that are weights of a merge, and then factors of its models.
+
+    Attributes:
+        weights: Candidates of the weights alone.
+        factors: Candidates of the factors alone.
+        space: The weights and factors that may be tried.
+    """
+
+    weights: Candidates
+    factors: Candidates
+    space: Space
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The fine-tuned models, then model and factor."""
+        return [*self.weights.names, *self.factors.names]
+
+    def settings(self, candidate: Candidate) -> Settings:
+        """Return model -> weight, and model and factor -> factor; none for the recipe's own."""
+        weights, factors = self._parts(candidate)
+        return {**self.weights.settings(weights), **self.factors.settings(factors)}
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Return False for a factor of 0."""
+        weights, factors = self._parts(candidate)
+        return self.weights.may_win(weights) and self.factors.may_win(factors)
+
+    def _parts(self, candidate: Candidate) -> tuple[Candidate, Candidate]:
+        number = len(self.weights.names)
+        return candidate[:number], candidate[number:]
+
+
 def factor_candidates(
     names: Sequence[str], options: Options, proposal: Proposal | None = None
 ) -> Candidates:
@@ -187,6 +221,28 @@ def merge_factor_candidates(
         of_models.setdefault(name.rpartition(" ")[0], []).append(index)
     space = replace(_space([1.0] * len(names), options), groups=list(of_models.values()))
     return MergeFactorCandidates(names, space)
+
+
+def weight_factor_candidates(
+    weights: Sequence[float], relative: bool, of_factors: Options
+) -> MakeCandidates:
+    """Return what makes the candidates of a search for weights, and then for factors.
+
+    Args:
+        weights: The weights of the recipe.
+        relative: Whether only their ratios count.
+        of_factors: How factors are searched; the options of the search are those of the weights.
+    """
+
+    def make(names: Sequence[str], options: Options, _: Proposal | None) -> Candidates:
+        models, factors = names[: len(weights)], names[len(weights) :]
+        first = weight_candidates(weights, relative)(models, options, None)
+        second = merge_factor_candidates(factors, of_factors, None)
+        start = (*first.space.start, *second.space.start)
+        whole = replace(first.space, start=start, stages=(first.space, second.space))
+        return WeightFactorCandidates(first, second, whole)
+
+    return make
 
 
 def describe(candidates: Candidates, candidate: Candidate) -> str:

@@ -19,7 +19,7 @@ from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.merge_objective import score_experts
-from dppa_mergekit.search.candidate_search import CandidateSearch, SearchResult
+from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import Settings
 from dppa_mergekit.search.evaluations import has_fine_tuned_scores
 from dppa_mergekit.search.factor_trials import (
@@ -30,6 +30,7 @@ from dppa_mergekit.search.factor_trials import (
 )
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.recipe_search import Best, RecipeSearch, Scoring
+from dppa_mergekit.search.results import SearchResult
 from dppa_mergekit.search.strategies import STRATEGIES
 from dppa_mergekit.search.trials import (
     CallableScorer,

@@ -22,10 +22,10 @@ from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.parameters import AMPLIFICATION_NAMES
 from dppa_mergekit.recipes.recipe import Recipe, at_layer
 from dppa_mergekit.recipes.references import identity
-from dppa_mergekit.search.candidate_search import MERGE
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, merge_factor_candidates
 from dppa_mergekit.search.merge_search import MergeSearch
 from dppa_mergekit.search.options import Options
+from dppa_mergekit.search.results import MERGE
 from dppa_mergekit.search.strategies import MERGE_FACTORS
 
 if TYPE_CHECKING:
@@ -55,23 +55,14 @@ class LiveMergeFactors:
 
     def parameters(self) -> list[str]:
         """Return model and factor of every partition."""
-        return _factor_names(self._merge.rates())
+        return factor_names(self._merge.rates())
 
     def apply(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Write the merge with factors, or as the recipe has it; return model and tokenizer."""
         if not settings:
             self._merge.restore()
             return self._merge.model, self._merge.tokenizer
-        self._merge.set_factors(
-            {
-                model: {
-                    rate: by_name[name]
-                    for rate, name in AMPLIFICATION_NAMES.items()
-                    if name in by_name
-                }
-                for model, by_name in factors_of(settings).items()
-            }
-        )
+        self._merge.set_factors(factors_by_rate(settings))
         return self._merge.model, self._merge.tokenizer
 
 
@@ -100,7 +91,7 @@ class FolderMergeFactors:
 
         with merge_into_folder(self.recipe, self.workspace, listen, self.loading):
             pass
-        return _factor_names(
+        return factor_names(
             {
                 model: sorted(found.get(identity(model), ()), reverse=True)
                 for model in self.recipe.fine_tuned()
@@ -170,7 +161,17 @@ def factors_of(settings: Settings) -> dict[str, dict[str, float]]:
     return found
 
 
-def _factor_names(rates: Mapping[str, Sequence[int]]) -> list[str]:
+def factors_by_rate(settings: Settings) -> dict[str, dict[int, float]]:
+    """Return model -> rate -> the factor of its partition."""
+    return {
+        model: {
+            rate: by_name[name] for rate, name in AMPLIFICATION_NAMES.items() if name in by_name
+        }
+        for model, by_name in factors_of(settings).items()
+    }
+
+
+def factor_names(rates: Mapping[str, Sequence[int]]) -> list[str]:
     """Return the names of all factors: the model, a blank, the factor."""
     return [
         f"{model} {AMPLIFICATION_NAMES[rate]}"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
 from dppa_mergekit.scoring.objectives import MergeObjective
-from dppa_mergekit.search.candidate_search import MERGE, CandidateSearch, SearchResult
-from dppa_mergekit.search.candidates import MakeCandidates
+from dppa_mergekit.search.candidate_search import CandidateSearch
+from dppa_mergekit.search.candidates import MakeCandidates, Settings
 from dppa_mergekit.search.recipe_search import Best, RecipeSearch, Scoring
+from dppa_mergekit.search.results import MERGE, SearchResult
 from dppa_mergekit.search.trials import (
     FolderMerge,
     FolderTrials,
@@ -55,22 +56,9 @@ class MergeSearch(RecipeSearch):
 
     def search(self, scoring: Scoring, journal: Journal, best: Best) -> list[SearchResult]:
         """Search; warn where guard tasks lose more than is allowed."""
-
-        def objective(fine_tuned: Mapping[str, float]) -> MergeObjective:
-            return objective_of(self.tasks, fine_tuned, self.worst, self.guard_loss)
-
         with self.open_trials(MERGE, scoring, 1) as trials:
-            result = CandidateSearch(
-                MERGE,
-                self.recipe.base,
-                {task: scoring.item_count(task) for task in self.metrics()},
-                trials,
-                self.options,
-                journal,
-                objective,
-                self.candidates(),
-                partial(best.__setitem__, MERGE),
-                self.batch,
+            result = self.candidate_search(
+                MERGE, scoring, trials, journal, partial(best.__setitem__, MERGE)
             ).run()
         if result.lost:
             LOG.warning(
@@ -79,6 +67,41 @@ class MergeSearch(RecipeSearch):
                 self.guard_loss,
             )
         return [result]
+
+    def candidate_search(
+        self,
+        domain: str,
+        scoring: Scoring,
+        trials: Trials,
+        journal: Journal,
+        best_so_far: Callable[[Settings], None],
+    ) -> CandidateSearch:
+        """Return the search of the merge.
+
+        Args:
+            domain: The name under which the journal keeps its evaluations.
+            scoring: Scores candidates.
+            trials: Scores candidates of this merge.
+            journal: Keeps evaluations.
+            best_so_far: Called with the best settings so far.
+        """
+
+        def objective(fine_tuned: Mapping[str, float]) -> MergeObjective:
+            return objective_of(self.tasks, fine_tuned, self.worst, self.guard_loss)
+
+        return CandidateSearch(
+            domain,
+            self.recipe.base,
+            {task: scoring.item_count(task) for task in self.metrics()},
+            trials,
+            self.options,
+            journal,
+            objective,
+            self.candidates(),
+            best_so_far,
+            self.batch,
+            MERGE,
+        )
 
     def trials(self, domain: str, scoring: Scoring) -> Trials:
         """Return the trials of the merge in this process."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dppa_mergekit.recipes.recipe import at_layer
 from dppa_mergekit.report.plot_style import PANEL, color_of
-from dppa_mergekit.search.candidate_search import SearchResult
+from dppa_mergekit.search.results import SearchResult
 
 
 def draw(results: Sequence[SearchResult], path: Path) -> None:

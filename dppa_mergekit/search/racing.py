@@ -242,6 +242,45 @@ class Contest:
         return behind.error is None or behind.value <= DEVIATIONS * behind.error
 
 
+@dataclass
+class Stage:
+    """A contest of some of a candidate's numbers, with the others held.
+
+    Attributes:
+        contest: The contest of whole candidates.
+        before: The numbers before these.
+        after: The numbers after these.
+    """
+
+    contest: Contest
+    before: Candidate
+    after: Candidate
+
+    @property
+    def preferred(self) -> Candidate | None:
+        """The numbers that the strategy wants to win among equals."""
+        whole = self.contest.preferred
+        return None if whole is None else self._own(whole)
+
+    @preferred.setter
+    def preferred(self, own: Candidate | None) -> None:
+        self.contest.preferred = None if own is None else self._whole(own)
+
+    def value(self, own: Candidate) -> float:
+        """See `Contest.value`."""
+        return self.contest.value(self._whole(own))
+
+    def race(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """See `Contest.race`."""
+        return [self._own(whole) for whole in self.contest.race([*map(self._whole, candidates)])]
+
+    def _whole(self, own: Candidate) -> Candidate:
+        return (*self.before, *own, *self.after)
+
+    def _own(self, whole: Candidate) -> Candidate:
+        return whole[len(self.before) : len(whole) - len(self.after)]
+
+
 def _distance(candidate: Candidate, start: Candidate) -> int:
     """Return the distance between two candidates: the sum of absolute differences."""
     return sum(abs(value - other) for value, other in zip(candidate, start, strict=True))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, TypeVar
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.placement import Placement
@@ -22,10 +22,10 @@ from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
 from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash
-from dppa_mergekit.search.candidate_search import SearchResult
 from dppa_mergekit.search.candidates import Settings
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.plots import draw
+from dppa_mergekit.search.results import SearchResult
 from dppa_mergekit.search.summary import summary
 from dppa_mergekit.search.trials import ScoreCommand, Trials
 from dppa_mergekit.search.workers import Cluster, connect, distribute
@@ -39,13 +39,15 @@ LOG = logging.getLogger(__name__)
 Scoring: TypeAlias = Harness | ScoreCommand
 """What scores candidates: lm-eval, in memory, or a user's command, in merged folders."""
 
+Found = TypeVar("Found")
+
 Best: TypeAlias = dict[str, Settings]
 """Domain -> its best factors so far, or MERGE -> the best weights so far."""
 
 
 @dataclass(frozen=True)
-class RecipeSearch(ABC):
-    """A search over the models of a recipe.
+class RecipeTuning(ABC):
+    """The tuning of a recipe by evaluation: what all searches share.
 
     Attributes:
         recipe: The recipe of the whole merge.
@@ -68,10 +70,14 @@ class RecipeSearch(ABC):
     score_command: str | None = None
     cluster: Cluster | None = None
 
-    def run(self) -> list[SearchResult]:
-        """Search, and write the recipe, a summary, a plot and a record of the run.
+    def tune(self, search: Callable[[Scoring, Journal, Best], Found]) -> Found:
+        """Check, and search with a scorer, an open journal and workers.
 
         Interrupted, write the recipe with the best values so far.
+
+        Args:
+            search: Is given what scores candidates, what keeps evaluations, and a mapping to keep
+                up to date with the best values so far.
 
         Raises:
             DppaError: An input cannot be used; before the first evaluation where possible.
@@ -82,23 +88,11 @@ class RecipeSearch(ABC):
         best: Best = {}
         try:
             with open_journal(self.journal, self.subject()) as journal, self._workers():
-                results = self.search(scoring, journal, best)
+                return search(scoring, journal, best)
         except KeyboardInterrupt:
             if best:
-                self._write_recipe(best)
+                self.write_recipe(best)
             raise
-        self._write(results)
-        return results
-
-    @abstractmethod
-    def search(self, scoring: Scoring, journal: Journal, best: Best) -> list[SearchResult]:
-        """Search.
-
-        Args:
-            scoring: Scores candidates.
-            journal: Keeps evaluations.
-            best: Is kept up to date with the best values so far.
-        """
 
     @abstractmethod
     def trials(self, domain: str, scoring: Scoring) -> Trials:
@@ -221,13 +215,37 @@ class RecipeSearch(ABC):
                 task,
             )
 
-    def _write(self, results: list[SearchResult]) -> None:
-        self._write_recipe({result.domain: result.factors for result in results})
+    def write_recipe(self, found: Mapping[str, Settings]) -> None:
+        """Write the recipe with what was found, by domain or MERGE."""
+        write_whole(self.output, self.recipe_with(found).to_yaml())
+
+
+class RecipeSearch(RecipeTuning):
+    """A search over the models of a recipe, for every domain or for MERGE."""
+
+    @abstractmethod
+    def search(self, scoring: Scoring, journal: Journal, best: Best) -> list[SearchResult]:
+        """Search.
+
+        Args:
+            scoring: Scores candidates.
+            journal: Keeps evaluations.
+            best: Is kept up to date with the best values so far.
+        """
+
+    def run(self) -> list[SearchResult]:
+        """Search, and write the recipe, a summary, a plot and a record of the run.
+
+        Interrupted, write the recipe with the best values so far.
+
+        Raises:
+            DppaError: An input cannot be used; before the first evaluation where possible.
+        """
+        results = self.tune(self.search)
+        self.write_recipe({result.domain: result.factors for result in results})
         write_whole(self.output.with_suffix(".md"), summary(results, self.options.strategy))
         if is_installed():
             draw(results, self.output.with_suffix(".png"))
         records = [result.to_record() for result in results]
         write_record(self.output, "search", self.subject(), records)
-
-    def _write_recipe(self, found: Mapping[str, Settings]) -> None:
-        write_whole(self.output, self.recipe_with(found).to_yaml())
+        return results

@@ -8,9 +8,10 @@ models nor lm-eval.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from dppa_mergekit.search.racing import ONE, Candidate, Contest
+from dppa_mergekit.search.racing import ONE, BudgetError, Candidate, Contest, Stage
 
 STEP = 10
 """The paper's step: a tenth."""
@@ -33,6 +34,8 @@ class Space:
         proposal: The teacher's proposal, for a strategy that needs a teacher.
         groups: Indices of values that are first tuned together, such as those of one model.
         relative: Whether only the ratios of the values count.
+        stages: The spaces of weights and of factors, where a candidate has first these and then
+            those.
     """
 
     start: Candidate
@@ -43,6 +46,7 @@ class Space:
     proposal: Candidate | None = None
     groups: Sequence[Sequence[int]] = ()
     relative: bool = False
+    stages: Sequence[Space] = ()
 
     @property
     def size(self) -> int:
@@ -117,7 +121,7 @@ def _search_coordinates(contest: Contest, space: Space) -> None:
         before = reached
 
 
-def search_model_by_model(contest: Contest, space: Space) -> None:
+def search_model_by_model(contest: Contest | Stage, space: Space) -> None:
     """Try one weight for all models on a coarse grid, then change one model's weight at a time.
 
     A step that helps is taken at once; when none helps, steps get finer. Within a small budget,
@@ -141,7 +145,7 @@ def search_model_by_model(contest: Contest, space: Space) -> None:
                     helped = True
 
 
-def search_group_by_group(contest: Contest, space: Space) -> None:
+def search_group_by_group(contest: Contest | Stage, space: Space) -> None:
     """Tune one value for all, then one for each group, then every value by itself.
 
     Groups and single values move by steps that get finer; a step that helps is taken at once.
@@ -156,6 +160,20 @@ def search_group_by_group(contest: Contest, space: Space) -> None:
                 best = contest.race([current, *inside])[0]
                 if contest.value(best) > contest.value(current):
                     current = contest.preferred = best
+
+
+def search_weights_then_factors(contest: Contest, space: Space) -> None:
+    """Search the weights with factors as they are, then the factors with the best weights.
+
+    Weights get half of the budget.
+    """
+    weights, factors = space.stages
+    budget, contest.budget = contest.budget, contest.budget // 2
+    with suppress(BudgetError):
+        search_model_by_model(Stage(contest, (), factors.start), weights)
+    contest.budget = budget
+    best, *_ = contest.leaders()
+    search_group_by_group(Stage(contest, best[: weights.size], ()), factors)
 
 
 def _move(candidate: Candidate, indices: Sequence[int], move: int) -> Candidate:
@@ -188,7 +206,9 @@ def search_around_proposal(contest: Contest, space: Space) -> None:
         contest.preferred = contest.race([space.start, centre, halfway, *inside])[0]
 
 
-def _tune(contest: Contest, space: Space, start: Candidate, indices: Sequence[int]) -> Candidate:
+def _tune(
+    contest: Contest | Stage, space: Space, start: Candidate, indices: Sequence[int]
+) -> Candidate:
     """Return the best candidate that differs from a start in one value, equal at all indices."""
 
     def candidate_with(value: int) -> Candidate:
@@ -215,7 +235,9 @@ def _grid(space: Space, centre: int) -> range:
     return range(space.low + (centre - space.low) % COARSE, space.high + 1, COARSE)
 
 
-def _middle_of_best(contest: Contest, tried: Mapping[int, Candidate], centre: int) -> Candidate:
+def _middle_of_best(
+    contest: Contest | Stage, tried: Mapping[int, Candidate], centre: int
+) -> Candidate:
     """Return the best of the candidates tried; of a plateau of equals, the middle one.
 
     Where the search's starting value is on the plateau, return its candidate.
@@ -250,7 +272,11 @@ WEIGHTS = "weights"
 """The strategy for the weights of a merge."""
 
 MERGE_FACTORS = "merge factors"
-"""The strategy for the factors of all models in a merge; all others are for those of one model."""
+"""The strategy for the factors of all models in a merge."""
+
+BOTH = "weights and factors"
+"""The strategy for the weights and then the factors of a merge; those without a name here are for
+the factors of one model."""
 
 STRATEGIES: dict[str, Strategy] = {
     "paper": Strategy(climb),
@@ -258,4 +284,5 @@ STRATEGIES: dict[str, Strategy] = {
     "distill": Strategy(search_around_proposal, needs_teacher=True),
     WEIGHTS: Strategy(search_model_by_model),
     MERGE_FACTORS: Strategy(search_group_by_group),
+    BOTH: Strategy(search_weights_then_factors),
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dppa_mergekit.parameters import AMPLIFICATION_NAMES
 from dppa_mergekit.recipes.recipe import Setting
 from dppa_mergekit.report.markdown_tables import table
-from dppa_mergekit.search.candidate_search import MERGE, SearchResult
-from dppa_mergekit.search.strategies import MERGE_FACTORS
+from dppa_mergekit.search.results import MERGE, SearchResult
+from dppa_mergekit.search.strategies import BOTH, MERGE_FACTORS
 from dppa_mergekit.search.weight_trials import SHARED
 
 
@@ -15,6 +16,9 @@ def summary(results: Sequence[SearchResult], strategy: str) -> str:
     """Return tables of the factors or weights, and of the dev Domain-Ratios."""
     if strategy == MERGE_FACTORS:
         title, settings = "Amplification factors in the merge", _factors_in_merge(results[0])
+    elif strategy == BOTH:
+        title = "Weights and amplification factors of the merge"
+        settings = f"{_weights(results[0])}\n{_factors_in_merge(results[0])}"
     elif results[0].domain == MERGE:
         title, settings = "Weights of the merge", _weights(results[0])
     else:
@@ -72,18 +76,25 @@ def _weights(result: SearchResult) -> str:
     rows = [
         ["every model" if name == SHARED else name, format_setting(weight)]
         for name, weight in result.factors.items()
+        if not _is_factor(name)
     ]
     return table(["model", "weight"], rows)
 
 
 def _factors_in_merge(result: SearchResult) -> str:
-    if not result.factors:
+    if not any(map(_is_factor, result.factors)):
         return "The recipe's own factors, or those that the merge finds itself, are best.\n"
     rows = [
         [*name.rpartition(" ")[::2], format_setting(factor)]
         for name, factor in result.factors.items()
+        if _is_factor(name)
     ]
     return table(["model", "parameter", "factor"], rows, names=2)
+
+
+def _is_factor(name: str) -> bool:
+    """Return whether a setting of a merge is a model's factor, and not its weight."""
+    return name.rpartition(" ")[2] in AMPLIFICATION_NAMES.values()
 
 
 def format_setting(setting: Setting) -> str:

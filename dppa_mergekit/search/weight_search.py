@@ -13,10 +13,11 @@ from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.recipe import Recipe
-from dppa_mergekit.search.candidate_search import MERGE, CandidateSearch, SearchResult
+from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, weight_candidates
 from dppa_mergekit.search.merge_search import MergeSearch
 from dppa_mergekit.search.options import Options
+from dppa_mergekit.search.results import MERGE, SearchResult
 from dppa_mergekit.search.strategies import WEIGHTS
 from dppa_mergekit.search.trials import CallableScorer, MemoryTrials
 from dppa_mergekit.search.weight_trials import FolderWeights, LiveWeights, score_best, weights_of
@@ -25,8 +26,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # These names are mergekit's own; those of this package stand in `method_table`.
-MERGEKIT_METHODS = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
+MERGEKIT_METHODS = (
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "della",
+    "della_linear",
+)
 """Methods of mergekit whose weights can be tuned, beside those of this package."""
+
+NORMALIZED = ("ties", "della")
+"""Those that divide by the sum of the weights by default (mergekit 0.1.5)."""
 
 WEIGHT_OPTIONS = Options(strategy=WEIGHTS, low=0.0, high=1.5)
 """How weights are searched by default."""
@@ -53,7 +66,7 @@ class WeightSearch(MergeSearch):
 
     def candidates(self) -> MakeCandidates:
         """Start from the weights of the recipe."""
-        return weight_candidates(_start(self.recipe, self.shared), is_normalized(self.recipe))
+        return weight_candidates(start(self.recipe, self.shared), is_normalized(self.recipe))
 
     def live_merge(self) -> LiveWeights:
         """Return the merge in memory."""
@@ -133,11 +146,11 @@ def search_weights(
         {},
         trials,
         options,
-        make_candidates=weight_candidates(_start(recipe, shared), is_normalized(recipe)),
+        make_candidates=weight_candidates(start(recipe, shared), is_normalized(recipe)),
     ).run()
 
 
-def check_weighted(recipe: Recipe, options: Options, shared: bool) -> None:
+def check_weighted(recipe: Recipe, options: Options, shared: bool, strategy: str = WEIGHTS) -> None:
     """Refuse a recipe whose weights cannot be searched with these options.
 
     Raises:
@@ -151,7 +164,7 @@ def check_weighted(recipe: Recipe, options: Options, shared: bool) -> None:
             f"{recipe.origin}: the weights of {recipe.method} cannot be tuned; allowed are "
             f"{', '.join(known)}."
         )
-    if options.strategy != WEIGHTS:
+    if options.strategy != strategy:
         raise DppaError(
             f"Strategy {options.strategy} is for factors; weights are tuned in one way only."
         )
@@ -166,7 +179,7 @@ def check_weighted(recipe: Recipe, options: Options, shared: bool) -> None:
 def is_normalized(recipe: Recipe) -> bool:
     """Whether a merge divides by the sum of its weights, so that only their ratios count."""
     known = method_table.method_of(recipe.method)
-    default = recipe.method == "ties"
+    default = recipe.method in NORMALIZED
     if known is not None:
         default = any(
             parameter.name == "normalize" and parameter.default is True
@@ -177,7 +190,7 @@ def is_normalized(recipe: Recipe) -> bool:
     return default if given is None else given is True
 
 
-def _start(recipe: Recipe, shared: bool) -> list[float]:
+def start(recipe: Recipe, shared: bool) -> list[float]:
     """Return the weights to start from; where they are shared, their mean."""
     weights = list(recipe.weights(method_table.default_weight(recipe.method)).values())
     return [sum(weights) / len(weights)] if shared else weights

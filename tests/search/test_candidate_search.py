@@ -11,10 +11,11 @@ from dppa_mergekit.errors import DppaError, ParameterError
 from dppa_mergekit.scoring.objectives import DomainObjective, MergeObjective
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tasks import TasksError
-from dppa_mergekit.search.candidate_search import CandidateSearch, SearchResult
+from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import Proposal, weight_candidates
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.racing import Contest, deal
+from dppa_mergekit.search.results import SearchResult
 from dppa_mergekit.search.strategies import Space, _tune
 
 

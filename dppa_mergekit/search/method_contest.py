@@ -1,0 +1,183 @@
+"""A contest of merge methods: the same models under each method, tuned with an equal budget.
+
+Every method has an equal share of the candidates, which its densities share. Shares are spent in
+rounds. After each, an entrant that is worse than the leader on the same items, by more than chance
+allows, is given up. What is left is confirmed on items that took no part in the choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+from dppa_mergekit import method_table
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.report.plot_style import is_installed
+from dppa_mergekit.search.candidate_search import CandidateSearch
+from dppa_mergekit.search.candidates import Settings
+from dppa_mergekit.search.contest_report import contest_summary, draw_contest
+from dppa_mergekit.search.entrants import Entrant, Placed, entrants_of
+from dppa_mergekit.search.merge_search import MergeSearch
+from dppa_mergekit.search.recipe_search import Best, RecipeTuning, Scoring
+from dppa_mergekit.search.results import MERGE, Standing
+from dppa_mergekit.search.strategies import BOTH, WEIGHTS
+from dppa_mergekit.search.trials import Trials
+from dppa_mergekit.search.weight_factor_search import WeightFactorSearch
+from dppa_mergekit.search.weight_search import WeightSearch
+from dppa_mergekit.storage.journal import Journal
+from dppa_mergekit.storage.output_files import write_whole
+from dppa_mergekit.storage.run_record import write_record
+from dppa_mergekit.version import __version__
+
+FIRST_ROUND = 6
+"""The least candidates of an entrant's first round: its start, and a grid of common weights."""
+
+SHARES = (4, 2, 1)
+"""The rounds: up to a fourth of an entrant's budget, to a half, and to the whole of it."""
+
+
+@dataclass(frozen=True)
+class MethodContest(RecipeTuning):
+    """A contest of methods on the models of a recipe; see `RecipeTuning`.
+
+    The budget, `options.max_evaluations`, is that of all methods together.
+
+    Attributes:
+        methods: The methods.
+        with_factors: Whether factors are tuned where a method has them.
+        worst: Whether the least Domain-Ratio counts, in place of the mean.
+        guard_loss: The share of the base model's score that a guard task may lose, 0 to 1.
+    """
+
+    guarded: ClassVar[bool] = True
+
+    methods: Sequence[str] = ()
+    with_factors: bool = False
+    worst: bool = False
+    guard_loss: float = 0.05
+
+    @cached_property
+    def entrants(self) -> Mapping[str, Entrant]:
+        """Label -> entrant."""
+        return {one.label: one for one in entrants_of(self.recipe, self.methods)}
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is loaded.
+
+        Raises:
+            DppaError: As for every search; or an entrant cannot be searched.
+        """
+        super().check()
+        for one in self.entrants.values():
+            self._tuning(one, 1).check()
+
+    def run(self) -> list[Placed]:
+        """Run the contest, and write the best recipe, a table, a plot and a record of the run.
+
+        Interrupted, write the recipe with the best values so far.
+
+        Returns:
+            The entrants, best first; those that were given up come last.
+
+        Raises:
+            DppaError: An input cannot be used; before the first evaluation where possible.
+        """
+        placed = self.tune(self._compete)
+        winner = placed[0]
+        recipe = self.recipe_with({winner.entrant.label: winner.standing.settings})
+        comment = (
+            f"The best of {len(placed)} entrants of mergekit-dppa search {__version__}, "
+            f"from {self.recipe.origin}"
+        )
+        write_whole(self.output, recipe.to_yaml(comment))
+        write_whole(self.output.with_suffix(".md"), contest_summary(placed))
+        if is_installed():
+            draw_contest(placed, self.output.with_suffix(".png"))
+        records = [one.to_record() for one in placed]
+        write_record(self.output, "search", self.subject(), records)
+        return placed
+
+    def trials(self, domain: str, scoring: Scoring) -> Trials:
+        """Return the trials of an entrant in this process."""
+        return self._tuning(self.entrants[domain], 1).trials(MERGE, scoring)
+
+    def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
+        """Return the recipe of the one entrant that something was found for."""
+        ((label, settings),) = found.items()
+        return self._tuning(self.entrants[label], 1).recipe_with({MERGE: settings})
+
+    def subject(self) -> dict[str, object]:
+        """Return the inputs of the contest; with other methods, it goes on from what is known."""
+        goal = {"worst": self.worst, "guard_loss": self.guard_loss, "factors": self.with_factors}
+        return super().subject() | {"merge": goal}
+
+    def budget_of(self, entrant: Entrant) -> int:
+        """The number of candidates of an entrant: its share of its method's share."""
+        densities = sum(one.method == entrant.method for one in self.entrants.values())
+        return max(1, self.options.max_evaluations // len(self.methods) // densities)
+
+    def _compete(self, scoring: Scoring, journal: Journal, best: Best) -> list[Placed]:
+        """Run the rounds; return the entrants, best first, those that were given up last."""
+        alive, given_up = list(self.entrants.values()), list[Placed]()
+        standings: dict[str, Standing] = {}
+        budgets: dict[str, int] = {}
+        for share in SHARES:
+            for one in alive:
+                whole = self.budget_of(one)
+                budgets[one.label] = max(min(FIRST_ROUND, whole), whole // share)
+                with self.open_trials(one.label, scoring, 1) as trials:
+                    search = self._search(one, budgets[one.label], scoring, trials, journal)
+                    standings[one.label] = search.lead()
+                leader = max(alive[: alive.index(one) + 1], key=lambda o: standings[o.label].value)
+                _keep(best, leader, standings[leader.label])
+            leading = standings[leader.label]
+            for one in list(alive):
+                if leading.is_ahead_of(standings[one.label]):
+                    alive.remove(one)
+                    behind = leading.lead_over(standings[one.label])
+                    given_up.append(Placed(one, standings[one.label], behind))
+            if leading.is_perfect:
+                break
+        confirmed = []
+        for one in alive:
+            with self.open_trials(one.label, scoring, 1) as trials:
+                search = self._search(one, budgets[one.label], scoring, trials, journal)
+                confirmed.append(Placed(one, search.confirm().standing))
+        confirmed.sort(key=lambda placed: -placed.standing.value)
+        _keep(best, confirmed[0].entrant, confirmed[0].standing)
+        return confirmed + sorted(given_up, key=lambda placed: -placed.standing.value)
+
+    def _tuning(self, entrant: Entrant, budget: int) -> MergeSearch:
+        """Return the search of an entrant with a number of candidates."""
+        given = (
+            entrant.recipe,
+            self.tasks,
+            self.output,
+            replace(self.options, strategy=WEIGHTS, max_evaluations=budget),
+            self.placement,
+            self.score_command,
+            self.cluster,
+            self.worst,
+            self.guard_loss,
+        )
+        if not self.with_factors or entrant.method not in method_table.amplified():
+            return WeightSearch(*given)
+        both = WeightFactorSearch(*given)
+        return replace(both, options=replace(both.options, strategy=BOTH))
+
+    def _search(
+        self, entrant: Entrant, budget: int, scoring: Scoring, trials: Trials, journal: Journal
+    ) -> CandidateSearch:
+        """Return the search of an entrant; what the journal has of it is not scored again."""
+        tuning = self._tuning(entrant, budget)
+        return tuning.candidate_search(
+            entrant.label, scoring, trials, journal, lambda settings: None
+        )
+
+
+def _keep(best: Best, entrant: Entrant, standing: Standing) -> None:
+    """Make an entrant the only one that something was found for."""
+    best.clear()
+    best[entrant.label] = standing.settings
