@@ -14,26 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from dppa_mergekit import method_table
-from dppa_mergekit.adamerging.losses import Teaching
-from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
-from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
+from dppa_mergekit.analysis.advice import merge_verdict, verdict
 from dppa_mergekit.analysis.delta_pass import inspect_deltas
 from dppa_mergekit.analysis.plots import draw_analysis
-from dppa_mergekit.analysis.results import Analysis, Divergences, verdict
+from dppa_mergekit.analysis.prompt_comparison import PromptComparison
+from dppa_mergekit.analysis.results import Analysis, MergeDivergences
 from dppa_mergekit.analysis.tables import every_linear, overview
 from dppa_mergekit.errors import DppaError, RecipeError
-from dppa_mergekit.live.context import shorten
-from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.placement import AS_STORED, Placement
-from dppa_mergekit.live.source_model import SourceModel
-from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.merging.dry_run import dry_run
-from dppa_mergekit.parameters import AMPLIFICATIONS, AMPLIFY_DENSE
 from dppa_mergekit.prompts import Prompt, read_prompts
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import short_name
@@ -43,8 +36,6 @@ from dppa_mergekit.storage.output_files import write_whole
 from dppa_mergekit.storage.run_record import write_record
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from dppa_mergekit.merging.merge_plan import Plan
 
 FILE = "analysis"
@@ -52,12 +43,6 @@ FILE = "analysis"
 
 INSTEAD = method_table.DPPA.name
 """The method whose allocation is shown if the recipe's own is the same for all linears."""
-
-DARE, DP = method_table.DARE_DPA.name, method_table.DP.name
-"""The methods that prompts compare; `dare_dpa` at factors 1 is DARE on the linears alone."""
-
-BATCH = 16
-"""The number of prompts in a batch."""
 
 _ANALYSIS = TypeAdapter(Analysis)
 
@@ -97,8 +82,8 @@ def analyze(
 
     Args:
         recipe: A recipe of any method, with a base and fine-tuned models.
-        prompts: Fine-tuned model, as the recipe spells it -> prompts on which DARE and DP are
-            compared; None or empty for no comparison.
+        prompts: Fine-tuned model, as the recipe spells it -> prompts on which methods are compared,
+            and combinations if all models have some; None or empty for no comparison.
         placement: The device and dtype of the models that answer prompts.
         workspace: A folder on a disk with room for a merged model; None for the system's
             temporary folder. Only used with prompts.
@@ -143,50 +128,22 @@ def _cache_entry(plan: Plan, recipe: Recipe) -> CacheEntry[Analysis] | None:
 
 
 def _add_divergences(request: AnalysisRequest, found: Analysis) -> Analysis:
-    """Add the divergences under DARE and DP to every model that has prompts and is pruned."""
+    """Add the divergences of pruned models that have prompts and, if all have, of merges."""
+    recipe = request.recipe
+    prompts = {recipe.spelling_of(model): given for model, given in request.prompts.items()}
+    comparison = PromptComparison(recipe, prompts, request.placement, request.workspace)
+    lessons = comparison.lessons()
     models = []
     for model in tqdm(found.models, desc="divergences", unit="model", delay=2):
-        name = request.recipe.spelling_of(model.model)
-        prompts = request.prompts.get(name)
+        name = recipe.spelling_of(model.model)
         divergences = None
-        if prompts is not None and 0 < model.density < 1:
-            divergences = _measure_divergences(request, name, prompts)
+        if name in lessons and 0 < model.density < 1:
+            divergences = comparison.pruned(name, lessons[name])
         models.append(replace(model, divergences=divergences))
-    return replace(found, models=tuple(models))
-
-
-def _measure_divergences(
-    request: AnalysisRequest, model: str, prompts: Sequence[Prompt]
-) -> Divergences:
-    """Let a model answer prompts, and measure how far it moves from its answers when pruned."""
-
-    def tokens(live: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        encoded = [tokenizer(prompt.text)["input_ids"] for prompt in prompts]
-        return shorten(model, encoded, live, ANSWER_TOKENS)
-
-    teacher = SourceModel(model, request.placement)
-    lessons = collect_lessons(teacher, tokens, BATCH, None)
-    dare, dp = (
-        _measure_divergence(request, pruned_alone(request.recipe, model, method), teacher, lessons)
-        for method in (DARE, DP)
-    )
-    return Divergences(dare, dp, len(prompts))
-
-
-def _measure_divergence(
-    request: AnalysisRequest, recipe: Recipe, teacher: SourceModel, lessons: Lessons
-) -> float:
-    """Return the mean divergence of a merged recipe from the teacher's answers, in nats."""
-    loading = request.placement.loading
-    with merge_into_folder(recipe, request.workspace, None, loading) as folder:
-        live, tokenizer = load_model(folder, request.placement)
-    check_words(teacher, lessons, live, tokenizer)
-    teaching = Teaching(lessons)
-    total = 0.0
-    with torch.no_grad():
-        for batch in torch.split(torch.arange(teaching.number), BATCH):
-            total += float(teaching.of(live, batch)) * len(batch)
-    return total / teaching.number
+    merges: list[MergeDivergences] = []
+    if len(models) > 1 and set(lessons) == set(recipe.fine_tuned()):
+        merges = comparison.merged(lessons)
+    return replace(found, models=tuple(models), merges=tuple(merges))
 
 
 def assign_prompts(recipe: Recipe, files: Sequence[Path]) -> dict[str, list[Prompt]]:
@@ -235,6 +192,8 @@ def write_analysis(found: Analysis, recipe: Recipe, output: Path) -> Path:
         draw_analysis(found, output)
     subject: dict[str, object] = {"recipe": recipe.content}
     verdicts = [{"model": model.model, "verdict": verdict(model)} for model in found.models]
+    if (of_merge := merge_verdict(found)) is not None:
+        verdicts.append({"model": "merge", "verdict": of_merge})
     write_record(path, "analyze", subject, verdicts)
     return path
 
@@ -253,10 +212,3 @@ def allocating(recipe: Recipe) -> Recipe:
     if recipe.method not in method_table.fluctuating():
         content["merge_method"] = INSTEAD
     return Recipe(content, recipe.origin).with_default_weight(1.0)
-
-
-def pruned_alone(recipe: Recipe, model: str, method: str) -> Recipe:
-    """Return a recipe of one model alone, pruned by a method at its density, all factors 1."""
-    factors = {parameter.name: 1.0 for parameter in (*AMPLIFICATIONS, AMPLIFY_DENSE)}
-    alone = recipe.with_only(model).with_parameters(model, factors)
-    return Recipe({**alone.content, "merge_method": method}, recipe.origin)

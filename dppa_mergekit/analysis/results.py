@@ -1,4 +1,4 @@
-"""The results of an analysis: the content of `analysis.json`, and the verdicts drawn from it.
+"""The results of an analysis: the content of `analysis.json`.
 
 Plain data and pure functions. Rates are in percent, shares from 0 to 1. The fields' names are keys
 of files that users have, so they stay.
@@ -19,17 +19,6 @@ RATES = (90, 80)
 
 PROFILE_POINTS = 21
 """The number of points of a profile of rows or columns."""
-
-SLIGHT, HEAVY = 0.07, 0.13
-"""Limits of the noise of DARE's rescaling, relative to the base's weights.
-
-With noise up to 0.07, fine-tuned models of SmolLM2-135M kept 96 % or more of their scores; at 0.13,
-89 to 100 %; at 0.19, 74 % or less (examples/paper/RESULTS.md). At 0.13, Abel-7B kept 73 % (rate
-90 %, paper Tables 1 and 4). Below 90 % the paper calls for DPPA (4.6.1).
-"""
-
-CLOSE = 1.25
-"""DARE's divergence counts as no worse up to this multiple of DP's."""
 
 UNPRUNED = "unpruned"
 """The key of the overlap before pruning; the other keys are rates."""
@@ -162,14 +151,44 @@ class Divergences:
     """Mean Kullback-Leibler divergences from a fine-tuned model, in nats per token of its answers.
 
     Attributes:
-        dare: That of the model pruned by DARE at the recipe's density.
+        dare: That of the model pruned by `dare_dpa`, DARE on the linears, at the recipe's density.
         dp: That of the model pruned by DP at the same density.
         prompts: The number of prompts that the model answered.
+        dare_linear: That of the model pruned by mergekit's `dare_linear` at the same density.
     """
 
     dare: float
     dp: float
     prompts: int
+    dare_linear: float | None = None
+
+    @property
+    def by_method(self) -> dict[str, float]:
+        """Method -> divergence, the simplest method first."""
+        found = {} if self.dare_linear is None else {"dare_linear": self.dare_linear}
+        return {**found, "dare_dpa": self.dare, "dp": self.dp}
+
+
+@dataclass(frozen=True)
+class MergeDivergences:
+    """Mean divergences of one merge from its fine-tuned models, in nats per token of their answers.
+
+    Attributes:
+        combination: How the deltas were combined, in words.
+        method: The merge method.
+        weight: The weight that all models shared, the best of a few; None if none was chosen.
+        of_models: Fine-tuned model -> the divergence from its answers to its prompts.
+    """
+
+    combination: str
+    method: str
+    weight: float | None
+    of_models: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        """The mean over models."""
+        return math.fsum(self.of_models.values()) / len(self.of_models)
 
 
 @dataclass(frozen=True)
@@ -269,44 +288,15 @@ class Analysis:
         tensors: Every tensor of the merge, in natural order of names.
         models: Every fine-tuned model.
         pairs: Every pair of fine-tuned models.
+        merges: The divergences of merges, one for each combination; empty without prompts for
+            every model, and of one model.
     """
 
     method: str
     tensors: tuple[TensorClass, ...]
     models: tuple[ModelAnalysis, ...]
     pairs: tuple[Pair, ...]
-
-
-def verdict(found: ModelAnalysis) -> str:
-    """Return a sentence on whether DARE would do for a model or DPPA is called for (4.6.1)."""
-    density = found.density
-    if found.offsets.deviation == 0:
-        return "There is nothing to prune: its linears equal those of the base."
-    if density >= 1:
-        return "Nothing is pruned at density 1, by either method."
-    measured = found.divergences
-    if measured is not None:
-        numbers = (
-            f"pruned to density {density:.2g}, the model diverges from its unpruned self by "
-            f"{measured.dare:.3g} nats per token under DARE and by {measured.dp:.3g} under DP, on "
-            f"{measured.prompts} prompts"
-        )
-        if measured.dare <= measured.dp * CLOSE:
-            return f"DARE would do: {numbers}."
-        return f"DPPA is called for: {numbers}."
-    numbers = (
-        f"the deviation of its deltas is {found.offsets.relative:.2g} of that of the base's "
-        f"weights, and at density {density:.2g} DARE's rescaling adds noise of {found.noise:.2g} "
-        f"of it"
-    )
-    if found.noise <= SLIGHT:
-        return f"DARE would probably do: {numbers} (slight up to {SLIGHT})."
-    if found.noise >= HEAVY:
-        return f"DPPA is called for: {numbers} (heavy from {HEAVY})."
-    return (
-        f"Either may be right: {numbers}, between {SLIGHT} and {HEAVY}; --prompts measures how "
-        f"each method changes the answers."
-    )
+    merges: tuple[MergeDivergences, ...] = ()
 
 
 def measure_structure(rows: Counts, columns: Counts) -> Structure:

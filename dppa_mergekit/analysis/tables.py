@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from statistics import mean
 
+from dppa_mergekit.analysis.advice import merge_verdict, verdict
 from dppa_mergekit.analysis.results import (
     RATES,
     Analysis,
@@ -15,7 +16,6 @@ from dppa_mergekit.analysis.results import (
     TensorClass,
     kinds,
     short_names,
-    verdict,
 )
 from dppa_mergekit.report.markdown_tables import table
 
@@ -45,6 +45,8 @@ def _overview(found: Analysis) -> Iterator[str]:
     names = short_names([model.model for model in found.models])
     for model in found.models:
         yield f"{model.model}: {verdict(model)}"
+    if (of_merge := merge_verdict(found)) is not None:
+        yield f"The merge: {of_merge}"
     yield "\nDeltas of all linears: minimum, quantiles (to 0.4 % of their value), maximum, zeros.\n"
     yield _offsets_table(found, names)
     yield f"Kept elements, as {found.method} allocates them; deviation relative to the base's.\n"

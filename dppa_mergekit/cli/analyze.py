@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     "files",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Prompts on which DARE and DP are compared. A file named after a model belongs to that "
-    "model; other files serve all other models.",
+    help="Prompts on which methods and combinations are compared. A file named after a model "
+    "belongs to that model; other files serve all other models.",
 )
 @options.page_option
 @options.placement_options
@@ -39,17 +39,17 @@ def analyze(
     dtype: str,
     loading: LoadingOptions,
 ) -> None:
-    """Analyze the deltas of RECIPE: their size, the kept elements, and whether DARE would do.
+    """Analyze the deltas of RECIPE: their size, the kept elements, and which methods would do.
 
     Of several recipes, as mergekit-multi takes them, each stage is analyzed by itself.
 
     \b
         mergekit-dppa analyze recipe.yml --output analysis/
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
+    from dppa_mergekit.analysis.advice import merge_verdict, verdict
     from dppa_mergekit.analysis.analyze import FILE, assign_prompts, write_analysis
     from dppa_mergekit.analysis.analyze import analyze as analyze_deltas
     from dppa_mergekit.analysis.plots import PICTURES
-    from dppa_mergekit.analysis.results import verdict
     from dppa_mergekit.analysis.tables import overview
     from dppa_mergekit.recipes.recipe import Recipe
     from dppa_mergekit.recipes.stages import read_stages, recipe_of
@@ -84,6 +84,8 @@ def analyze(
             path = write_analysis(found, read, folder)
             if html:
                 verdicts = [f"{model.model}: {verdict(model)}" for model in found.models]
+                if (of_merge := merge_verdict(found)) is not None:
+                    verdicts.append(f"The merge: {of_merge}")
                 title = f"Deltas of {recipe.name}"
                 options.write_page(path, title, verdicts, PICTURES, [recipe, *files])
         click.echo(overview(found), nl=False)

@@ -89,7 +89,9 @@ class RecipeActivations:
         files = {}
         for model, domain in domains.items():
             file = self.folder / f"{domain}.safetensors"
-            files[model] = self._observe(model, self.prompts[domain], file)
+            files[model] = observe_into(
+                file, model, self.prompts[domain], self.observing, self.placement
+            )
             recipe = recipe.with_parameters(model, {ACTIVATIONS.name: str(file)})
         found = Observed(files, compare_inputs(files))
         self._write(recipe, found)
@@ -118,28 +120,6 @@ class RecipeActivations:
                     f"{name}.jsonl, since either all models have activations or none."
                 )
         return dict(zip(models, names, strict=True))
-
-    def _observe(self, model: str, prompts: Sequence[Prompt], path: Path) -> ActivationsFile:
-        """Observe one model, unless its file is there already."""
-        source = SourceModel(model, self.placement)
-        subject = _subject(source)
-        known = _read_known(path)
-        digest = prompts_digest(prompts, self.observing.reading)
-        wanted = {
-            **asdict(subject),
-            "prompts_sha256": digest,
-            "rank": self.observing.rank,
-        }
-        if known is not None and wanted == known.observation.model_dump(include=set(wanted)):
-            LOG.info("%s: %s is of the same model, prompts and rank; it is kept.", model, path)
-            return known
-        live, tokenizer = source.load()
-        with tqdm(total=len(prompts), desc=f"observing {model}", unit="prompt", delay=2) as bar:
-            observation, moments = observe(
-                subject, live, tokenizer, prompts, self.observing, bar.update
-            )
-        write_activations(path, observation, moments)
-        return ActivationsFile.open(str(path))
 
     def _write(self, recipe: Recipe, found: Observed) -> None:
         """Write the recipe, the summary, the plot and the record of the run."""
@@ -189,6 +169,40 @@ def regression_recipe(recipe: Recipe) -> Recipe:
             except ParameterError as problem:
                 raise RecipeError(f"{model}: {problem}") from problem
     return Recipe({**recipe.content, "merge_method": method.name}, recipe.origin)
+
+
+def observe_into(
+    path: Path, model: str, prompts: Sequence[Prompt], observing: Observing, placement: Placement
+) -> ActivationsFile:
+    """Observe one model, unless its file is there already.
+
+    Args:
+        path: The file of its activations.
+        model: The model, as a recipe spells it.
+        prompts: Its prompts.
+        observing: How it is observed.
+        placement: The device and the dtype of the live model.
+
+    Raises:
+        DppaError: The model cannot be loaded, or a prompt cannot be used.
+    """
+    source = SourceModel(model, placement)
+    subject = _subject(source)
+    known = _read_known(path)
+    digest = prompts_digest(prompts, observing.reading)
+    wanted = {
+        **asdict(subject),
+        "prompts_sha256": digest,
+        "rank": observing.rank,
+    }
+    if known is not None and wanted == known.observation.model_dump(include=set(wanted)):
+        LOG.info("%s: %s is of the same model, prompts and rank; it is kept.", model, path)
+        return known
+    live, tokenizer = source.load()
+    with tqdm(total=len(prompts), desc=f"observing {model}", unit="prompt", delay=2) as bar:
+        observation, moments = observe(subject, live, tokenizer, prompts, observing, bar.update)
+    write_activations(path, observation, moments)
+    return ActivationsFile.open(str(path))
 
 
 def _subject(source: SourceModel) -> Subject:

@@ -185,7 +185,8 @@ def test_verdict_by_prompts(family: Path, tmp_path: Path) -> None:
     prompts.write_text("w1 w2 w3\nw4 w5 w6 w7\n", encoding="utf-8")
     done = analyze(tmp_path, plain(family, 0.1), f"--prompts={prompts}")
     assert done.exit_code == 0, done.output
-    assert done.stdout.count("nats per token under DARE") == 2
+    assert done.stdout.count("in nats per token on 2 prompts, by ") == 2
+    assert "The merge: Combine by " in done.stdout
     close = read(tmp_path, plain(family, 0.95), f"--prompts={prompts}")
     far = read(tmp_path, plain(family, 0.05), f"--prompts={prompts}")
     for near, distant in zip(close.models, far.models, strict=True):
@@ -194,6 +195,16 @@ def test_verdict_by_prompts(family: Path, tmp_path: Path) -> None:
         assert near.divergences.prompts == 2
         assert abs(near.divergences.dp) < distant.divergences.dp
         assert near.divergences.dare < distant.divergences.dare
+        assert near.divergences.dare_linear is not None
+        assert distant.divergences.dare_linear is not None
+        assert near.divergences.dare_linear < distant.divergences.dare_linear
+    assert [merge.method for merge in close.merges] == [
+        *("dare_dpa", "dp", "dppa_ties", "dppa_regmean", "dare_regmean")
+    ]
+    for near, distant in zip(close.merges, far.merges, strict=True):
+        assert list(near.of_models) == [model.model for model in close.models]
+        assert (near.weight is None) == ("regmean" in near.method)
+        assert near.mean < distant.mean
 
 
 def test_the_function_gives_what_the_command_writes(family: Path, tmp_path: Path) -> None:
@@ -208,6 +219,8 @@ def test_the_function_gives_what_the_command_writes(family: Path, tmp_path: Path
     assert [model.divergences for model in without.models] == [None, None]
     only_first = analysis.analyze(Recipe(content), {models[0]: given[models[0]]})
     assert only_first.models == (found.models[0], without.models[1])
+    assert len(found.merges) == 5
+    assert without.merges == only_first.merges == ()
 
 
 def test_mergekits_own_methods_show_what_dppa_would_keep(family: Path, tmp_path: Path) -> None:
@@ -264,7 +277,7 @@ def test_pictures_and_record(family: Path, tmp_path: Path) -> None:
     assert names == {"analysis.json", "analysis.md", *kept, *pictures}
     record = json.loads((folder / "dppa_run.json").read_text(encoding="utf-8"))["analysis.json"]
     assert record["command"] == "analyze"
-    assert [Path(result["model"]).name for result in record["results"]] == ["math", "law"]
+    assert [Path(result["model"]).name for result in record["results"]] == ["math", "law", "merge"]
 
 
 def test_it_works_where_autoload_is_switched_off(family: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.search.entrants import entrants_of, parse_methods
 
-METHODS = "task_arithmetic,ties,dppa,dare_regmean"
+METHODS = "task_arithmetic,dppa,dare_regmean"
 
 
 def content_of(path: Path) -> dict:
@@ -34,7 +34,7 @@ def test_the_best_recipe_and_a_table_of_all(
 ) -> None:
     recipe = changed(saved, tmp_path, "recipe.yml", without_densities)
     result = command(
-        "--tune=weights", f"--methods={METHODS}", "--max-evaluations=64", "--html", recipe=recipe
+        "--tune=weights", f"--methods={METHODS}", "--max-evaluations=18", "--html", recipe=recipe
     )
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
@@ -43,7 +43,7 @@ def test_the_best_recipe_and_a_table_of_all(
         ("task_arithmetic", None),
         *((method, density) for method in METHODS.split(",")[1:] for density in (0.1, 0.2)),
     }
-    budgets = {one["method"]: 16 if one["density"] is None else 8 for one in entrants}
+    budgets = {one["method"]: 6 if one["density"] is None else 3 for one in entrants}
     assert all(0 < one["evaluations"] <= budgets[one["method"]] for one in entrants)
     confirmed = [one for one in entrants if not one["given_up"]]
     assert entrants[: len(confirmed)] == confirmed
@@ -64,7 +64,7 @@ def test_the_best_recipe_and_a_table_of_all(
     # The score of the winner is that of the checkpoint that mergekit makes of its recipe.
     winner = content_of(tmp_path / "tuned.yml")
     assert winner["merge_method"] == entrants[0]["method"]
-    assert (tmp_path / "tuned.yml").read_text(encoding="utf-8").startswith("# The best of 7 entr")
+    assert (tmp_path / "tuned.yml").read_text(encoding="utf-8").startswith("# The best of 5 entr")
     merge(winner, "--random-seed", "0", output="whole")
     scores = [evaluated(saved, tmp_path / "whole", f"{name}_dev") for name in ("math", "law")]
     assert entrants[0]["value"] == pytest.approx(100 * sum(scores) / 2, abs=1e-9)
@@ -87,19 +87,19 @@ def test_a_method_that_is_surely_behind_is_given_up(
         "0.5",
         "1.5",
     )
-    result = command(*arguments, "--max-evaluations=72", recipe=recipe)
+    result = command(*arguments, "--max-evaluations=30", recipe=recipe)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
     by_method = {one["method"]: one for one in record["results"]}
     assert by_method["dare_linear"]["given_up"]
-    assert by_method["dare_linear"]["evaluations"] <= 12 < 72 // 3
+    assert by_method["dare_linear"]["evaluations"] <= 6 < 30 // 3
     assert re.search(r"dare_linear: dev .*; given up, \d+", result.stdout)
 
 
 def test_weights_and_then_factors(
     command: Command, saved: Path, tmp_path: Path, merge: Merge
 ) -> None:
-    result = command("--tune=both", "--max-evaluations=30")
+    result = command("--tune=both", "--max-evaluations=16")
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
     (found,) = record["results"]
@@ -120,7 +120,7 @@ def test_weights_and_then_factors(
 
 
 def test_both_in_a_contest(command: Command, saved: Path, tmp_path: Path) -> None:
-    arguments = ("--tune=both", "--methods=dp,dppa", "--max-evaluations=40")
+    arguments = ("--tune=both", "--methods=dp,dppa", "--max-evaluations=16")
     assert command(*arguments).exit_code == 0
     entries = journal(tmp_path)[1:]
     of_methods = {
@@ -130,7 +130,7 @@ def test_both_in_a_contest(command: Command, saved: Path, tmp_path: Path) -> Non
     assert not any("amplify" in candidate for candidate in of_methods["dp"])
     assert all("amplify_90" in candidate for candidate in of_methods["dppa"])
     # A method may join, and nothing is scored twice.
-    more = command("--tune=both", "--methods=dp,dppa,ties", "--max-evaluations=60")
+    more = command("--tune=both", "--methods=dp,dppa,owl", "--max-evaluations=24")
     assert more.exit_code == 0, more.output
     again = [entry for entry in journal(tmp_path)[1:] if entry["domain"] in ("dp", "dppa")]
     pairs = [(entry["domain"], entry["candidate"], entry["fold"]) for entry in again]
@@ -145,7 +145,7 @@ def test_killed_and_with_workers(saved: Path, tmp_path: Path) -> None:
     def begin(output: str, *options: str) -> subprocess.Popen[str]:
         arguments = [
             *("search", str(saved / "recipe.yml"), f"--tasks={saved / 'tasks.yml'}"),
-            *("--tune=weights", "--methods=dppa,dare_dpa,dppa_regmean", "--max-evaluations=36"),
+            *("--tune=weights", "--methods=dppa,dare_dpa,dppa_regmean", "--max-evaluations=24"),
             *(f"--output={tmp_path / output}", *options),
         ]
         return subprocess.Popen(

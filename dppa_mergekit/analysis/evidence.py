@@ -1,0 +1,170 @@
+"""What was measured of pruning and merging, in two tables: the only source of `analyze`'s advice.
+
+All numbers are Domain-Ratios or, of the six experts, Task-Ratios on test items, in percent of the
+fine-tuned models', from examples/paper/RESULTS.md, where the commands stand that give them. A pair
+of numbers is the least and the largest of several models, seeds or ways of choosing weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Kept: TypeAlias = tuple[int, int]
+"""The least and the largest share of a skill that was kept, in percent."""
+
+WOULD_DO = 90
+"""The least share, in percent, of which a method "would do": the paper calls for DPPA where DARE at
+pruning rate 90 % keeps less (4.6.1)."""
+
+METHODS = ("dare_linear", "dare_dpa", "dp", "dppa")
+"""The methods that prune one model, the simplest first. `dare_dpa` at factors 1 is DARE on the
+linears alone; `dppa` is `dp` with factors that a search found."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Fine-tuned models that were pruned, each by itself.
+
+    Attributes:
+        what: What they are, in words.
+        relative: The deviation of their deltas, relative to that of the base's weights.
+        kept: Density -> method -> the share of their skill that was kept.
+    """
+
+    what: str
+    relative: float
+    kept: Mapping[float, Mapping[str, Kept]]
+
+
+def _row(*kept: Kept) -> dict[str, Kept]:
+    """Return method -> kept, in the order of METHODS; `dppa` may be missing."""
+    return dict(zip(METHODS, kept, strict=False))
+
+
+PRUNED = (
+    Pruned(
+        "light fine-tunes of SmolLM2-135M",
+        0.022,
+        {
+            0.2: _row((99, 100), (100, 100), (96, 100), (98, 101)),
+            0.1: _row((98, 100), (100, 101), (91, 94), (97, 100)),
+            0.05: _row((90, 100), (99, 100), (58, 86)),
+            0.02: _row((3, 72), (93, 100), (5, 11)),
+        },
+    ),
+    Pruned(
+        "hard fine-tunes of SmolLM2-135M",
+        0.064,
+        {
+            0.2: _row((89, 100), (98, 100), (97, 101), (97, 101)),
+            0.1: _row((0, 74), (93, 100), (84, 95), (98, 100)),
+            0.05: _row((0, 0), (63, 98), (50, 74)),
+            0.02: _row((0, 0), (0, 20), (26, 27)),
+        },
+    ),
+    Pruned(
+        "hard fine-tunes of tiny Llamas",
+        0.205,
+        {
+            0.2: _row((95, 97), (99, 99), (98, 100), (99, 100)),
+            0.1: _row((66, 82), (86, 88), (96, 100), (96, 100)),
+            0.05: _row((6, 26), (25, 56), (92, 100)),
+            0.02: _row((0, 0), (0, 0), (88, 99)),
+        },
+    ),
+)
+"""Tables "Where methods cross" and 1 of RESULTS.md: three models each (one seed; of the tiny ones
+means over three)."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Fine-tuned models that were merged.
+
+    Attributes:
+        what: What they are, in words.
+        models: Their number.
+        relative: The deviation of their deltas, relative to that of the base's weights.
+        combinations: Combination -> the share of the skills that the merge kept, the mean over
+            domains. All densities from 0.1 to 1, and both DARE's deltas and those kept by
+            magnitude.
+    """
+
+    what: str
+    models: int
+    relative: float
+    combinations: Mapping[str, Kept]
+
+
+SUM = "by a sum with one weight a model"
+SIGNS = "by TIES"
+LEARNED = "by a sum with learned weights"
+INPUTS = "by inputs, with prompts"
+LEARNED_INPUTS = "by inputs, with learned factors"
+
+MERGED = (
+    Merged(
+        "three light fine-tunes of SmolLM2-135M",
+        3,
+        0.022,
+        {SUM: (61, 66), SIGNS: (61, 66), LEARNED: (81, 85)},
+    ),
+    Merged(
+        "two short fine-tunes of SmolLM2-135M that rehearsed",
+        2,
+        0.028,
+        {
+            SUM: (66, 92),
+            SIGNS: (29, 78),
+            LEARNED: (77, 95),
+            INPUTS: (94, 95),
+            LEARNED_INPUTS: (96, 96),
+        },
+    ),
+    Merged(
+        "two short fine-tunes of SmolLM2-135M",
+        2,
+        0.04,
+        {
+            SUM: (40, 54),
+            SIGNS: (4, 11),
+            LEARNED: (58, 69),
+            INPUTS: (40, 56),
+            LEARNED_INPUTS: (83, 83),
+        },
+    ),
+    Merged(
+        "three short fine-tunes of SmolLM2-135M",
+        3,
+        0.041,
+        {
+            SUM: (2, 23),
+            SIGNS: (0, 2),
+            LEARNED: (65, 65),
+            INPUTS: (35, 68),
+            LEARNED_INPUTS: (87, 87),
+        },
+    ),
+    Merged(
+        "three hard fine-tunes of SmolLM2-135M",
+        3,
+        0.064,
+        {SUM: (34, 63), SIGNS: (33, 51), LEARNED: (52, 70)},
+    ),
+    Merged(
+        "three hard fine-tunes of tiny Llamas",
+        3,
+        0.205,
+        {SUM: (93, 96), LEARNED: (96, 97)},
+    ),
+    Merged(
+        "six hard fine-tunes of a tiny Llama",
+        6,
+        0.3,
+        {SUM: (71, 84), SIGNS: (41, 54), INPUTS: (93, 97)},
+    ),
+)
+"""Tables 5, "Combinations by inputs" and "Six experts" of RESULTS.md; one training seed of SmolLM2,
+three of the tiny ones."""

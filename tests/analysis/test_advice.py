@@ -1,0 +1,126 @@
+"""What `analyze` advises, against the tables that it is drawn from."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dppa_mergekit.analysis.advice import merge_verdict, verdict
+from dppa_mergekit.analysis.evidence import INPUTS, LEARNED, MERGED, PRUNED, SIGNS, SUM
+from dppa_mergekit.analysis.results import (
+    Analysis,
+    Divergences,
+    LinearAnalysis,
+    MergeDivergences,
+    ModelAnalysis,
+    Offsets,
+)
+
+RESULTS = Path(__file__).parents[2] / "examples" / "paper" / "RESULTS.md"
+
+
+def model(relative: float, density: float, name: str = "math") -> ModelAnalysis:
+    offsets = Offsets(-1.0, (0.0,) * 9, 1.0, 0.0, relative, relative, (), 1.0)
+    linear = LinearAnalysis("w", 0, "w", 1000, relative, None, round(1000 * density), {})
+    return ModelAnalysis(name, offsets, (linear,), ())
+
+
+@pytest.mark.parametrize(
+    ("relative", "density", "beginning"),
+    [
+        # The rows of the tables themselves.
+        (0.022, 0.1, "dare_linear would probably do: "),
+        (0.022, 0.05, "dare_linear would probably do: "),
+        (0.022, 0.02, "dare_dpa would probably do, dare_linear would not: "),
+        (0.064, 0.1, "dare_dpa would probably do, dare_linear would not: "),
+        (0.064, 0.05, "No method is sure to do at this density; prune less: "),
+        (0.205, 0.2, "dare_linear would probably do: "),
+        (0.205, 0.1, "dp would probably do, dare_linear would not: "),
+        # Between two of them, as the paper's models are.
+        (0.04, 0.1, "dare_dpa would probably do, dare_linear may not: "),
+        # Nearer than any, and farther.
+        (0.002, 0.1, "dare_linear would probably do: "),
+        (0.5, 0.1, "dp would probably do, dare_linear would not: "),
+    ],
+)
+def test_the_verdict_on_one_model(relative: float, density: float, beginning: str) -> None:
+    said = verdict(model(relative, density))
+    assert said.startswith(beginning)
+    assert f"deviate by {relative:.2g} of the base's weights" in said
+    assert ("more than any" in said) == (relative == 0.5)
+    assert ("less than any" in said) == (relative == 0.002)
+    assert said.count("fine-tunes of") == (2 if relative == 0.04 else 1)
+    assert f"pruned to {density:g}, " in said
+
+
+def test_nothing_to_advise() -> None:
+    assert "equal those of the base" in verdict(model(0.0, 0.1))
+    assert "Nothing is pruned" in verdict(model(0.1, 1.0))
+    assert "Nothing is kept" in verdict(model(0.1, 0.0))
+
+
+def test_measured_on_prompts() -> None:
+    def said(**measured: float) -> str:
+        found = Divergences(prompts=8, **measured)  # type: ignore[arg-type]
+        return verdict(replace(model(0.02, 0.1), divergences=found))
+
+    assert said(dare_linear=0.11, dare=0.1, dp=0.3).startswith("dare_linear would do: ")
+    far = said(dare_linear=2.0, dare=0.1, dp=0.3)
+    assert far.startswith("dare_dpa would do: ")
+    assert "2 by dare_linear, 0.1 by dare_dpa, 0.3 by dp" in far
+    assert said(dare_linear=2.0, dare=0.5, dp=0.3).startswith("dp would do: ")
+
+
+def analysis(*models: ModelAnalysis, merges: tuple[MergeDivergences, ...] = ()) -> Analysis:
+    return Analysis("dppa", (), models, (), merges)
+
+
+def test_the_verdict_on_a_merge() -> None:
+    assert merge_verdict(analysis(model(0.03, 0.1))) is None
+    two = merge_verdict(analysis(model(0.03, 0.1), model(0.026, 0.1, "law")))
+    assert two is not None
+    assert two.startswith("Combine by inputs (dppa_regmean or dare_regmean, with prompts): ")
+    assert "two short fine-tunes of SmolLM2-135M that rehearsed (0.028), which kept 66 to 92" in two
+    six = merge_verdict(analysis(*(model(0.3, 0.1, str(number)) for number in range(6))))
+    assert six is not None
+    assert "six hard fine-tunes of a tiny Llama (0.3)" in six
+    merges = tuple(
+        MergeDivergences(words, method, weight, {"math": value, "law": value + 1})
+        for words, method, weight, value in (
+            (SUM, "dp", 0.3, 1.0),
+            (SIGNS, "dppa_ties", 0.7, 2.0),
+            (INPUTS, "dppa_regmean", None, 0.25),
+        )
+    )
+    measured = merge_verdict(analysis(model(0.3, 0.1), model(0.3, 0.1, "law"), merges=merges))
+    assert measured is not None
+    assert measured.startswith("Combine by inputs, with prompts (dppa_regmean): of all merges")
+    assert "1.5 by a sum with one weight a model (dp, weight 0.3)" in measured
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    """Every share is in the tables that are their source."""
+    text = RESULTS.read_text(encoding="utf-8")
+    cell = r" +(\S+) ± \S+ \|"
+    row = rf"^\| \w+ +\| \d+ % +\| +[\d.]+ \| +\S+ ± \S+ \|{cell * 3}"
+    crossings = [
+        [float(share) for share in shares] for shares in re.findall(row, text, flags=re.MULTILINE)
+    ]
+    assert len(crossings) == 36
+    # Of each training, light, hard and tiny: math, finance and law at four rates.
+    for training, known in enumerate(PRUNED):
+        of_training = crossings[12 * training : 12 * training + 12]
+        for place, kept in enumerate(known.kept.values()):
+            rows = of_training[place::4]
+            for column, method in enumerate(("dp", "dare_dpa", "dare_linear")):
+                shares = [row[column] for row in rows]
+                least, largest = kept[method]
+                assert abs(min(shares) - least) <= 0.6, (known.what, method)
+                assert abs(max(shares) - largest) <= 0.6, (known.what, method)
+    for merged in MERGED:
+        for least, largest in merged.combinations.values():
+            for share in (least, largest):
+                near = {f"{share + tenth / 10:.1f}" for tenth in range(-5, 6)}
+                assert any(re.search(rf"\b{number}\b", text) for number in near)
+        assert merged.combinations.get(LEARNED, (0, 0))[1] >= 0
