@@ -91,7 +91,8 @@ class FactorSearch(RecipeSearch):
             self._score_fine_tuned(name, scoring, journal, best)
 
         def find(name: str) -> SearchResult:
-            with self.open_trials(name, scoring, at_once) as trials:
+            with self.open_trials(scoring, at_once) as trials_of:
+                trials = trials_of(name)
                 return self._domain_search(name, scoring, trials, journal, best).run()
 
         # All fine-tuned models come first. One that scores nothing ends the search, which must not
@@ -175,11 +176,12 @@ class FactorSearch(RecipeSearch):
         """Score a domain's fine-tuned model; without workers if the journal has its scores."""
         one_each = 1 if self.cluster is None else self.cluster.workers
         with (
-            nullcontext(self.trials(name, scoring))
+            nullcontext(lambda name: self.trials(name, scoring))
             if has_fine_tuned_scores(journal, name)
-            else self.open_trials(name, scoring, one_each)
-        ) as trials:
-            self._domain_search(name, scoring, trials, journal, best).score_fine_tuned()
+            else self.open_trials(scoring, one_each)
+        ) as trials_of:
+            search = self._domain_search(name, scoring, trials_of(name), journal, best)
+            search.score_fine_tuned()
 
 
 def search_amplification(

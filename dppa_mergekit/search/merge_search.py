@@ -56,9 +56,9 @@ class MergeSearch(RecipeSearch):
 
     def search(self, scoring: Scoring, journal: Journal, best: Best) -> list[SearchResult]:
         """Search; warn where guard tasks lose more than is allowed."""
-        with self.open_trials(MERGE, scoring, 1) as trials:
+        with self.open_trials(scoring) as trials_of:
             result = self.candidate_search(
-                MERGE, scoring, trials, journal, partial(best.__setitem__, MERGE)
+                MERGE, scoring, trials_of(MERGE), journal, partial(best.__setitem__, MERGE)
             ).run()
         if result.lost:
             LOG.warning(

@@ -123,28 +123,28 @@ class MethodContest(RecipeTuning):
         alive, given_up = list(self.entrants.values()), list[Placed]()
         standings: dict[str, Standing] = {}
         budgets: dict[str, int] = {}
-        for share in SHARES:
-            for one in alive:
-                whole = self.budget_of(one)
-                budgets[one.label] = max(min(FIRST_ROUND, whole), whole // share)
-                with self.open_trials(one.label, scoring, 1) as trials:
-                    search = self._search(one, budgets[one.label], scoring, trials, journal)
-                    standings[one.label] = search.lead()
-                leader = max(alive[: alive.index(one) + 1], key=lambda o: standings[o.label].value)
-                _keep(best, leader, standings[leader.label])
-            leading = standings[leader.label]
-            for one in list(alive):
-                if leading.is_ahead_of(standings[one.label]):
-                    alive.remove(one)
-                    behind = leading.lead_over(standings[one.label])
-                    given_up.append(Placed(one, standings[one.label], behind))
-            if leading.is_perfect:
-                break
-        confirmed = []
-        for one in alive:
-            with self.open_trials(one.label, scoring, 1) as trials:
-                search = self._search(one, budgets[one.label], scoring, trials, journal)
-                confirmed.append(Placed(one, search.confirm().standing))
+        with self.open_trials(scoring) as trials_of:
+
+            def search_of(one: Entrant) -> CandidateSearch:
+                trials = trials_of(one.label)
+                return self._search(one, budgets[one.label], scoring, trials, journal)
+
+            for share in SHARES:
+                for number, one in enumerate(alive, start=1):
+                    whole = self.budget_of(one)
+                    budgets[one.label] = max(min(FIRST_ROUND, whole), whole // share)
+                    standings[one.label] = search_of(one).lead()
+                    leader = max(alive[:number], key=lambda each: standings[each.label].value)
+                    _keep(best, leader, standings[leader.label])
+                leading = standings[leader.label]
+                behind = [one for one in alive if leading.is_ahead_of(standings[one.label])]
+                alive = [one for one in alive if one not in behind]
+                for one in behind:
+                    standing = standings[one.label]
+                    given_up.append(Placed(one, standing, leading.lead_over(standing)))
+                if leading.is_perfect:
+                    break
+            confirmed = [Placed(one, search_of(one).confirm().standing) for one in alive]
         confirmed.sort(key=lambda placed: -placed.standing.value)
         _keep(best, confirmed[0].entrant, confirmed[0].standing)
         return confirmed + sorted(given_up, key=lambda placed: -placed.standing.value)

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeAlias, TypeVar
 
@@ -175,21 +174,24 @@ class RecipeTuning(ABC):
         )
 
     @contextmanager
-    def open_trials(self, domain: str, scoring: Scoring, at_once: int) -> Iterator[Trials]:
-        """Yield the trials of a domain or of MERGE: in this process, or a share of the workers.
+    def open_trials(self, scoring: Scoring, at_once: int = 1) -> Iterator[Callable[[str], Trials]]:
+        """Yield a function that returns the trials of a domain or of MERGE.
+
+        They are made in this process, or are a share of the workers.
 
         Args:
-            domain: The domain, or MERGE.
             scoring: Scores candidates in this process.
-            at_once: Number of domains that share the workers.
+            at_once: Number of searches that share the workers.
         """
         if self.cluster is None:
-            yield self.trials(domain, scoring)
+            yield lambda domain: self.trials(domain, scoring)
             return
         workers = self.cluster.workers // at_once
-        make = partial(self._trials_in_worker, domain)
-        with distribute(make, workers, at_once * workers, self._gpus > 0, self.teaches) as trials:
-            yield trials
+        make = self._trials_in_worker
+        with distribute(
+            make, workers, at_once * workers, self._gpus > 0, self.teaches
+        ) as trials_of:
+            yield trials_of
 
     @property
     def batch(self) -> int:

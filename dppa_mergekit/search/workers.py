@@ -45,56 +45,68 @@ class Cluster:
 
 
 class Worker:
-    """Runs in an actor, and makes its trials there."""
+    """Runs in an actor, and makes its trials there: those of one domain at a time."""
 
-    def __init__(self, make: Callable[[], Trials], folder: str) -> None:
-        """Make the trials.
+    def __init__(self, make: Callable[[str], Trials], folder: str) -> None:
+        """Prepare to make trials.
 
         Args:
-            make: Makes them.
+            make: Makes the trials of a domain.
             folder: The working directory of the driver, which relative paths start from.
         """
         os.chdir(folder)
-        self.trials = make()
+        self._make = make
+        self._domain: str | None = None
+        self._trials: Trials | None = None
 
-    def score_fine_tuned(self, items: Items) -> Scores:
+    def _of(self, domain: str) -> Trials:
+        """Return the trials of a domain, in place of those of another."""
+        if self._trials is None or self._domain != domain:
+            self._trials = None  # two models need not fit the memory
+            self._domain, self._trials = domain, self._make(domain)
+        return self._trials
+
+    def score_fine_tuned(self, domain: str, items: Items) -> Scores:
         """See `Trials`."""
-        return self.trials.score_fine_tuned(items)
+        return self._of(domain).score_fine_tuned(items)
 
-    def parameters(self) -> list[str]:
+    def parameters(self, domain: str) -> list[str]:
         """See `Trials`."""
-        return self.trials.parameters()
+        return self._of(domain).parameters()
 
-    def score(self, trial: Trial) -> Scores:
+    def score(self, domain: str, trial: Trial) -> Scores:
         """Return the scores of one trial."""
-        (scores,) = self.trials.score_all([trial])
+        (scores,) = self._of(domain).score_all([trial])
         return scores
 
 
 class TeachingWorker(Worker):
     """A worker whose trials can teach."""
 
-    trials: TeachingTrials
-
-    def propose(self, items: Items, low: float, high: float, seed: int) -> Proposal:
+    def propose(self, domain: str, items: Items, low: float, high: float, seed: int) -> Proposal:
         """See `TeachingTrials`."""
-        return self.trials.propose(items, low, high, seed)
+        trials = self._of(domain)
+        assert isinstance(trials, TeachingTrials)
+        return trials.propose(items, low, high, seed)
 
 
 @dataclass(frozen=True)
 class WorkerTrials:
-    """Trials that workers share; see `Trials`."""
+    """Trials of a domain that workers share; see `Trials`."""
 
     workers: Sequence[ActorHandle]
+    domain: str
 
     def score_fine_tuned(self, items: Items) -> Scores:
         """Return the scores of the fine-tuned models, from the first worker."""
-        found: Scores = _wait_for(lambda: self.workers[0].score_fine_tuned.remote(items))
+        found: Scores = _wait_for(
+            lambda: self.workers[0].score_fine_tuned.remote(self.domain, items)
+        )
         return found
 
     def parameters(self) -> list[str]:
         """Return the names of what is set, from the first worker."""
-        found: list[str] = _wait_for(lambda: self.workers[0].parameters.remote())
+        found: list[str] = _wait_for(lambda: self.workers[0].parameters.remote(self.domain))
         return found
 
     def score_all(self, trials: Sequence[Trial]) -> Iterator[Scores]:
@@ -103,7 +115,7 @@ class WorkerTrials:
         from ray.util import ActorPool
 
         pool = ActorPool(list(self.workers))
-        found = pool.map(lambda worker, trial: worker.score.remote(trial), trials)
+        found = pool.map(lambda worker, trial: worker.score.remote(self.domain, trial), trials)
         while True:
             try:
                 scores: Scores = next(found)
@@ -120,7 +132,9 @@ class TeachingWorkerTrials(WorkerTrials):
 
     def propose(self, items: Items, low: float, high: float, seed: int) -> Proposal:
         """Return the factors that bring the pruned model nearest to the fine-tuned one."""
-        found: Proposal = _wait_for(lambda: self.workers[0].propose.remote(items, low, high, seed))
+        found: Proposal = _wait_for(
+            lambda: self.workers[0].propose.remote(self.domain, items, low, high, seed)
+        )
         return found
 
 
@@ -175,12 +189,14 @@ def _refuse_silent(address: str | None) -> None:
 
 @contextmanager
 def distribute(
-    make: Callable[[], Trials], workers: int, of_all: int, gpu: bool, teaching: bool = False
-) -> Iterator[Trials]:
-    """Yield trials that some workers share; the workers end with this context.
+    make: Callable[[str], Trials], workers: int, of_all: int, gpu: bool, teaching: bool = False
+) -> Iterator[Callable[[str], Trials]]:
+    """Yield a function that returns the trials of a domain, which some workers share.
+
+    The workers end with this context. They hold the model of one domain at a time.
 
     Args:
-        make: Makes a worker's own trials, in the worker.
+        make: Makes a worker's own trials of a domain, in the worker.
         workers: Number of these workers.
         of_all: Largest number of workers at the same time, these included: they share the
             processors.
@@ -198,7 +214,8 @@ def distribute(
     )
     started = [actor.remote(make, os.getcwd()) for _ in range(workers)]
     try:
-        yield TeachingWorkerTrials(started) if teaching else WorkerTrials(started)
+        kind = TeachingWorkerTrials if teaching else WorkerTrials
+        yield lambda domain: kind(started, domain)
     finally:
         for worker in started:
             ray.kill(worker)

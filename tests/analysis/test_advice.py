@@ -124,3 +124,27 @@ def test_the_tables_are_those_of_the_results() -> None:
                 near = {f"{share + tenth / 10:.1f}" for tenth in range(-5, 6)}
                 assert any(re.search(rf"\b{number}\b", text) for number in near)
         assert merged.combinations.get(LEARNED, (0, 0))[1] >= 0
+
+
+def test_the_readme_has_the_same_table() -> None:
+    readme = (RESULTS.parents[2] / "README.md").read_text(encoding="utf-8")
+    written = [
+        (float(density), [cell.strip() for cell in cells.split("|")])
+        for density, cells in re.findall(
+            r"^\|[^|]*\| (0\.\d+) \|(.*)\|$", readme, flags=re.MULTILINE
+        )
+    ]
+    wanted = []
+    for known in PRUNED:
+        for density, kept in known.kept.items():
+            if density >= 0.05:
+                cells = [
+                    "" if method not in kept else _cell(*kept[method])
+                    for method in ("dare_linear", "dare_dpa", "dp", "dppa")
+                ]
+                wanted.append((density, cells))
+    assert [row for row in written if len(row[1]) == 4][: len(wanted)] == wanted
+
+
+def _cell(least: int, largest: int) -> str:
+    return str(largest) if least == largest else f"{least} to {largest}"

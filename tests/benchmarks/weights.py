@@ -64,8 +64,8 @@ def measure_peak(work: Callable[[], object]) -> int:
     return max(samples)
 
 
-def load(family: Family) -> WeightedMerge:
-    """Load the live merge."""
+def load(family: Family, method: str = "dppa") -> WeightedMerge:
+    """Load the live merge by a method."""
     models = [
         {
             "model": str((family.path / name).resolve()),
@@ -75,7 +75,7 @@ def load(family: Family) -> WeightedMerge:
         if name != "base"
     ]
     base = str((family.path / "base").resolve())
-    recipe = Recipe({"merge_method": "dppa", "base_model": base, "models": models})
+    recipe = Recipe({"merge_method": method, "base_model": base, "models": models})
     return WeightedMerge.load(recipe, family.path)
 
 

@@ -99,8 +99,8 @@ def cluster() -> Iterator[None]:
 def test_a_lost_workers_trial_is_made_again(tmp_path: Path) -> None:
     items = {"a": 400}
     alone = CandidateSearch("math", "./math", items, Landscape(hill(1.7, 1.3)), Options()).run()
-    with distribute(lambda: Fragile(tmp_path), 2, 2, gpu=False) as trials:
-        shared = CandidateSearch("math", "./math", items, trials, Options()).run()
+    with distribute(lambda _: Fragile(tmp_path), 2, 2, gpu=False) as trials_of:
+        shared = CandidateSearch("math", "./math", items, trials_of("math"), Options()).run()
     assert list(tmp_path.iterdir())
     assert (shared.factors, shared.after) == (alone.factors, alone.after)
 
@@ -108,10 +108,10 @@ def test_a_lost_workers_trial_is_made_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_what_ends_a_trial_is_said_as_without_workers() -> None:
     with (
-        distribute(lambda: Refusing(hill(1.0, 1.0)), 1, 2, gpu=False) as trials,
+        distribute(lambda _: Refusing(hill(1.0, 1.0)), 1, 2, gpu=False) as trials_of,
         pytest.raises(DppaError, match=r"^The disk is full\.$"),
     ):
-        CandidateSearch("math", "./math", {"a": 100}, trials, Options()).run()
+        CandidateSearch("math", "./math", {"a": 100}, trials_of("math"), Options()).run()
 
 
 def test_an_address_where_no_cluster_is() -> None:
