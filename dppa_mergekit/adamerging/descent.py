@@ -69,7 +69,7 @@ class Descent:
     """
 
     steps: int = 200
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     batch_size: int = 8
     anchor: float = 1.0
     granularity: str = "block"

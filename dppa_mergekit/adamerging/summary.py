@@ -8,6 +8,15 @@ from dppa_mergekit.adamerging.states import LearningResult
 from dppa_mergekit.report.markdown_tables import table
 
 
+_OVER = {
+    "model": "Of",
+    "block": "Means over blocks, of",
+    "linear": "Means over linears, of",
+    "partition": "Means over linears, of",
+}
+"""Granularity -> how a sentence on the numbers begins."""
+
+
 def learning_summary(result: LearningResult, objective: str, granularity: str) -> str:
     """Return tables of the coefficients and, if there are dev scores, of the dev Domain-Ratios."""
     first, best, last = result.states[0], result.best, result.states[-1]
@@ -31,7 +40,7 @@ def learning_summary(result: LearningResult, objective: str, granularity: str) -
     text = (
         f"# {result.words.capitalize()} by AdaMerging (objective {objective}, granularity "
         f"{granularity})\n\n{learned}\n"
-        f"Means over {granularity}s, of the state after {best.step} of {last.step} steps; "
+        f"{_OVER[granularity]} the state after {best.step} of {last.step} steps; "
         f"{last.seconds:.0f} s.\n"
     )
     if first.evaluation is None or best.evaluation is None:

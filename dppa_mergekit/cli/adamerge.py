@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 @click.option(
     "--lr",
     type=options.Finite(min=0, min_open=True),
-    default=1e-3,
+    default=1e-2,
     show_default=True,
     help="The largest move of a learned number in a step.",
 )
