@@ -27,6 +27,29 @@ Result: TypeAlias = dict[str, object]
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How AdaMerging learns.
+
+    Attributes:
+        granularity: What has numbers of its own.
+        objective: What is minimized.
+    """
+
+    granularity: str = "block"
+    objective: str = "distill"
+
+    @property
+    def label(self) -> str:
+        """The end of a row's name, which leaves out the default of each."""
+        own = [
+            value
+            for value, usual in ((self.granularity, "block"), (self.objective, "distill"))
+            if value != usual
+        ]
+        return ", ".join(["AdaMerging", *own])
+
+
+@dataclass(frozen=True)
 class Row:
     """A way to merge.
 
@@ -35,14 +58,15 @@ class Row:
         density: Density of every delta; None if the method has none.
         prompts: Prompts that every expert is observed on; None for none.
         amplify: Whether pruned linears get factors, for a combination by inputs.
-        learned: Whether AdaMerging learns weights, or factors for a combination by inputs.
+        learned: What AdaMerging learns weights and factors by, or factors alone for a combination
+            by inputs; None where it learns nothing.
     """
 
     method: str
     density: float | None = None
     prompts: int | None = None
     amplify: str = "auto"
-    learned: bool = False
+    learned: Learning | None = None
 
     @property
     def by_inputs(self) -> bool:
@@ -56,7 +80,7 @@ class Row:
         if self.by_inputs:
             parts.append("data-free" if self.prompts is None else f"{self.prompts} prompts")
             parts += ["no factors"] if self.amplify == "none" else []
-        parts += ["AdaMerging"] if self.learned else []
+        parts += [self.learned.label] if self.learned else []
         return ", ".join(parts)
 
     @property

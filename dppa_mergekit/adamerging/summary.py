@@ -7,7 +7,6 @@ from statistics import mean
 from dppa_mergekit.adamerging.states import LearningResult
 from dppa_mergekit.report.markdown_tables import table
 
-
 _OVER = {
     "model": "Of",
     "block": "Means over blocks, of",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -27,7 +28,17 @@ from transformers.utils.logging import disable_progress_bar
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules of the other examples
 
-from contest import Contest, Part, Result, Row, Weights, labelled, measure_missing, read_results
+from contest import (
+    Contest,
+    Learning,
+    Part,
+    Result,
+    Row,
+    Weights,
+    labelled,
+    measure_missing,
+    read_results,
+)
 from rehearsal import Rehearsal, write_texts
 from smollm2 import REHEARSED, TEXTS_FILE, choose_draw, make_tasks, write_base, write_tasks
 from training import Resumption, Training, save, train
@@ -83,8 +94,15 @@ ROWS = [
     *(Row("dppa_regmean", density, PROMPTS, "none") for density in DENSITIES),
     Row("dppa_regmean", 1.0, PROMPTS),
     *(
-        Row(method, DENSITIES[0], prompts, learned=True)
-        for method, prompts in (("dare_dpa", None), ("dppa", None), ("dppa_regmean", PROMPTS))
+        Row(method, DENSITIES[0], prompts, learned=learning)
+        for learning in (
+            Learning(),
+            Learning("linear"),
+            Learning("partition"),
+            Learning("block", "hidden"),
+            Learning("partition", "hidden"),
+        )
+        for method, prompts in (("dppa_regmean", PROMPTS), ("dare_dpa", None), ("dppa", None))
     ),
 ]
 START = 0.5
@@ -176,9 +194,13 @@ def learn(
             "dtype": "bfloat16",
         }
     )
-    output = folder / f"learned_{row.method}_{len(domains)}.yml"
+    learning = row.learned
+    assert learning is not None
+    own = learning.label.removeprefix("AdaMerging").replace(", ", "_")
+    output = folder / f"learned_{row.method}_{len(domains)}{own}.yml"
     prompts = draw_prompts(domains, PROMPTS)
-    run = AdaMerge(recipe, prompts, None, output, "distill", DESCENT, FLOAT32)
+    descent = replace(DESCENT, granularity=learning.granularity)
+    run = AdaMerge(recipe, prompts, None, output, learning.objective, descent, FLOAT32)
     with merge_into_folder(run.run().recipe, folder) as merged:
         return load_weights(merged)
 

@@ -8,7 +8,17 @@ import smollm2_by_inputs
 import torch
 from activation_files import draw_moments, write_moments
 from checkpoints import save_family, tensors_of
-from contest import Contest, Part, Result, Row, Weights, labelled, measure_missing, read_results
+from contest import (
+    Contest,
+    Learning,
+    Part,
+    Result,
+    Row,
+    Weights,
+    labelled,
+    measure_missing,
+    read_results,
+)
 
 ROWS = [
     Row("task_arithmetic"),
@@ -80,7 +90,9 @@ def test_learned_rows_are_judged_on_test_alone(tmp_path: Path) -> None:
     def learn(row: Row) -> Weights:
         return {"w": torch.tensor(row.density)}
 
-    row = Row("dppa_regmean", 0.25, 5, learned=True)
+    row = Row("dppa_regmean", 0.25, 5, learned=Learning())
+    finer = Row("dppa", 0.2, learned=Learning("linear", "hidden"))
+    assert finer.key == "dppa, AdaMerging, linear, hidden, density 0.2"
     contest = Contest({}, lambda _: {}, judge, (0.2, 0.9), (1.0,), learn)
     measure_missing(contest, [row], tmp_path / "results.json", "tiny")
     assert judged == [(0.25, "test")]
