@@ -24,7 +24,7 @@ from dppa_mergekit.analysis.evidence import (
 )
 from dppa_mergekit.analysis.results import Analysis, Divergences, MergeDivergences, ModelAnalysis
 
-LIKE = 1.25
+LIKE = 1.5
 """Up to this ratio, deltas count as large as those that were measured."""
 
 CLOSE = 1.25
@@ -62,39 +62,50 @@ def _verdict_measured(measured: Divergences, density: float) -> str:
 def _verdict_by_evidence(relative: float, density: float) -> str:
     """Return the verdict on one model from what was measured of others."""
     like = _most_like(relative)
-    rows = [each.kept[_density_of(each, density)] for each in like]
-    size = f"its deltas deviate by {relative:.2g} of the base's weights"
-    if relative * LIKE < like[0].relative:
-        size += ", less than any that were measured"
-    if relative > LIKE * like[-1].relative:
-        size += ", more than any that were measured"
+    rows = [each.kept[nearest_density(each, density)] for each in like]
+    conclusion, chosen = _conclude(rows)
     parts = [
-        f"{each.what} ({each.relative:g}) kept, pruned to {_density_of(each, density):g}, "
-        f"{_kept({_BY[method]: kept for method, kept in row.items()})}"
+        f"{each.what} ({each.relative:g}), of which {chosen} kept {_range(row[chosen])} at density "
+        f"{nearest_density(each, density):g}"
         for each, row in zip(like, rows, strict=True)
     ]
-    return f"{_conclude(rows)}: {size}; {'; '.join(parts)}."
+    place = "about as much as those of"
+    if len(like) > 1:
+        place = "between those of"
+    elif relative * LIKE < like[0].relative:
+        place = "less than any that were measured; the nearest are"
+    elif relative > LIKE * like[0].relative:
+        place = "more than any that were measured; the nearest are"
+    return (
+        f"{conclusion}: its deltas deviate by {relative:.2g} of the base's weights, {place} "
+        f"{', and '.join(parts)}."
+    )
 
 
-_BY = {method: f"by {method}" for method in METHODS} | {"dppa": "by dppa with searched factors"}
+def _conclude(rows: Sequence[Mapping[str, Kept]]) -> tuple[str, str]:
+    """Return which methods would do, and the method to choose.
 
-
-def _conclude(rows: Sequence[Mapping[str, Kept]]) -> str:
-    """Return which methods would do, by the least share that was kept in each row."""
+    A method would do that keeps enough in each row; of those that need no factors, the simplest is
+    chosen, or the one that keeps most where none would do.
+    """
     least = {
-        method: [row[method][0] for row in rows if method in row]
+        method: min(row[method][0] for row in rows)
         for method in METHODS
-        if any(method in row for row in rows)
+        if all(method in row for row in rows)
     }
-    would = [method for method, shares in least.items() if min(shares) >= WOULD_DO]
-    may = [method for method, shares in least.items() if min(shares) < WOULD_DO <= max(shares)]
+    may = [
+        method
+        for method in least
+        if least[method] < WOULD_DO <= max(row[method][0] for row in rows)
+    ]
+    would = [method for method in least if least[method] >= WOULD_DO]
     if not would:
-        hope = f", though {_and(may)} may" if may else ""
-        return f"No method is sure to do at this density{hope}; prune less"
+        best = max(least, key=lambda method: least[method])
+        return "No method is sure to do at this density; prune less", best
     if would[0] == METHODS[0]:
-        return f"{METHODS[0]} would probably do"
+        return f"{METHODS[0]} would probably do", METHODS[0]
     plain = "may not" if METHODS[0] in may else "would not"
-    return f"{would[0]} would probably do, {METHODS[0]} {plain}"
+    return f"{would[0]} would probably do, {METHODS[0]} {plain}", would[0]
 
 
 def _most_like(relative: float) -> list[Pruned]:
@@ -107,7 +118,7 @@ def _most_like(relative: float) -> list[Pruned]:
     return [*smaller[-1:], *larger[:1]]
 
 
-def _density_of(measured: Pruned, density: float) -> float:
+def nearest_density(measured: Pruned, density: float) -> float:
     """Return the density that was measured and is nearest."""
     return min(measured.kept, key=lambda each: abs(math.log(each / density)))
 
@@ -147,14 +158,18 @@ def _combine_by_evidence(relative: float, models: int) -> str:
         for each in MERGED
         if SIGNS in each.combinations
     ]
+    kept = ", ".join(
+        f"{_range(nearest.combinations[by])} {by}"
+        for by in (INPUTS, SUM, SIGNS)
+        if by in nearest.combinations
+    )
     return (
-        f"Combine by inputs (dppa_regmean or dare_regmean, with prompts): in {len(known)} merges "
-        f"that were measured, the best of them kept {min(leads)} to {max(leads)} points more than "
-        f"the best sum with one weight a model. TIES kept {min(behind)} to {max(behind)} points "
-        f"less than that sum. The nearest to these {models} models, whose deltas deviate by "
-        f"{relative:.2g} of the base's weights, is of {nearest.what} ({nearest.relative:g}), which "
-        f"kept {_kept(nearest.combinations)}. No base above 135 M parameters was "
-        f"measured; --prompts measures yours."
+        f"Combine by inputs (dppa_regmean or dare_regmean, with prompts): the nearest merge that "
+        f"was measured, of {nearest.what} ({nearest.relative:g}), kept {kept}. In all {len(known)} "
+        f"such merges the best combination by inputs kept {min(leads)} to {max(leads)} points more "
+        f"than the best sum with one weight a model, and in {len(behind)} merges TIES kept "
+        f"{min(behind)} to {max(behind)} points less. No base above 135 M parameters was measured; "
+        f"--prompts measures yours."
     )
 
 
@@ -162,14 +177,16 @@ def _far(measured: Merged, relative: float) -> float:
     return abs(math.log(measured.relative / relative))
 
 
-def _kept(kept: Mapping[str, Kept]) -> str:
-    """Return shares that were kept, by what they are kept by, as text."""
-    return ", ".join(f"{_range(shares)} {by}" for by, shares in kept.items())
+def describe_kept(kept: Kept | None) -> str:
+    """Return shares that were kept as text, without a unit; empty for None."""
+    if kept is None:
+        return ""
+    least, largest = kept
+    return str(largest) if least == largest else f"{least} to {largest}"
 
 
 def _range(kept: Kept) -> str:
-    least, largest = kept
-    return f"{largest} %" if least == largest else f"{least} to {largest} %"
+    return f"{describe_kept(kept)} %"
 
 
 def _and(words: Sequence[str]) -> str:

@@ -104,6 +104,9 @@ LEARNED = "by a sum with learned weights"
 INPUTS = "by inputs, with prompts"
 LEARNED_INPUTS = "by inputs, with learned factors"
 
+COMBINATIONS = (SUM, SIGNS, LEARNED, INPUTS, LEARNED_INPUTS)
+"""What a user can choose, in the order of reports."""
+
 MERGED = (
     Merged(
         "three light fine-tunes of SmolLM2-135M",

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from statistics import mean
 
-from dppa_mergekit.analysis.advice import merge_verdict, verdict
+from dppa_mergekit.analysis.advice import describe_kept, merge_verdict, verdict
+from dppa_mergekit.analysis.evidence import COMBINATIONS, MERGED, METHODS, PRUNED
 from dppa_mergekit.analysis.results import (
     RATES,
     Analysis,
@@ -47,7 +48,11 @@ def _overview(found: Analysis) -> Iterator[str]:
         yield f"{model.model}: {verdict(model)}"
     if (of_merge := merge_verdict(found)) is not None:
         yield f"The merge: {of_merge}"
-    yield "\nDeltas of all linears: minimum, quantiles (to 0.4 % of their value), maximum, zeros.\n"
+    yield "\nSkill kept by models that were pruned and merged elsewhere, in percent"
+    yield "(examples/paper/RESULTS.md); deviation of the deltas relative to the base's.\n"
+    yield _pruned_table()
+    yield _merged_table()
+    yield "Deltas of all linears: minimum, quantiles (to 0.4 % of their value), maximum, zeros.\n"
     yield _offsets_table(found, names)
     yield f"Kept elements, as {found.method} allocates them; deviation relative to the base's.\n"
     yield _kept_table(found, names)
@@ -63,6 +68,36 @@ def _overview(found: Analysis) -> Iterator[str]:
         yield _pair_table(found, names)
     classes = Counter(_class(tensor) for tensor in found.tensors)
     yield "Tensors: " + ", ".join(f"{number} {name}" for name, number in classes.items()) + ".\n"
+
+
+def _pruned_table() -> str:
+    """Return a table of models that were pruned one by one."""
+    rows = [
+        [
+            each.what,
+            f"{each.relative:g}",
+            f"{density:g}",
+            *(describe_kept(kept.get(method)) for method in METHODS),
+        ]
+        for each in PRUNED
+        for density, kept in each.kept.items()
+    ]
+    head = [*METHODS[:-1], f"{METHODS[-1]}, factors searched"]
+    return table(["pruned one by one", "deviation", "density", *head], rows)
+
+
+def _merged_table() -> str:
+    """Return a table of models that were merged."""
+    rows = [
+        [
+            each.what,
+            f"{each.relative:g}",
+            *(describe_kept(each.combinations.get(by)) for by in COMBINATIONS),
+        ]
+        for each in MERGED
+    ]
+    head = [by.removeprefix("by ") for by in COMBINATIONS]
+    return table(["merged", "deviation", *head], rows)
 
 
 def _offsets_table(found: Analysis, names: Mapping[str, str]) -> str:
