@@ -150,7 +150,7 @@ class _Run:
                 if not 0 <= value <= row.largest:
                     raise DppaError(
                         f"{merge.recipe.origin}: the {row.name} of {row.model} starts at "
-                        f"{value:g}; learned {row.name}s lie from 0 to {row.largest:g}."
+                        f"{value:g}; allowed is a number from 0 to {row.largest:g}."
                     )
 
     def start(self) -> State:

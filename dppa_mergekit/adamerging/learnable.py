@@ -279,12 +279,14 @@ def _with_numbers(merge: WeightedMerge, numbers: Numbers) -> Recipe:
         recipe = method_table.without_automatic(recipe)
     dense = [tensor.name for tensor in merge.tensors if not tensor.is_pruned]
     for model, named in numbers.items():
-        values = {
-            name: shield(value, dense) if isinstance(value, Mapping) and None in value else value
-            for name, value in named.items()
-        }
+        values = {name: _complete(value, dense) for name, value in named.items()}
         recipe = recipe.with_by_scope(model, values)
     return recipe
+
+
+def _complete(value: Weight, dense: Sequence[str]) -> Weight:
+    """Return a number with one for all other tensors, which factors do not change."""
+    return value if isinstance(value, (int, float)) else shield({None: 1.0, **value}, dense)
 
 
 def _multiply(coefficient: Weight, given: Mapping[Scope, float]) -> Weight:

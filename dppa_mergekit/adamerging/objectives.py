@@ -32,6 +32,8 @@ OBJECTIVES = ("distill", "hidden", "entropy", "loss")
 TAUGHT = ("distill", "hidden")
 """The objectives for which every domain has a teacher."""
 
+_WITHOUT_STATES = [name for name in OBJECTIVES if name != "hidden"]
+
 START = 0.3
 """The starting weight of a model in a sum that has none in the recipe (AdaMerging's own)."""
 
@@ -143,16 +145,32 @@ def load_merge_and_losses(
         if name in taught:
             teacher, lessons = taught[name]
             check_words(teacher, lessons, merge.model, merge.tokenizer)
-            losses[name] = (
-                StateTeaching(lessons, teacher.load()[0].requires_grad_(False))
-                if objective == "hidden"
-                else Teaching(lessons)
-            )
+            losses[name] = Teaching(lessons)
+            if objective == "hidden":
+                live = teacher.load()[0].requires_grad_(False)
+                _check_states(teacher.model, live, merge.model)
+                losses[name] = StateTeaching(lessons, live)
         elif objective == "loss":
             losses[name] = completion_loss(name, domain.prompts, merge.model, merge.tokenizer)
         else:
             losses[name] = Entropy(domain.tokens(name, 0, merge.model, merge.tokenizer))
     return merge, losses
+
+
+def _check_states(name: str, teacher: PreTrainedModel, merge: PreTrainedModel) -> None:
+    """Refuse a teacher whose hidden states cannot be compared with those of the merge.
+
+    Raises:
+        DppaError: They are of another number of layers, or of another size.
+    """
+    configs = teacher.config.get_text_config(), merge.config.get_text_config()
+    for what in ("num_hidden_layers", "hidden_size"):
+        wanted, found = (getattr(config, what, None) for config in configs)
+        if wanted != found:
+            raise DppaError(
+                f"{name} cannot teach the merge by objective hidden: its {what} is {wanted}, and "
+                f"that of the merge is {found}; allowed are {', '.join(_WITHOUT_STATES)}."
+            )
 
 
 def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> WeightedMerge:
@@ -161,7 +179,7 @@ def load_merge(recipe: Recipe, workspace: Path, placement: Placement) -> Weighte
     Raises:
         DppaError: The recipe cannot be merged, or the merged model has an encoder.
     """
-    weighted = recipe.with_default_weight(default_weight(recipe.method) or START)
+    weighted = recipe.with_default("weight", default_weight(recipe.method) or START)
     merge = WeightedMerge.load(weighted, workspace, placement)
     if merge.model.config.is_encoder_decoder:
         raise DppaError("The merged model has an encoder; AdaMerging is for causal models only.")

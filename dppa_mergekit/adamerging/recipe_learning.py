@@ -170,10 +170,12 @@ class AdaMerge:
             return self.recipe.spelling_of(self.tasks.domains[domain].model)
         models = [model for model in self.recipe.fine_tuned() if short_name(model) == domain]
         if len(models) != 1:
-            names = ", ".join(short_name(model) for model in self.recipe.fine_tuned())
+            names = [short_name(model) for model in self.recipe.fine_tuned()]
+            once = [name for name in names if names.count(name) == 1]
+            way = f"name the prompts file after one of {', '.join(once)}, or " if once else ""
             raise DppaError(
-                f"It is not clear which model teaches {domain}: name the prompts file after one "
-                f"of {names}, or give --tasks."
+                f"It is not clear which model teaches {domain}: {way}give --tasks, which names "
+                f"the model of each domain."
             )
         return models[0]
 

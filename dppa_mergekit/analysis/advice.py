@@ -23,6 +23,7 @@ from dppa_mergekit.analysis.evidence import (
     Pruned,
 )
 from dppa_mergekit.analysis.results import Analysis, Divergences, MergeDivergences, ModelAnalysis
+from dppa_mergekit.report.phrases import join_names
 
 LIKE = 1.5
 """Up to this ratio, deltas count as large as those that were measured."""
@@ -50,9 +51,9 @@ def _verdict_measured(measured: Divergences, density: float) -> str:
     least = min(by_method.values())
     # Of answers that hardly change, rounding may bring a divergence below 0.
     level = [method for method, value in by_method.items() if value <= max(least, CLOSE * least)]
-    numbers = ", ".join(f"{value:.3g} by {method}" for method, value in by_method.items())
+    numbers = ", ".join(f"{max(value, 0):.3g} by {method}" for method, value in by_method.items())
     return (
-        f"{level[0]} would do: of the methods without factors to tune, {_and(level)} "
+        f"{level[0]} would do: of the methods without factors to tune, {join_names(level)} "
         f"{'move' if len(level) > 1 else 'moves'} its answers least. Pruned to density "
         f"{density:.2g}, the model diverges from its unpruned self, in nats per token on "
         f"{measured.prompts} prompts, by {numbers}."
@@ -63,7 +64,8 @@ def _verdict_by_evidence(relative: float, density: float) -> str:
     """Return the verdict on one model from what was measured of others."""
     like = _most_like(relative)
     rows = [each.kept[nearest_density(each, density)] for each in like]
-    conclusion, chosen = _conclude(rows)
+    beyond = relative > LIKE * like[-1].relative
+    conclusion, chosen = _conclude(rows, "may do" if beyond else "would probably do")
     parts = [
         f"{each.what} ({each.relative:g}), of which {chosen} kept {_range(row[chosen])} at density "
         f"{nearest_density(each, density):g}"
@@ -74,7 +76,7 @@ def _verdict_by_evidence(relative: float, density: float) -> str:
         place = "between those of"
     elif relative * LIKE < like[0].relative:
         place = "less than any that were measured; the nearest are"
-    elif relative > LIKE * like[0].relative:
+    elif beyond:
         place = "more than any that were measured; the nearest are"
     return (
         f"{conclusion}: its deltas deviate by {relative:.2g} of the base's weights, {place} "
@@ -82,8 +84,10 @@ def _verdict_by_evidence(relative: float, density: float) -> str:
     )
 
 
-def _conclude(rows: Sequence[Mapping[str, Kept]]) -> tuple[str, str]:
+def _conclude(rows: Sequence[Mapping[str, Kept]], sure: str) -> tuple[str, str]:
     """Return which methods would do, and the method to choose.
+
+    `sure` is how sure that is, as a verb.
 
     A method would do that keeps enough in each row; of those that need no factors, the simplest is
     chosen, or the one that keeps most where none would do.
@@ -103,16 +107,16 @@ def _conclude(rows: Sequence[Mapping[str, Kept]]) -> tuple[str, str]:
         best = max(least, key=lambda method: least[method])
         return "No method is sure to do at this density; prune less", best
     if would[0] == METHODS[0]:
-        return f"{METHODS[0]} would probably do", METHODS[0]
+        return f"{METHODS[0]} {sure}", METHODS[0]
     plain = "may not" if METHODS[0] in may else "would not"
-    return f"{would[0]} would probably do, {METHODS[0]} {plain}", would[0]
+    return f"{would[0]} {sure}, {METHODS[0]} {plain}", would[0]
 
 
 def _most_like(relative: float) -> list[Pruned]:
     """Return the models of which the deltas are as large, or the next smaller and larger ones."""
-    for each in PRUNED:
-        if 1 / LIKE <= relative / each.relative <= LIKE:
-            return [each]
+    nearest = min(PRUNED, key=lambda each: abs(math.log(relative / each.relative)))
+    if 1 / LIKE <= relative / nearest.relative <= LIKE:
+        return [nearest]
     smaller = [each for each in PRUNED if each.relative < relative]
     larger = [each for each in PRUNED if each.relative > relative]
     return [*smaller[-1:], *larger[:1]]
@@ -187,7 +191,3 @@ def describe_kept(kept: Kept | None) -> str:
 
 def _range(kept: Kept) -> str:
     return f"{describe_kept(kept)} %"
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

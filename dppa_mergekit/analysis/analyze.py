@@ -211,4 +211,4 @@ def allocating(recipe: Recipe) -> Recipe:
     content = deepcopy(recipe.content)
     if recipe.method not in method_table.fluctuating():
         content["merge_method"] = INSTEAD
-    return Recipe(content, recipe.origin).with_default_weight(1.0)
+    return Recipe(content, recipe.origin).with_default("weight", 1.0)

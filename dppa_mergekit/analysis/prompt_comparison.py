@@ -18,6 +18,7 @@ from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.analysis.evidence import INPUTS, SIGNS, SUM
 from dppa_mergekit.analysis.results import Divergences, MergeDivergences
+from dppa_mergekit.checks.mergekit_schema import METHODS
 from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.live.source_model import SourceModel
@@ -159,24 +160,29 @@ class PromptComparison:
 
 def pruned_alone(recipe: Recipe, model: str, method: str) -> Recipe:
     """Return a recipe of one model alone, pruned by a method at its density, all factors 1."""
-    alone = recipe.with_only(model)
-    if method != DARE_LINEAR:
-        alone = alone.with_parameters(model, _FACTORS_OF_ONE)
-    return Recipe({**alone.content, "merge_method": method}, recipe.origin)
+    return _by(recipe.with_only(model), method)
 
 
 def merged_by(recipe: Recipe, method: str) -> Recipe:
-    """Return a recipe of all models by a method, all weights and factors 1, not normalized."""
-    content = {**recipe.content, "merge_method": method}
-    content.pop("parameters", None)
-    merged = Recipe(content, recipe.origin)
-    for model in recipe.fine_tuned():
-        density = recipe.parameters(model).get(DENSITY.name, 1.0)
-        values = {DENSITY.name: density, WEIGHT.name: 1.0, **_FACTORS_OF_ONE}
-        merged = merged.with_parameters(model, values)
+    """Return a recipe of all models by a method: weights, lambda and factors 1, not normalized."""
+    merged = _by(recipe, method).with_shared({"lambda": 1.0})
     if not method_table.is_by_inputs(method):
         merged = merged.with_shared({"normalize": False})
+    for model in merged.fine_tuned():
+        merged = merged.with_parameters(model, {WEIGHT.name: 1.0})
     return merged
+
+
+def _by(recipe: Recipe, method: str) -> Recipe:
+    """Return a recipe with another method, at its densities and factors of 1."""
+    density = float(str(DENSITY.default))
+    changed = recipe.with_default(DENSITY.name, density).with_method(
+        method, METHODS[method].parameters
+    )
+    if method in method_table.amplified():
+        for model in changed.fine_tuned():
+            changed = changed.with_parameters(model, _FACTORS_OF_ONE)
+    return changed
 
 
 _FACTORS_OF_ONE = {parameter.name: 1.0 for parameter in (*AMPLIFICATIONS, AMPLIFY_DENSE)}

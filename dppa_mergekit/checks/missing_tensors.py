@@ -188,7 +188,7 @@ def _plan(content: Mapping[str, object], loading: LoadingOptions) -> PlannedMerg
     if content.get("merge_method") in method_table.names():
         # A search may still have to find the weights; which tensors are read does not depend on
         # them.
-        recipe = recipe.with_default_weight(1.0)
+        recipe = recipe.with_default("weight", 1.0)
     return plan_merge(recipe, loading)
 
 

@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     default="block",
     show_default=True,
     help="What has numbers of its own in every model: the model, each block, each linear, or each "
-    "partition of a linear (its factors, beside the weights of linears). Where linears have their "
-    "own, all other tensors of a model share one weight.",
+    "partition of a linear (its factors, beside the weights of linears). Experts that one tensor "
+    "stacks share theirs. Where linears have their own, all other tensors of a model share one "
+    "weight.",
 )
 @click.option(
     "--steps",

@@ -116,7 +116,7 @@ CURVES = (
     "range_",
     type=(options.Finite(min=0), options.Finite(min=0)),
     help="The least and the largest value.  [default: 0.2 3 for factors, 0.1 1 for those of random "
-    "partitions, 0 1.5 for weights, 0.2 4 for merge-factors]",
+    "partitions, 0 1.5 for weights, 0.2 4 for merge-factors; for both it is that of the weights]",
 )
 @click.option(
     "--seed",
@@ -293,6 +293,7 @@ def _finish(output: Path, run: Callable[[], Found]) -> Found:
 def _report(results: Sequence[SearchResult], method: str) -> list[str]:
     """Print the results; return the sentences that a page repeats."""
     from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
+    from dppa_mergekit.report.phrases import count
     from dppa_mergekit.search.candidates import AS_IT_IS
     from dppa_mergekit.search.summary import format_setting
 
@@ -304,7 +305,7 @@ def _report(results: Sequence[SearchResult], method: str) -> list[str]:
         found = found or AS_IT_IS
         verdict.append(
             f"{result.domain}: {found}; dev Domain-Ratio {result.before} -> {result.after} "
-            f"({result.evaluations} candidates, {result.seconds:.0f} s)"
+            f"({count(result.evaluations, 'candidate')}, {result.seconds:.0f} s)"
         )
         click.echo(verdict[-1])
         for name, (before, after) in result.parts.items():

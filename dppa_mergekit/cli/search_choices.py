@@ -39,7 +39,7 @@ def refuse_idle_options(
     if tune not in ("weights", "both"):
         options.refuse_idle({"--methods": methods}, "--tune weights or both")
     if methods is not None:
-        options.refuse_idle({"--shared": shared}, "one method")
+        options.refuse_idle({"--shared": shared, "--strategy": strategy}, "one method")
     if tune == "factors":
         of_merges = {"--by worst": by == "worst", "--guard-loss": guard_loss is not None}
         options.refuse_idle(of_merges, "--tune weights, merge-factors or both")

@@ -60,14 +60,8 @@ def shield(values: Mapping[Scope, float], others: Iterable[str]) -> dict[Scope, 
         others: Names of tensors that have the number of None.
     """
     names = [scope for scope in values if isinstance(scope, str)]
-    of_block: dict[Block | None, list[str]] = {}
-    for name in names:
-        of_block.setdefault(block_of(name), []).append(name)
-    shielded = dict(values)
-    for other in others:
-        if any(name in other for name in of_block.get(block_of(other), ())):
-            shielded[other] = values[None]
-    return shielded
+    matched = [other for other in others if any(name in other for name in names)]
+    return {**values, **dict.fromkeys(matched, values[None])}
 
 
 def _precedence(scope: Scope) -> tuple[int, int, int, str]:

@@ -5,7 +5,7 @@ A recipe keeps everything that is not filled in as its file has it, except comme
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,14 +120,14 @@ class Recipe:
             weight = parameters.get("weight", default)
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
                 raise RecipeError(
-                    f"{self.origin}: the weight of {name} is {weight!r}; a search or AdaMerging "
+                    f"{self.origin}: the weight of {name} is {weight!r}; a search "
                     f"starts from a number."
                 )
             first = weights.setdefault(self.spelling_of(name), float(weight))
             if first != weight:
                 raise RecipeError(
                     f"{self.origin}: the weight of {name} is {first:g} in one place and "
-                    f"{weight:g} in another; a search or AdaMerging starts from one number."
+                    f"{weight:g} in another; a search starts from one number."
                 )
         return weights
 
@@ -176,8 +176,14 @@ class Recipe:
         return Recipe(content, self.origin)
 
     def with_shared(self, values: Mapping[str, object]) -> Recipe:
-        """Return the recipe with new values for parameters of the whole merge."""
+        """Return the recipe with new values for parameters of the whole merge.
+
+        Those of its slices and modules go, since they would come before.
+        """
         content = deepcopy(self.content)
+        for holder in holders(content):
+            for name in values:
+                parameters_of(holder).pop(name, None)
         content["parameters"] = {**parameters_of(content), **values}
         return Recipe(content, self.origin)
 
@@ -227,13 +233,29 @@ class Recipe:
         }
         return self.with_parameters(model, settings)
 
-    def with_default_weight(self, weight: float) -> Recipe:
-        """Return the recipe with a weight for the fine-tuned models that have none."""
+    def with_default(self, name: str, value: float) -> Recipe:
+        """Return the recipe with a parameter for the fine-tuned models that do not have it."""
         content = deepcopy(self.content)
         base = identity(content.get("base_model"))
         for entry, parameters in inputs_of(content):
-            if identity(entry["model"]) != base and "weight" not in parameters:
-                entry["parameters"] = {"weight": weight, **parameters_of(entry)}
+            if identity(entry["model"]) != base and name not in parameters:
+                entry["parameters"] = {name: value, **parameters_of(entry)}
+        return Recipe(content, self.origin)
+
+    def with_method(self, method: str, known: Container[str]) -> Recipe:
+        """Return the recipe with another method, and with those parameters that it knows.
+
+        Args:
+            method: The name of the method.
+            known: The names of its parameters.
+        """
+        content = deepcopy(self.content)
+        content["merge_method"] = method
+        for holder in (*holders(content), *entries_of(content)):
+            parameters = parameters_of(holder)
+            for name in list(parameters):
+                if name not in known:
+                    del parameters[name]
         return Recipe(content, self.origin)
 
     def to_yaml(self, comment: str = "") -> str:

@@ -43,6 +43,10 @@ class Objective(Protocol):
         """Return the smoothed value of `left` minus that of `right`, scored on the same items."""
         ...
 
+    def shown_difference(self, left: Scores, right: Scores) -> Estimate:
+        """Return the difference that reports show: as `difference`, without any penalty."""
+        ...
+
     def lost(self, scores: Scores) -> float:
         """Return the share of guard scores lost beyond the limit; 0 if none is.
 
@@ -86,6 +90,10 @@ class DomainObjective:
         return ratio_difference(
             self._of_domain(left), self._of_domain(right), self.fine_tuned_scores
         )
+
+    def shown_difference(self, left: Scores, right: Scores) -> Estimate:
+        """Return the difference of the smoothed Domain-Ratios."""
+        return self.difference(left, right)
 
     def lost(self, scores: Scores) -> float:
         """Return 0: a domain has no guard."""
@@ -158,13 +166,22 @@ class MergeObjective:
         value = self._smoothed_ratio(left) - self._smoothed_ratio(right) - GUARD_PENALTY * lost
         if self.lost(left, -DEVIATIONS) > self.lost(right, -DEVIATIONS):
             value = min(value, 0.0)
+        return Estimate(value, self._error_of_difference(left, right))
+
+    def shown_difference(self, left: Scores, right: Scores) -> Estimate:
+        """Return the difference of the smoothed Domain-Ratios, whatever is lost of the guards."""
+        value = self._smoothed_ratio(left) - self._smoothed_ratio(right)
+        return Estimate(value, self._error_of_difference(left, right))
+
+    def _error_of_difference(self, left: Scores, right: Scores) -> float | None:
+        """Return the standard error of the difference of two merges on the same items."""
         differences = [domain.difference(left, right) for domain in self._objectives]
         if not self.worst:
-            return Estimate(value, mean_estimate(differences).error)
+            return mean_estimate(differences).error
         lowest = {self._lowest(scores) for scores in (left, right)}
         errors = [differences[index].error for index in lowest]
         known = [error for error in errors if error is not None]
-        return Estimate(value, math.hypot(*known) if len(known) == len(errors) else None)
+        return math.hypot(*known) if len(known) == len(errors) else None
 
     def lost(self, scores: Scores, deviations: float = 0.0) -> float:
         """Return the sum of the shares of guard scores that are lost beyond the limit.

@@ -197,6 +197,7 @@ class CandidateSearch:
             self.options.max_evaluations,
             candidates.space.start,
             candidates.may_win,
+            share=self.options.share or self.options.max_evaluations,
         )
 
     def _score(
@@ -301,7 +302,10 @@ def _curve(
 ) -> list[tuple[float, Estimate]]:
     """Return (value at an index, estimate) of the candidates that equal the best one elsewhere."""
     found = []
-    for candidate in filter(candidates.settings, sorted(contest.scored)):
+    name = candidates.names[index]
+    for candidate in sorted(contest.scored):
+        if name not in candidates.settings(candidate):
+            continue  # it stands for the recipe as it is
         if candidate[:index] == best[:index] and candidate[index + 1 :] == best[index + 1 :]:
             folds = [fold for fold in range(contest.folds) if (candidate, fold) in contest.known]
             found.append((candidate[index] / ONE, contest.estimate(candidate, folds)))

@@ -246,10 +246,15 @@ def weight_factor_candidates(
 
 
 def describe(candidates: Candidates, candidate: Candidate) -> str:
-    """Return a candidate's numbers as text, as in `amplify_90 1.2, amplify_80 1`."""
-    if not candidates.settings(candidate):
+    """Return a candidate's numbers as text, as in `amplify_90 1.2, amplify_80 1`.
+
+    Numbers that stand for the recipe as it is are left out.
+    """
+    settings = candidates.settings(candidate)
+    if not settings:
         return AS_IT_IS
     values = _values(candidates.names, candidate)
+    values = {name: value for name, value in values.items() if name in settings}
     return ", ".join(f"{name} {value:g}" for name, value in values.items())
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dppa_mergekit.report.markdown_tables import table
+from dppa_mergekit.report.phrases import count
 from dppa_mergekit.report.plot_style import PANEL, color_of
 from dppa_mergekit.scoring.objectives import DEVIATIONS
 from dppa_mergekit.search.entrants import Placed
@@ -14,7 +15,8 @@ from dppa_mergekit.search.summary import format_setting
 
 def contest_summary(placed: Sequence[Placed]) -> str:
     """Return a table of all entrants, and what separates the first from the second."""
-    parts = list(placed[0].standing.objective.parts(placed[0].standing.scores))
+    first = placed[0].standing
+    parts = list(first.objective.parts(first.scores))
     rows = []
     for one in placed:
         ratios = one.standing.objective.parts(one.standing.scores)
@@ -26,32 +28,47 @@ def contest_summary(placed: Sequence[Placed]) -> str:
                 *(str(ratios[name]) for name in parts),
                 str(one.standing.evaluations),
                 f"{one.standing.seconds:.0f} s",
-                "" if one.behind is None else f"given up, {one.behind} behind",
+                describe_end(one),
             ]
         )
     head = ["method", "density", "Domain-Ratio", *parts, "candidates", "time", ""]
-    found = ", ".join(
-        f"{name} {format_setting(value)}" for name, value in placed[0].standing.settings.items()
+    found = ", ".join(f"{name} {format_setting(value)}" for name, value in first.settings.items())
+    errors = (
+        f", with its standard error, on {first.items} items; entrants that were given up were "
+        f"compared on a part of them"
+        if first.items
+        else ""
     )
     return (
         f"# Contest of {len(placed)} entrants\n\n{table(head, rows, names=2)}\n"
-        f"Dev Domain-Ratio in percent of the fine-tuned models, with its standard error, on "
-        f"{placed[0].standing.items} items; entrants that were given up were compared on a part of "
-        f"them. The choice was made on these items, so the best values lean upwards.\n\n"
+        f"Dev Domain-Ratio in percent of the fine-tuned models{errors}. The choice was made by "
+        f"these scores, so the best values lean upwards.\n\n"
         f"{separation(placed)}\n\nThe best: {found}.\n"
     )
 
 
 def describe_placed(one: Placed) -> str:
     """Return an entrant and how it ended as one line of text."""
-    found = ", ".join(
-        f"{name} {format_setting(value)}" for name, value in one.standing.settings.items()
+    end = describe_end(one)
+    if not end:
+        end = ", ".join(
+            f"{name} {format_setting(value)}" for name, value in one.standing.settings.items()
+        )
+    return (
+        f"{one.entrant.label}: dev Domain-Ratio {one.estimate} "
+        f"({count(one.standing.evaluations, 'candidate')}, {one.standing.seconds:.0f} s); {end}"
     )
-    text = (
-        f"{one.entrant.label}: dev Domain-Ratio {one.estimate} ({one.standing.evaluations} "
-        f"candidates, {one.standing.seconds:.0f} s)"
-    )
-    return f"{text}; {found}" if one.behind is None else f"{text}; given up, {one.behind} behind"
+
+
+def describe_end(one: Placed) -> str:
+    """Return how an entrant was given up, and whether it loses guards; empty for neither."""
+    parts = []
+    if one.behind is not None:
+        # Behind by its guards alone, it may be ahead by Domain-Ratio.
+        parts.append(f"given up, {one.behind} behind" if one.behind.value > 0 else "given up")
+    if one.standing.lost:
+        parts.append("loses more of the guard than is allowed")
+    return ", ".join(parts)
 
 
 def separation(placed: Sequence[Placed]) -> str:
@@ -61,10 +78,12 @@ def separation(placed: Sequence[Placed]) -> str:
         placed: The entrants, best first, those that were given up last.
     """
     first, second = placed[0], placed[1]
-    names = f"{first.entrant.label}", f"{second.entrant.label}"
+    names = first.entrant.label, second.entrant.label
     if second.behind is not None:
-        return f"{names[0]} leads; all others were given up, {names[1]} at {second.behind} behind."
+        return f"{names[0]} leads; all others were given up, first of them {names[1]}."
     lead = first.standing.lead_over(second.standing)
+    if second.standing.lost > first.standing.lost:
+        return f"{names[0]} leads {names[1]}, which loses more of the guard than is allowed."
     if not first.standing.items or lead.error is None:
         return (
             f"{names[0]} leads {names[1]} by {lead.value:.1f}; how sure that is cannot be told "

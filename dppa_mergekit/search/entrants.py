@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 from dppa_mergekit import method_table
 from dppa_mergekit.checks.mergekit_schema import METHODS
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.parameters import DENSITY
-from dppa_mergekit.recipes.inputs import Node, entries_of, holders
+from dppa_mergekit.parameters import DENSITY, WEIGHT
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Estimate
 from dppa_mergekit.search.results import Standing
@@ -86,6 +84,7 @@ class Placed:
             "evaluations": self.standing.evaluations,
             "seconds": self.standing.seconds,
             "given_up": self.behind is not None,
+            "lost": self.standing.lost,
         }
 
 
@@ -101,6 +100,8 @@ def parse_methods(text: str) -> list[str]:
     if text.strip() == ALL:
         return [method for method in known if method != method_table.DP.name]
     methods = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if ALL in methods:
+        raise RecipeError(f"--methods is {text!r}; {ALL} stands alone.")
     for method in methods:
         if method not in known:
             raise RecipeError(
@@ -113,23 +114,56 @@ def parse_methods(text: str) -> list[str]:
 
 
 def entrants_of(recipe: Recipe, methods: Sequence[str]) -> list[Entrant]:
-    """Return the entrants of a contest between methods on the models of a recipe."""
+    """Return the entrants of a contest between methods on the models of a recipe.
+
+    Raises:
+        RecipeError: The recipe names no base, or a density that DELLA's epsilon does not fit.
+    """
+    if recipe.content.get("base_model") is None:
+        raise RecipeError(
+            f"{recipe.origin} has no base_model, which the methods of a contest need."
+        )
     return [entrant for method in methods for entrant in _of_method(recipe, method)]
 
 
 def _of_method(recipe: Recipe, method: str) -> Iterator[Entrant]:
-    """Yield the recipe with a method, once for each density where the recipe names none."""
+    """Yield the recipe with a method, once for each density where the recipe names none.
+
+    Where it names one for some models, the others have this package's default, by every method.
+    """
     prunes = DENSITY.name in METHODS[method].per_model and method not in NO_PRUNING
-    named = any(DENSITY.name in parameters for parameters in _all_parameters(recipe.content))
+    named = any(DENSITY.name in recipe.parameters(model) for model in recipe.fine_tuned())
+    if named and prunes:
+        recipe = recipe.with_default(DENSITY.name, float(str(DENSITY.default)))
     for density in DENSITIES if prunes and not named else (None,):
         changed = _with_method(recipe, method)
-        if density is not None:
-            values = {DENSITY.name: density}
+        for model in changed.fine_tuned():
+            if density is not None:
+                changed = changed.with_parameters(model, {DENSITY.name: density})
             if EPSILON in METHODS[method].per_model:
-                values[EPSILON] = density / 2
-            for model in changed.fine_tuned():
-                changed = changed.with_parameters(model, values)
+                changed = _with_epsilon(changed, model)
         yield Entrant(method, density, changed)
+
+
+def _with_epsilon(recipe: Recipe, model: str) -> Recipe:
+    """Return a recipe of DELLA with half of the largest epsilon that the model's density allows.
+
+    Raises:
+        RecipeError: The recipe's own epsilon does not fit its density.
+    """
+    parameters = recipe.parameters(model)
+    density, epsilon = parameters.get(DENSITY.name), parameters.get(EPSILON)
+    if not isinstance(density, (int, float)) or not 0 < density < 1:
+        return recipe
+    most = min(density, 1 - density)
+    if epsilon is None:
+        return recipe.with_parameters(model, {EPSILON: most / 2})
+    if isinstance(epsilon, (int, float)) and not epsilon < most:
+        raise RecipeError(
+            f"{recipe.origin}: epsilon of {model} is {epsilon:g}; allowed at density {density:g} "
+            f"is less than {most:g}, by mergekit's {recipe.method}."
+        )
+    return recipe
 
 
 def _with_method(recipe: Recipe, method: str) -> Recipe:
@@ -138,26 +172,13 @@ def _with_method(recipe: Recipe, method: str) -> Recipe:
     A sign consensus that divides by the sum of the weights by default, so that a common weight
     changes nothing, does not do so here, unless the recipe says so.
     """
-    content = deepcopy(recipe.content)
-    content["merge_method"] = method
-    known = set(METHODS[method].parameters)
-    if method in NO_PRUNING:
-        known.discard(DENSITY.name)
-    for parameters in _all_parameters(content):
-        for name in set(parameters) - known:
-            del parameters[name]
-    changed = Recipe(content, recipe.origin)
+    known = {name for name in METHODS[method].parameters if name != DENSITY.name}
+    if method not in NO_PRUNING:
+        known.add(DENSITY.name)
+    changed = recipe.with_method(method, known)
     if method_table.default_weight(method) is None:
-        changed = changed.with_default_weight(START)
-    given = {name for parameters in _all_parameters(recipe.content) for name in parameters}
-    if not method_table.is_by_inputs(method) and is_normalized(changed) and NORMALIZE not in given:
+        changed = changed.with_default(WEIGHT.name, START)
+    given = any(NORMALIZE in recipe.parameters(model) for model in recipe.fine_tuned())
+    if not method_table.is_by_inputs(method) and is_normalized(changed) and not given:
         changed = changed.with_shared({NORMALIZE: False})
     return changed
-
-
-def _all_parameters(content: Node) -> Iterator[Node]:
-    """Yield the parameters of a recipe, wherever it has them, to read or to change."""
-    for holder in (*holders(content), *entries_of(content)):
-        parameters = holder.get("parameters")
-        if isinstance(parameters, dict):
-            yield parameters

@@ -7,12 +7,18 @@ allows, is given up. What is left is confirmed on items that took no part in the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 from dppa_mergekit import method_table
+from dppa_mergekit.checks.mergekit_schema import RANDOM_METHODS
+from dppa_mergekit.errors import DppaError
+from dppa_mergekit.live.temporary_merge import RANDOM_SEED
+from dppa_mergekit.merging.dry_run import dry_run
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.search.candidate_search import CandidateSearch
@@ -30,6 +36,8 @@ from dppa_mergekit.storage.journal import Journal
 from dppa_mergekit.storage.output_files import write_whole
 from dppa_mergekit.storage.run_record import write_record
 from dppa_mergekit.version import __version__
+
+LOG = logging.getLogger(__name__)
 
 FIRST_ROUND = 6
 """The least candidates of an entrant's first round: its start, and a grid of common weights."""
@@ -72,6 +80,15 @@ class MethodContest(RecipeTuning):
         super().check()
         for one in self.entrants.values():
             self._tuning(one, 1).check()
+        for one in self.entrants.values():
+            try:
+                with dry_run(one.recipe, "", loading=self.placement.loading):
+                    pass
+            except DppaError as error:
+                raise DppaError(
+                    f"{one.label} cannot enter the contest, so leave {one.method} out of "
+                    f"--methods: {error}"
+                ) from error
 
     def run(self) -> list[Placed]:
         """Run the contest, and write the best recipe, a table, a plot and a record of the run.
@@ -89,8 +106,16 @@ class MethodContest(RecipeTuning):
         recipe = self.recipe_with({winner.entrant.label: winner.standing.settings})
         comment = (
             f"The best of {len(placed)} entrants of mergekit-dppa search {__version__}, "
-            f"from {self.recipe.origin}"
+            f"from {Path(self.recipe.origin).name}"
         )
+        if winner.entrant.method in RANDOM_METHODS:
+            comment += f"\nmergekit-yaml --random-seed {RANDOM_SEED} makes the draw that was tuned"
+        if winner.standing.lost:
+            LOG.warning(
+                "Nothing was found that keeps the guard tasks: they lose more than --guard-loss "
+                "%g allows.",
+                self.guard_loss,
+            )
         write_whole(self.output, recipe.to_yaml(comment))
         write_whole(self.output.with_suffix(".md"), contest_summary(placed))
         if is_installed():
@@ -126,8 +151,13 @@ class MethodContest(RecipeTuning):
         with self.open_trials(scoring) as trials_of:
 
             def search_of(one: Entrant) -> CandidateSearch:
-                trials = trials_of(one.label)
-                return self._search(one, budgets[one.label], scoring, trials, journal)
+                def keep(settings: Settings) -> None:
+                    """Make the first entrant's best the best so far, until one is compared."""
+                    if best.keys() <= {one.label}:
+                        best[one.label] = settings
+
+                tuning, trials = self._tuning(one, budgets[one.label]), trials_of(one.label)
+                return tuning.candidate_search(one.label, scoring, trials, journal, keep)
 
             for share in SHARES:
                 for number, one in enumerate(alive, start=1):
@@ -155,7 +185,12 @@ class MethodContest(RecipeTuning):
             entrant.recipe,
             self.tasks,
             self.output,
-            replace(self.options, strategy=WEIGHTS, max_evaluations=budget),
+            replace(
+                self.options,
+                strategy=WEIGHTS,
+                max_evaluations=budget,
+                share=self.budget_of(entrant),
+            ),
             self.placement,
             self.score_command,
             self.cluster,
@@ -166,15 +201,6 @@ class MethodContest(RecipeTuning):
             return WeightSearch(*given)
         both = WeightFactorSearch(*given)
         return replace(both, options=replace(both.options, strategy=BOTH))
-
-    def _search(
-        self, entrant: Entrant, budget: int, scoring: Scoring, trials: Trials, journal: Journal
-    ) -> CandidateSearch:
-        """Return the search of an entrant; what the journal has of it is not scored again."""
-        tuning = self._tuning(entrant, budget)
-        return tuning.candidate_search(
-            entrant.label, scoring, trials, journal, lambda settings: None
-        )
 
 
 def _keep(best: Best, entrant: Entrant, standing: Standing) -> None:

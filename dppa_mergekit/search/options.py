@@ -20,6 +20,8 @@ class Options:
         downwards: Whether the paper's climb lowers factors: those of random partitions, whose
             deltas were divided by the density.
         seed: Seed of the order in which items are dealt out.
+        share: The number of candidates in the last round, where a search is made in rounds, each
+            with a larger number; 0 for `max_evaluations`.
         per_block: Whether the teacher proposes factors for each block. Candidates then lie on the
             way from factors 1 to its proposal.
 
@@ -35,6 +37,7 @@ class Options:
     downwards: bool = False
     seed: int = 0
     per_block: bool = False
+    share: int = 0
 
     def __post_init__(self) -> None:
         """Raise ParameterError for a number that is not allowed."""

@@ -73,6 +73,7 @@ class Contest:
         folds: Number of folds.
         objective: Compares candidates.
         budget: Number of candidates that may be scored.
+        share: The same in the last round, where a search is made in rounds; see `Options`.
         start: The candidate that the search starts from.
         complete: Whether a candidate may win; one that leaves a partition out may not.
         known: (candidate, fold) -> scores.
@@ -92,6 +93,7 @@ class Contest:
     on_scored: Callable[[Candidate], None] = lambda candidate: None
     preferred: Candidate | None = None
     has_perfect: bool = False
+    share: int = 0
 
     @property
     def choosing(self) -> range:

@@ -145,7 +145,7 @@ class RecipeTuning(ABC):
         """Return the inputs of the search, part by part; the journal of others is not resumed."""
         options = asdict(self.options)
         # A search may be resumed with a larger budget.
-        del options["max_evaluations"]
+        del options["max_evaluations"], options["share"]
         return {
             "version": __version__,
             "lm_eval": None if self.score_command is not None else lm_eval_version(),

@@ -86,13 +86,18 @@ class Standing:
         """The number of items that are compared; 0 where tasks are scored as a whole."""
         return sum(len(score.items) for score in self.scores.values())
 
+    @property
+    def lost(self) -> float:
+        """The share of guard scores lost beyond what is allowed."""
+        return self.objective.lost(self.scores)
+
     def lead_over(self, other: Standing) -> Estimate:
-        """Return the objective minus that of another, on the same items."""
-        return self.objective.difference(self.scores, other.scores)
+        """Return the Domain-Ratio minus that of another, on the same items."""
+        return self.objective.shown_difference(self.scores, other.scores)
 
     def is_ahead_of(self, other: Standing) -> bool:
-        """Return whether it is better than another by more than chance allows."""
-        lead = self.lead_over(other)
+        """Return whether it is better than another, guards included, by more than chance allows."""
+        lead = self.objective.difference(self.scores, other.scores)
         return lead.error is not None and lead.value > DEVIATIONS * lead.error
 
 

@@ -168,7 +168,7 @@ def search_weights_then_factors(contest: Contest, space: Space) -> None:
     Weights get half of the budget.
     """
     weights, factors = space.stages
-    budget, contest.budget = contest.budget, contest.budget // 2
+    budget, contest.budget = contest.budget, min(contest.budget, contest.share // 2)
     with suppress(BudgetError):
         search_model_by_model(Stage(contest, (), factors.start), weights)
     contest.budget = budget

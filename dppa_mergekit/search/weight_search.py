@@ -166,7 +166,8 @@ def check_weighted(recipe: Recipe, options: Options, shared: bool, strategy: str
         )
     if options.strategy != strategy:
         raise DppaError(
-            f"Strategy {options.strategy} is for factors; weights are tuned in one way only."
+            f"Strategy {options.strategy} is for the factors of one model; weights, and factors of "
+            f"a merge, are tuned in one way only."
         )
     recipe.weights(method_table.default_weight(recipe.method))
     if shared and is_normalized(recipe):
@@ -185,8 +186,8 @@ def is_normalized(recipe: Recipe) -> bool:
             parameter.name == "normalize" and parameter.default is True
             for parameter in known.combination.parameters
         )
-    shared = recipe.content.get("parameters")
-    given = shared.get("normalize") if isinstance(shared, dict) else None
+    models = recipe.fine_tuned()
+    given = recipe.parameters(models[0]).get("normalize") if models else None
     return default if given is None else given is True
 
 

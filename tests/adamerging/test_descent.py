@@ -163,12 +163,38 @@ def test_factors_start_where_the_merge_puts_them(
     assert list(of_math.start) == [Block("model.layers", number) for number in range(3)]
     law = str(family / "law")
     filled = learned.recipe([list(of_math.start.values()), [0.5, 0.5, 0.5]])
-    assert [of_block["value"] for of_block in filled.parameters(law)["amplify_90"]] == [0.75] * 3  # type: ignore[attr-defined]
-    assert [of_block["value"] for of_block in filled.parameters(law)["amplify_80"]] == [0.6] * 3  # type: ignore[attr-defined]
+    for name, factor in (("amplify_90", 0.75), ("amplify_80", 0.6)):
+        found = filled.parameters(law)[name]
+        assert isinstance(found, list)
+        assert [entry["value"] for entry in found] == [*[factor] * 3, 1.0]
     assert filled.content["parameters"] == {"amplify": "none"}
     monkeypatch.setattr(Row, "largest", 1.0)
-    with pytest.raises(DppaError, match=r"the factor of .*math starts at .*; learned factors lie"):
+    with pytest.raises(DppaError, match=r"the factor of .*math starts at .*; allowed is a number"):
         descend(merge, {"a": Entropy(PROMPTS)}, Descent(steps=1))
+
+
+def test_factors_where_a_slice_asks_for_automatic_ones(tmp_path: Path, merge: Merge) -> None:
+    """A slice's parameters come before the recipe's, so they must not stay."""
+    family = save_family(tmp_path)
+    sources = [
+        {"model": str(family / name), "layer_range": [0, 3]} for name in ("base", "math", "law")
+    ]
+    parameters = {"density": 0.2, "amplify": "auto"}
+    begin = Recipe(
+        {
+            "merge_method": "dppa_regmean",
+            "base_model": str(family / "base"),
+            "slices": [{"sources": sources, "parameters": parameters}],
+            "dtype": "float32",
+        }
+    )
+    resident = load_merge(begin, tmp_path, AS_STORED)
+    learned = coefficients_of(resident, "linear")
+    ones = [[1.0] * len(row) for row in learned.start]
+    learned.set(ones)
+    written = merge(learned.recipe(ones).content)
+    live = resident.model.state_dict()
+    assert all(torch.equal(live[name], tensor) for name, tensor in written.items())  # type: ignore[arg-type]
 
 
 def test_one_model_that_counts_gets_no_factor(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ def test_weights_wherever_a_recipe_has_them(tmp_path: Path) -> None:
     assert sliced().weights() == {"math": 0.9}
     assert sliced(weight=0.8, density=0.3).parameters("math") == {"weight": 0.8, "density": 0.3}
     for given in (sliced(weight=0.8), sliced()):
-        assert given.with_default_weight(0.3).content == given.content
+        assert given.with_default("weight", 0.3).content == given.content
     bare = sliced()
     del bare.content["parameters"]
-    assert bare.with_default_weight(0.3).weights() == {"math": 0.3}
+    assert bare.with_default("weight", 0.3).weights() == {"math": 0.3}
     twice = sliced(weight=0.8)
     twice.content["slices"] *= 2  # type: ignore[operator]
     assert twice.is_sliced
@@ -100,8 +100,9 @@ def test_names_that_begin_alike() -> None:
         None: 0.4,
     }
     bias = "model.layers.0.mlp.experts.down_proj_bias"
-    shielded = shield(values, [bias, "model.norm.weight"])
-    assert shielded == {**values, bias: 0.4}
+    far = "audio.model.layers.0.mlp.experts.down_proj_two"
+    shielded = shield(values, [bias, far, "model.norm.weight"])
+    assert shielded == {**values, bias: 0.4, far: 0.4}
     from mergekit.config import evaluate_setting
 
     content: dict[str, object] = {
@@ -113,7 +114,13 @@ def test_names_that_begin_alike() -> None:
     assert configuration.models is not None
     assert configuration.models[0].parameters is not None
     setting = configuration.models[0].parameters["weight"]
-    for name in (*filter(None, values), bias, "model.norm.weight", "model.layers.0.other.weight"):
+    for name in (
+        *filter(None, values),
+        bias,
+        far,
+        "model.norm.weight",
+        "model.layers.0.other.weight",
+    ):
         wanted = values.get(name, 0.4)
         assert evaluate_setting(str(name), setting, 0.7, validate=float) == wanted
         assert value_at(shielded, str(name)) == wanted

@@ -67,7 +67,7 @@ def test_bad_input_in_python(tmp_path: Path) -> None:
     with pytest.raises(DppaError, match="weights of dppa_ties cannot be learned"):
         learn_weights(ties, prompts)
     beyond = Recipe(recipe(family, models={"math": {"weight": 1.2, "density": 0.2}}))
-    with pytest.raises(DppaError, match=r"starts at 1\.2; learned weights lie from 0 to 1"):
+    with pytest.raises(DppaError, match=r"starts at 1\.2; allowed is a number from 0 to 1"):
         learn_weights(beyond, prompts)
     with pytest.raises(DppaError, match="'row'; allowed for dppa are model, block, linear, part"):
         learn_weights(whole, prompts, descent=Descent(granularity="row"))

@@ -41,16 +41,17 @@ def model(relative: float, density: float, name: str = "math") -> ModelAnalysis:
         (0.04, 0.1, "dare_dpa would probably do, dare_linear may not: "),
         # Nearer than any, and farther.
         (0.002, 0.1, "dare_linear would probably do: "),
-        (0.5, 0.1, "dp would probably do, dare_linear would not: "),
+        (0.33, 0.2, "dp would probably do, dare_linear would not: "),
+        (0.6, 0.1, "dp may do, dare_linear would not: "),
     ],
 )
 def test_the_verdict_on_one_model(relative: float, density: float, beginning: str) -> None:
     said = verdict(model(relative, density))
     assert said.startswith(beginning)
     assert f"deviate by {relative:.2g} of the base's weights" in said
-    assert ("more than any" in said) == (relative == 0.5)
+    assert ("more than any" in said) == (relative == 0.6)
     assert ("less than any" in said) == (relative == 0.002)
-    assert said.count("fine-tunes of") == (2 if relative == 0.04 else 1)
+    assert said.count("fine-tunes of") == (2 if relative == 0.04 else 1), said
     assert f" % at density {density:g}" in said
 
 
@@ -109,7 +110,7 @@ def test_the_tables_are_those_of_the_results() -> None:
     ]
     assert len(crossings) == 36
     # Of each training, light, hard and tiny: math, finance and law at four rates.
-    for training, known in enumerate(PRUNED):
+    for training, known in enumerate(PRUNED[:3]):
         of_training = crossings[12 * training : 12 * training + 12]
         for place, kept in enumerate(known.kept.values()):
             rows = of_training[place::4]
@@ -135,7 +136,7 @@ def test_the_readme_has_the_same_table() -> None:
         )
     ]
     wanted = []
-    for known in PRUNED:
+    for known in PRUNED[:3]:
         for density, kept in known.kept.items():
             if density >= 0.05:
                 cells = [

@@ -207,6 +207,19 @@ def test_verdict_by_prompts(family: Path, tmp_path: Path) -> None:
         assert near.mean < distant.mean
 
 
+def test_prompts_without_a_density(family: Path, tmp_path: Path) -> None:
+    """The package's own default holds for every method, mergekit's too."""
+    content = plain(family, 0.2)
+    silent = json.loads(json.dumps(content))
+    for model in silent["models"]:
+        del model["parameters"]["density"]
+    given = {model["model"]: [Prompt("w1 w2 w3")] for model in content["models"]}
+    with_density, without = (analysis.analyze(Recipe(each), given) for each in (content, silent))
+    for one, other in zip(with_density.models, without.models, strict=True):
+        assert one.divergences == other.divergences
+    assert with_density.merges == without.merges
+
+
 def test_the_function_gives_what_the_command_writes(family: Path, tmp_path: Path) -> None:
     content = plain(family, 0.1)
     prompts = tmp_path / "any.txt"

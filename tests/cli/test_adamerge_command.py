@@ -106,6 +106,8 @@ def test_partitions_of_linears(adamerge: Adamerge, saved: Path, tmp_path: Path) 
         mergekit_yaml, [str(tmp_path / "tuned.yml"), str(tmp_path / "merged")]
     )
     assert merged.exit_code == 0, merged.output
+    checked = CliRunner().invoke(main, ["check", str(tmp_path / "tuned.yml")])
+    assert "no errors, no warnings" in checked.output, checked.output
     (tmp_path / "tuned.yml.journal.jsonl").unlink()
     dp = write_recipe(tmp_path / "dp.yml", recipe(saved, "dp", {"math": {"weight": 1.0}}))
     refused(
@@ -282,6 +284,16 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
         other = write_recipe(tmp_path / "other.yml", recipe(saved, method, models))
         refused(adamerge(*prompts(saved), recipe=other), f"weights of {method} cannot be learned")
     assert not (tmp_path / "tuned.yml").exists()
+
+
+def test_hidden_states_of_other_layers(tmp_path: Path, saved: Path, adamerge: Adamerge) -> None:
+    content = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
+    sources = [{**each, "layer_range": [0, 2]} for each in content.pop("models")]
+    base = {"model": content["base_model"], "layer_range": [0, 2]}
+    shorter = {**content, "slices": [{"sources": [base, *sources]}]}
+    path = write_recipe(tmp_path / "shorter.yml", shorter)
+    done = adamerge(*prompts(saved), "--objective=hidden", recipe=path)
+    refused(done, "its num_hidden_layers is 3, and that of the merge is 2; allowed are distill")
 
 
 def test_a_model_that_is_not_a_number(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import Merge
+from search_models import save_task
 from search_runs import Command, changed, evaluated, journal
 
 from dppa_mergekit.errors import RecipeError
@@ -128,7 +130,7 @@ def test_both_in_a_contest(command: Command, saved: Path, tmp_path: Path) -> Non
         for method in ("dp", "dppa")
     }
     assert not any("amplify" in candidate for candidate in of_methods["dp"])
-    assert all("amplify_90" in candidate for candidate in of_methods["dppa"])
+    assert any("amplify_90" in candidate for candidate in of_methods["dppa"])
     # A method may join, and nothing is scored twice.
     more = command("--tune=both", "--methods=dp,dppa,owl", "--max-evaluations=24")
     assert more.exit_code == 0, more.output
@@ -201,9 +203,75 @@ def test_what_enters() -> None:
     assert of_inputs.parameters("law")["activations"] == "law.safetensors"
     assert "weight" not in of_inputs.parameters("math")
     assert by_label["dppa, density 0.2"].parameters("math")["amplify_90"] == 1.5
+    # A density of one model is no reason to leave the other unpruned.
     named = recipe.with_parameters("math", {"density": 0.3})
-    assert [one.label for one in entrants_of(named, ["dppa", "ties"])] == ["dppa", "ties"]
+    ties, della = (one.recipe for one in entrants_of(named, ["ties", "della"]))
+    assert ties.parameters("math")["density"] == 0.3
+    assert ties.parameters("law")["density"] == 0.2
+    assert della.parameters("math")["epsilon"] == 0.15
+    wide = named.with_parameters("math", {"epsilon": 0.3})
+    with pytest.raises(RecipeError, match=r"epsilon of math is 0\.3; allowed at density 0\.3 is l"):
+        entrants_of(wide, ["della"])
     assert content["models"][0]["parameters"] == {"amplify_90": 1.5, "max_fluctuation": 0.1}
+
+
+def test_a_guard_that_everything_loses(command: Command, saved: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    shutil.copytree(saved / "tasks", tasks)
+    save_task(tasks, "guard_dev", saved / "base", 48, seed=3)
+
+    def guard(content: dict) -> None:
+        content["guard"] = {"dev": {"guard_dev": "acc,none"}}
+        content["include_path"] = str(tasks)
+
+    path = changed(saved, tmp_path, "tasks.yml", guard)
+    arguments = ("--tune=weights", "--methods=dppa,dare_linear", "--max-evaluations=12")
+    done = command(*arguments, "--guard-loss=0", "--range", "1.2", "1.5", tasks=path)
+    assert done.exit_code == 0, done.output
+    summary = (tmp_path / "tuned.md").read_text(encoding="utf-8")
+    # What is shown are Domain-Ratios, and no penalties.
+    assert max(float(number) for number in re.findall(r"\d+\.\d", summary + done.stdout)) < 1000
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    lost = [one["lost"] for one in record["results"]]
+    assert summary.count("loses more of the guard") >= sum(share > 0 for share in lost)
+
+
+def test_budgets_are_those_of_the_journal(command: Command, saved: Path, tmp_path: Path) -> None:
+    """Rounds go on with the same candidates, also where factors come after weights."""
+    assert command("--tune=both", "--methods=dppa,dare_dpa", "--max-evaluations=48").exit_code == 0
+    entries = journal(tmp_path)[1:]
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    for one in record["results"]:
+        tried = {entry["candidate"] for entry in entries if entry["domain"] == one["method"]}
+        assert len(tried) == one["evaluations"] <= 24
+    assert any("amplify_90" in str(entry["candidate"]) for entry in entries)
+
+
+def test_what_cannot_enter(command: Command, saved: Path, tmp_path: Path) -> None:
+    def stacked(content: dict) -> None:
+        every = [{"model": content["base_model"]}, *content.pop("models")]
+        content["slices"] = [
+            {"sources": [{**each, "layer_range": layers} for each in every]}
+            for layers in ([0, 2], [1, 3])
+        ]
+
+    recipe = changed(saved, tmp_path, "recipe.yml", stacked)
+    content = content_of(recipe)
+    content["merge_method"] = "task_arithmetic"
+    recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
+    done = command("--tune=weights", "--methods=task_arithmetic,dppa", recipe=recipe)
+    assert done.exit_code == 1
+    assert "dppa cannot enter the contest, so leave dppa out of --methods: " in done.output
+    assert not (tmp_path / "tuned.yml.journal.jsonl").exists()
+    baseless = changed(saved, tmp_path, "recipe.yml", lambda content: content.pop("base_model"))
+    content = content_of(baseless)
+    content["merge_method"] = "linear"
+    for each in content["models"]:
+        del each["parameters"]["density"]
+    baseless.write_text(yaml.safe_dump(content), encoding="utf-8")
+    done = command("--tune=weights", "--methods=ties,dppa", recipe=baseless)
+    assert "has no base_model" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_mistakes(command: Command, saved: Path, tmp_path: Path) -> None:
@@ -212,6 +280,8 @@ def test_mistakes(command: Command, saved: Path, tmp_path: Path) -> None:
         (("--tune=weights", "--methods=dppa"), "a contest needs at least two methods, or all"),
         (("--tune=factors", "--methods=dppa,dp"), "--methods"),
         (("--tune=weights", "--methods=dppa,dp", "--shared"), "--shared"),
+        (("--tune=weights", "--methods=dppa,dp", "--strategy=paper"), "--strategy"),
+        (("--tune=weights", "--methods=all,dppa"), "all stands alone"),
         (("--tune=both", "--methods=,"), "a contest needs at least two methods"),
     ):
         done = command(*arguments)

@@ -97,7 +97,7 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
     cases = [
         (command("--tune=weights", recipe=recipe(lambda c: c.update(merge_method="breadcrumbs"))),
          "the weights of breadcrumbs cannot be tuned; allowed are dppa"),
-        (command("--tune=weights", recipe=recipe(gradient)), "AdaMerging starts from a number"),
+        (command("--tune=weights", recipe=recipe(gradient)), "a search starts from a number"),
         (command("--tune=weights", "--strategy=paper"), "weights are tuned in one way only"),
         (command("--tune=weights", "--range", "1", "0.5"), "a range from less to more"),
         (command("--tune=weights", "--range", "0", "inf"), "inf is not a finite number"),
