@@ -73,7 +73,8 @@ def test_of_an_analysis(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     found = outline((tmp_path / "analysis.html").read_text(encoding="utf-8"))
     assert found.tags.count("img") == 4
-    assert "DPPA is called for" in found.text
+    assert "of the base's weights" in found.text
+    assert "The merge: Combine by inputs" in found.text
     assert "model.layers.2.mlp.up_proj.weight" in found.text
     assert "amplify_90: 2.1" in found.text
 
