@@ -94,11 +94,16 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
     def gradient(content: dict) -> None:
         content["models"][0]["parameters"]["weight"] = [0.1, 0.9]
 
+    def linear(content: dict) -> None:
+        content["merge_method"] = "linear"
+        for each in content["models"]:
+            del each["parameters"]["density"]
+
     cases = [
-        (command("--tune=weights", recipe=recipe(lambda c: c.update(merge_method="breadcrumbs"))),
-         "the weights of breadcrumbs cannot be tuned; allowed are dppa"),
+        (command("--tune=weights", recipe=recipe(linear)),
+         "the weights of linear cannot be tuned; allowed are dppa"),
         (command("--tune=weights", recipe=recipe(gradient)), "a search starts from a number"),
-        (command("--tune=weights", "--strategy=paper"), "weights are tuned in one way only"),
+        (command("--tune=weights", "--strategy=paper"), "are tuned in one way only"),
         (command("--tune=weights", "--range", "1", "0.5"), "a range from less to more"),
         (command("--tune=weights", "--range", "0", "inf"), "inf is not a finite number"),
         (command("--tune=weights", "--tune-dense"), "--tune-dense has no effect here"),

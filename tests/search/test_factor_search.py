@@ -11,7 +11,7 @@ from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.search.factor_search import search_amplification
 from dppa_mergekit.search.options import Options
-from dppa_mergekit.search.strategies import MERGE_FACTORS, STRATEGIES, WEIGHTS
+from dppa_mergekit.search.strategies import BOTH, MERGE_FACTORS, STRATEGIES, WEIGHTS
 
 
 @pytest.fixture
@@ -48,4 +48,8 @@ def test_a_teacher_without_prompts_is_refused_before_any_evaluation(
 
 def test_the_command_offers_every_strategy_for_factors() -> None:
     (option,) = (option for option in search.params if option.name == "strategy")
-    assert set(option.type.to_info_dict()["choices"]) == set(STRATEGIES) - {WEIGHTS, MERGE_FACTORS}
+    assert set(option.type.to_info_dict()["choices"]) == set(STRATEGIES) - {
+        WEIGHTS,
+        MERGE_FACTORS,
+        BOTH,
+    }

@@ -101,7 +101,7 @@ def test_mistakes_end_before_a_merge(family: Path, score: Scoring, tmp_path: Pat
     for method in ("ties", "dppa_ties", "dppa_regmean"):
         with pytest.raises(RecipeError, match=f"{method} divides by the sum of the weights, so"):
             search_weights(merge_of(family, method), score, shared=True, workspace=tmp_path)
-    with pytest.raises(DppaError, match="joint is for factors"):
+    with pytest.raises(DppaError, match="joint is for the factors of one model"):
         search_weights(merge_of(family), score, Options("joint"), workspace=tmp_path)
     with pytest.raises(TasksError, match="Task nothing: "):
         search_weights(merge_of(family), lambda *_: {"nothing": 0.0}, workspace=tmp_path)
