@@ -96,6 +96,7 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
 
     def linear(content: dict) -> None:
         content["merge_method"] = "linear"
+        del content["base_model"]
         for each in content["models"]:
             del each["parameters"]["density"]
 
