@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dppa_mergekit import method_table
+from dppa_mergekit.adamerging.objectives import START
 from dppa_mergekit.checks.mergekit_schema import METHODS
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.parameters import DENSITY, WEIGHT
@@ -19,9 +20,6 @@ ALL = "all"
 
 DENSITIES = (0.1, 0.2)
 """The densities that are tried where a recipe names none: those of the paper's tables."""
-
-START = 0.3
-"""The weight that a search starts from where a recipe names none (AdaMerging's own)."""
 
 NO_PRUNING = ("task_arithmetic",)
 """The methods that take a density, by mergekit's list of parameters, and prune nothing."""
@@ -172,9 +170,9 @@ def _with_method(recipe: Recipe, method: str) -> Recipe:
     A sign consensus that divides by the sum of the weights by default, so that a common weight
     changes nothing, does not do so here, unless the recipe says so.
     """
-    known = {name for name in METHODS[method].parameters if name != DENSITY.name}
-    if method not in NO_PRUNING:
-        known.add(DENSITY.name)
+    known = set(METHODS[method].parameters)
+    if method in NO_PRUNING:
+        known.discard(DENSITY.name)
     changed = recipe.with_method(method, known)
     if method_table.default_weight(method) is None:
         changed = changed.with_default(WEIGHT.name, START)

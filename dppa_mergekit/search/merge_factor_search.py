@@ -55,7 +55,7 @@ class LiveMergeFactors:
 
     def parameters(self) -> list[str]:
         """Return model and factor of every partition."""
-        return factor_names(self._merge.rates())
+        return _factor_names(self._merge.rates())
 
     def apply(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Write the merge with factors, or as the recipe has it; return model and tokenizer."""
@@ -91,7 +91,7 @@ class FolderMergeFactors:
 
         with merge_into_folder(self.recipe, self.workspace, listen, self.loading):
             pass
-        return factor_names(
+        return _factor_names(
             {
                 model: sorted(found.get(identity(model), ()), reverse=True)
                 for model in self.recipe.fine_tuned()
@@ -171,7 +171,7 @@ def factors_by_rate(settings: Settings) -> dict[str, dict[int, float]]:
     }
 
 
-def factor_names(rates: Mapping[str, Sequence[int]]) -> list[str]:
+def _factor_names(rates: Mapping[str, Sequence[int]]) -> list[str]:
     """Return the names of all factors: the model, a blank, the factor."""
     return [
         f"{model} {AMPLIFICATION_NAMES[rate]}"

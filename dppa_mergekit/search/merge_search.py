@@ -60,12 +60,7 @@ class MergeSearch(RecipeSearch):
             result = self.candidate_search(
                 MERGE, scoring, trials_of(MERGE), journal, partial(best.__setitem__, MERGE)
             ).run()
-        if result.lost:
-            LOG.warning(
-                "Nothing was found that keeps the guard tasks: they lose more than --guard-loss "
-                "%g allows.",
-                self.guard_loss,
-            )
+        warn_of_lost_guards(result.lost, self.guard_loss)
         return [result]
 
     def candidate_search(
@@ -123,3 +118,18 @@ class MergeSearch(RecipeSearch):
     def subject(self) -> dict[str, object]:
         """Return the inputs of the search, part by part; the journal of others is not resumed."""
         return super().subject() | {"merge": self.goal()}
+
+
+def warn_of_lost_guards(lost: float, allowed: float) -> None:
+    """Warn where the best merge loses more on guard tasks than is allowed.
+
+    Args:
+        lost: The share of guard scores lost beyond what is allowed.
+        allowed: The share that may be lost.
+    """
+    if lost:
+        LOG.warning(
+            "Nothing was found that keeps the guard tasks: they lose more than --guard-loss %g "
+            "allows.",
+            allowed,
+        )

@@ -7,7 +7,6 @@ allows, is given up. What is left is confirmed on items that took no part in the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import Settings
 from dppa_mergekit.search.contest_report import contest_summary, draw_contest
 from dppa_mergekit.search.entrants import Entrant, Placed, entrants_of
-from dppa_mergekit.search.merge_search import MergeSearch
+from dppa_mergekit.search.merge_search import MergeSearch, warn_of_lost_guards
 from dppa_mergekit.search.recipe_search import Best, RecipeTuning, Scoring
 from dppa_mergekit.search.results import MERGE, Standing
 from dppa_mergekit.search.strategies import BOTH, WEIGHTS
@@ -36,8 +35,6 @@ from dppa_mergekit.storage.journal import Journal
 from dppa_mergekit.storage.output_files import write_whole
 from dppa_mergekit.storage.run_record import write_record
 from dppa_mergekit.version import __version__
-
-LOG = logging.getLogger(__name__)
 
 FIRST_ROUND = 6
 """The least candidates of an entrant's first round: its start, and a grid of common weights."""
@@ -110,12 +107,7 @@ class MethodContest(RecipeTuning):
         )
         if winner.entrant.method in RANDOM_METHODS:
             comment += f"\nmergekit-yaml --random-seed {RANDOM_SEED} makes the draw that was tuned"
-        if winner.standing.lost:
-            LOG.warning(
-                "Nothing was found that keeps the guard tasks: they lose more than --guard-loss "
-                "%g allows.",
-                self.guard_loss,
-            )
+        warn_of_lost_guards(winner.standing.lost, self.guard_loss)
         write_whole(self.output, recipe.to_yaml(comment))
         write_whole(self.output.with_suffix(".md"), contest_summary(placed))
         if is_installed():
@@ -181,13 +173,14 @@ class MethodContest(RecipeTuning):
 
     def _tuning(self, entrant: Entrant, budget: int) -> MergeSearch:
         """Return the search of an entrant with a number of candidates."""
+        both = self.with_factors and entrant.method in method_table.amplified()
         given = (
             entrant.recipe,
             self.tasks,
             self.output,
             replace(
                 self.options,
-                strategy=WEIGHTS,
+                strategy=BOTH if both else WEIGHTS,
                 max_evaluations=budget,
                 share=self.budget_of(entrant),
             ),
@@ -197,10 +190,7 @@ class MethodContest(RecipeTuning):
             self.worst,
             self.guard_loss,
         )
-        if not self.with_factors or entrant.method not in method_table.amplified():
-            return WeightSearch(*given)
-        both = WeightFactorSearch(*given)
-        return replace(both, options=replace(both.options, strategy=BOTH))
+        return WeightFactorSearch(*given) if both else WeightSearch(*given)
 
 
 def _keep(best: Best, entrant: Entrant, standing: Standing) -> None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit import method_table
 from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.live.placement import AS_STORED, Placement
-from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes.recipe import Recipe, at_layer
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, weight_factor_candidates
 from dppa_mergekit.search.merge_factor_search import (
     MERGE_FACTOR_OPTIONS,
     FolderMergeFactors,
-    factor_names,
+    LiveMergeFactors,
     factors_by_rate,
     with_factors,
 )
@@ -34,26 +30,12 @@ WEIGHT_FACTOR_OPTIONS = replace(WEIGHT_OPTIONS, strategy=BOTH)
 
 
 @dataclass(frozen=True)
-class LiveWeightsAndFactors:
-    """A merge in memory whose weights and factors can be set; see `LiveMerge`.
-
-    Attributes:
-        recipe: The recipe of the merge.
-        workspace: A folder on a disk that has room for the merged model.
-        placement: Where and how the merge is held.
-    """
-
-    recipe: Recipe
-    workspace: Path
-    placement: Placement = AS_STORED
-
-    @cached_property
-    def _merge(self) -> WeightedMerge:
-        return WeightedMerge.load(self.recipe, self.workspace, self.placement)
+class LiveWeightsAndFactors(LiveMergeFactors):
+    """A merge in memory whose weights and factors can be set; see `LiveMerge`."""
 
     def parameters(self) -> list[str]:
         """Return the models, then model and factor of every partition."""
-        return [*self.recipe.fine_tuned(), *factor_names(self._merge.rates())]
+        return [*self.recipe.fine_tuned(), *super().parameters()]
 
     def apply(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Write the merge with weights, and factors if there are any."""
