@@ -22,9 +22,8 @@ import click
 import torch
 from contest import Contest, Result, Weights, read_results
 from evidence import format_cell
-from six_experts import draw_prompts, make_contest, train_experts
+from six_experts import draw_prompts, make_command, make_contest
 from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
 
 from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.descent import Descent
@@ -164,19 +163,9 @@ def _cell(of_seeds: Sequence[Mapping[str, Result]], row: Row) -> str:
     return format_cell(ratios) if ratios else ""
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
-def main(folder: Path, seeds: tuple[int, ...]) -> None:
-    """Train six experts of one base below FOLDER, learn their merges, and print Task-Ratios."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    for seed in seeds:
-        of_seed = folder / f"seed_{seed}"
-        train_experts(of_seed, seed)
-        measure_missing(of_seed)
-    print_table(folder)
-
-
 if __name__ == "__main__":
-    main()
+    make_command(
+        "Train six experts of one base below FOLDER, learn their merges, and print Task-Ratios.",
+        measure_missing,
+        print_table,
+    )()

@@ -16,14 +16,12 @@ from pathlib import Path
 from random import Random
 
 import click
-import torch
 from contest import Row, read_results
 from domains import TASKS
 from evidence import format_cell
 from scoring import GENERAL
-from six_experts import ANSWER_TOKENS, EXPERTS, draw_prompts, make_contest, observe, train_experts
+from six_experts import ANSWER_TOKENS, EXPERTS, draw_prompts, make_command, make_contest, observe
 from tqdm import tqdm
-from transformers.utils.logging import disable_progress_bar
 
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.report.markdown_tables import table
@@ -150,18 +148,9 @@ def print_table(folder: Path) -> None:
     click.echo(table(head, lines), nl=False)
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
-def main(folder: Path, seeds: tuple[int, ...]) -> None:
-    """Merge six experts below FOLDER with several settings, and print mean Task-Ratios."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    for seed in seeds:
-        train_experts(folder / f"seed_{seed}", seed)
-        measure(folder / f"seed_{seed}")
-    print_table(folder)
-
-
 if __name__ == "__main__":
-    main()
+    make_command(
+        "Merge six experts below FOLDER with several settings, and print mean Task-Ratios.",
+        measure,
+        print_table,
+    )()

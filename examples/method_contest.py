@@ -21,13 +21,11 @@ from pathlib import Path
 from statistics import mean
 
 import click
-import torch
 import yaml
 from contest import Contest, Result, read_results
 from evidence import format_cell
 from finer_weights import merge
-from six_experts import EXPERTS, make_contest, train_experts
-from transformers.utils.logging import disable_progress_bar
+from six_experts import EXPERTS, make_command, make_contest
 
 from dppa_mergekit.live.placement import AS_STORED
 from dppa_mergekit.recipes.recipe import Recipe
@@ -92,7 +90,7 @@ def write_inputs(folder: Path, observed: Mapping[str, str]) -> tuple[Recipe, Tas
     return Recipe.read(folder / "contest_recipe.yml"), TasksFile.read(folder / "contest_tasks.yml")
 
 
-def hold(folder: Path) -> list[Placed]:
+def hold(folder: Path) -> None:
     """Hold the contest of a seed, and score the best candidate of every entrant on test items."""
     experts = make_contest(folder)
     recipe, tasks = write_inputs(folder, experts.observe(PROMPTS))
@@ -107,7 +105,6 @@ def hold(folder: Path) -> list[Placed]:
     placed = contest.run()
     click.echo(f"{folder.name}: {separation(placed)}", err=True)
     _score(folder / "contest.json", contest, placed, experts)
-    return placed
 
 
 def _score(kept: Path, contest: MethodContest, placed: Sequence[Placed], experts: Contest) -> None:
@@ -141,19 +138,9 @@ def print_table(folder: Path) -> None:
     click.echo(table(head, [line for _, line in lines]), nl=False)
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
-def main(folder: Path, seeds: tuple[int, ...]) -> None:
-    """Train six experts of one base below FOLDER, hold a contest for each seed, and print them."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    for seed in seeds:
-        of_seed = folder / f"seed_{seed}"
-        train_experts(of_seed, seed)
-        hold(of_seed)
-    print_table(folder)
-
-
 if __name__ == "__main__":
-    main()
+    make_command(
+        "Train six experts of one base below FOLDER, hold a contest for each seed, and print them.",
+        hold,
+        print_table,
+    )()

@@ -186,20 +186,40 @@ def print_table(folder: Path) -> None:
     click.echo(table(head, lines), nl=False)
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
-def main(folder: Path, seeds: tuple[int, ...]) -> None:
-    """Train six experts of one base below FOLDER, merge them, and print mean Task-Ratios."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-    torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
-    for seed in seeds:
-        models = folder / f"seed_{seed}"
-        train_experts(models, seed)
-        kept = models / "six_experts.json"
-        measure_missing(make_contest(models), ROWS, kept, f"seed {seed}")
-    print_table(folder)
+def make_command(
+    text: str, measure: Callable[[Path], None], print_table: Callable[[Path], None]
+) -> click.Command:
+    """Return a command that trains the experts of several seeds, measures each, and prints a table.
+
+    Args:
+        text: The help of the command.
+        measure: Measures the experts in the folder of one seed.
+        print_table: Prints the measurements below the folder of all seeds.
+    """
+
+    @click.command(help=text)
+    @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+    @click.option("--seed", "seeds", multiple=True, type=int, default=[0, 1, 2], show_default=True)
+    def command(folder: Path, seeds: tuple[int, ...]) -> None:
+        disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
+        torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
+        for seed in seeds:
+            of_seed = folder / f"seed_{seed}"
+            train_experts(of_seed, seed)
+            measure(of_seed)
+        print_table(folder)
+
+    return command
+
+
+def measure_merges(folder: Path) -> None:
+    """Measure the merges that the folder of a seed does not have yet."""
+    measure_missing(make_contest(folder), ROWS, folder / "six_experts.json", folder.name)
 
 
 if __name__ == "__main__":
-    main()
+    make_command(
+        "Train six experts of one base below FOLDER, merge them, and print mean Task-Ratios.",
+        measure_merges,
+        print_table,
+    )()

@@ -27,6 +27,7 @@ from tables import format_gigabytes, format_table
 
 from dppa_mergekit.adamerging.learnable import coefficients_of
 from dppa_mergekit.adamerging.losses import Entropy
+from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.tensor_names import block_of
@@ -64,7 +65,7 @@ def measure_peak(work: Callable[[], object]) -> int:
     return max(samples)
 
 
-def load(family: Family, method: str = "dppa") -> WeightedMerge:
+def load(family: Family, method: str = "dppa", placement: Placement = AS_STORED) -> WeightedMerge:
     """Load the live merge by a method."""
     models = [
         {
@@ -76,7 +77,7 @@ def load(family: Family, method: str = "dppa") -> WeightedMerge:
     ]
     base = str((family.path / "base").resolve())
     recipe = Recipe({"merge_method": method, "base_model": base, "models": models})
-    return WeightedMerge.load(recipe, family.path)
+    return WeightedMerge.load(recipe, family.path, placement)
 
 
 def make_hook_step(merge: WeightedMerge) -> Callable[[], object]:
