@@ -92,8 +92,23 @@ METHODS: Mapping[str, Method] = {
     },
 }
 
+EPSILON = "epsilon"
+"""The range of DELLA's probabilities around its density."""
+
+DEFAULT_EPSILON = 0.15
+"""DELLA's epsilon where a recipe gives none."""
+
 RANDOM_METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
 """mergekit's methods that draw other random numbers in every run."""
+
+
+def allows_epsilon(density: float, epsilon: float) -> bool:
+    """Return whether mergekit takes an epsilon of DELLA at a density between 0 and 1.
+
+    At density 0 DELLA keeps nothing, and at 1 all, whatever the epsilon (mergekit/sparsify.py,
+    0.1.5).
+    """
+    return density - epsilon > 0 and density + epsilon < 1
 
 
 def find_methods(parameter: str) -> list[str]:

@@ -11,7 +11,7 @@ from dppa_mergekit.checks.slices import read_layer_range
 from dppa_mergekit.errors import ParameterError, RecipeError
 from dppa_mergekit.merging.input_models import DTYPES
 from dppa_mergekit.method_table import method_of
-from dppa_mergekit.parameters import REQUIRED, Parameter
+from dppa_mergekit.parameters import DENSITY, REQUIRED, Parameter
 from dppa_mergekit.recipes.inputs import holders, inputs_of
 from dppa_mergekit.recipes.references import Reference, identity, spell
 from dppa_mergekit.report.phrases import join_names
@@ -65,14 +65,10 @@ def check_required(content: Node, weighted: bool) -> Iterator[Finding]:
         weighted: Whether a missing weight is an error; a search or AdaMerging may still find it.
     """
     method = str(content.get("merge_method"))
-    stated = [holder.get("base_model") for holder in holders(dict(content))]
-    bases = {identity(base) for base in stated if base is not None}
-    inputs = [(spell(entry["model"]), given) for entry, given in inputs_of(content)]
-    fine_tuned = [(model, given) for model, given in inputs if identity(model) not in bases]
-    own = _find_parameters(method)
-    if not own or not bases:
+    own, fine_tuned = _find_parameters(method), _find_fine_tuned(content)
+    if not own or fine_tuned is None:
         return
-    if inputs and not fine_tuned:
+    if not fine_tuned and any(inputs_of(content)):
         yield error(
             method, "it needs at least one fine-tuned model beside the base; there is none."
         )
@@ -80,6 +76,35 @@ def check_required(content: Node, weighted: bool) -> Iterator[Finding]:
         for model, given in fine_tuned if parameter.default is REQUIRED else ():
             if parameter.name not in given:
                 yield error(model, f"there is no {parameter.name}; allowed is {parameter.allowed}.")
+
+
+def check_epsilon(content: Node) -> Iterator[Finding]:
+    """Yield every model of DELLA whose epsilon mergekit refuses, in the midst of a merge."""
+    method = mergekit_schema.METHODS.get(str(content.get("merge_method")))
+    if method is None or not {DENSITY.name, mergekit_schema.EPSILON} <= set(method.per_model):
+        return
+    for model, given in _find_fine_tuned(content) or ():
+        density = given.get(DENSITY.name)
+        epsilon = given.get(mergekit_schema.EPSILON, mergekit_schema.DEFAULT_EPSILON)
+        if not isinstance(density, (int, float)) or not isinstance(epsilon, (int, float)):
+            continue
+        if 0 < density < 1 and not mergekit_schema.allows_epsilon(density, epsilon):
+            default = "" if mergekit_schema.EPSILON in given else ", mergekit's default"
+            yield error(
+                model,
+                f"epsilon is {epsilon:g}{default}; allowed at density {density:g} is less than "
+                f"{min(density, 1 - density):g}.",
+            )
+
+
+def _find_fine_tuned(content: Node) -> list[tuple[str, Node]] | None:
+    """Return every model of a recipe but bases, with its parameters; None without a base."""
+    stated = [holder.get("base_model") for holder in holders(dict(content))]
+    bases = {identity(base) for base in stated if base is not None}
+    if not bases:
+        return None
+    inputs = [(spell(entry["model"]), given) for entry, given in inputs_of(content)]
+    return [(model, given) for model, given in inputs if identity(model) not in bases]
 
 
 def _find_parameters(method: str) -> dict[str, Parameter]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.objectives import START
-from dppa_mergekit.checks.mergekit_schema import METHODS
+from dppa_mergekit.checks.mergekit_schema import EPSILON, METHODS, allows_epsilon
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.parameters import DENSITY, WEIGHT
 from dppa_mergekit.recipes.recipe import Recipe
@@ -24,10 +24,8 @@ DENSITIES = (0.1, 0.2)
 NO_PRUNING = ("task_arithmetic",)
 """The methods that take a density, by mergekit's list of parameters, and prune nothing."""
 
-
-EPSILON, NORMALIZE = "epsilon", "normalize"
-"""Parameters of mergekit's methods. Epsilon, the range of DELLA's probabilities, must be below the
-density."""
+NORMALIZE = "normalize"
+"""The parameter of mergekit's methods that divides a sum by that of the weights."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def _with_epsilon(recipe: Recipe, model: str) -> Recipe:
     most = min(density, 1 - density)
     if epsilon is None:
         return recipe.with_parameters(model, {EPSILON: most / 2})
-    if isinstance(epsilon, (int, float)) and not epsilon < most:
+    if isinstance(epsilon, (int, float)) and not allows_epsilon(density, epsilon):
         raise RecipeError(
             f"{recipe.origin}: epsilon of {model} is {epsilon:g}; allowed at density {density:g} "
             f"is less than {most:g}, by mergekit's {recipe.method}."

@@ -1,5 +1,9 @@
 """What the checks know of mergekit, against mergekit itself."""
 
+from itertools import product
+
+import torch
+
 from dppa_mergekit import method_table
 from dppa_mergekit.checks import mergekit_schema
 
@@ -45,3 +49,24 @@ def test_what_is_known_of_tokenizers_is_so() -> None:
     stored = {path.name for path in files(chat_templates).iterdir()}
     names = {name.removesuffix(".jinja") for name in stored if name.endswith(".jinja")}
     assert {"auto", *names} == set(mergekit_schema.CHAT_TEMPLATES)
+
+
+def test_what_is_known_of_della_is_so() -> None:
+    from mergekit import merge_methods
+    from mergekit.sparsify import SparsificationMethod, sparsify
+
+    for method in ("della", "della_linear"):
+        (default,) = [
+            parameter.default
+            for parameter in merge_methods.get(method).spec.parameters
+            if parameter.name == mergekit_schema.EPSILON
+        ]
+        assert default == mergekit_schema.DEFAULT_EPSILON
+    delta = torch.linspace(-1, 1, 12).reshape(3, 4)
+    for density, epsilon in product((0.1, 0.3, 0.5, 0.7, 0.9), (0.05, 0.1, 0.15, 0.3, 0.5)):
+        try:
+            sparsify(delta, density, SparsificationMethod.della_magprune, epsilon=epsilon)
+            taken = True
+        except ValueError:
+            taken = False
+        assert taken == mergekit_schema.allows_epsilon(density, epsilon), (density, epsilon)

@@ -10,6 +10,12 @@ from checkpoints import recipe, write_recipe
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.recipe import Recipe
 
+
+def _with_parameters(content: dict[str, object], **parameters: float) -> list[object]:
+    """Return the models of a recipe, with these parameters and a weight alone."""
+    return [{**model, "parameters": {"weight": 1, **parameters}} for model in content["models"]]
+
+
 MISTAKES: list[tuple[str, Change, str]] = [
     (
         "a method that is a list",
@@ -116,6 +122,20 @@ MISTAKES: list[tuple[str, Change, str]] = [
             density=[{"filter": "attnn", "value": 0.1}, {"value": 0.2}]
         ),
         "the filter 'attnn' is in no tensor's name",
+    ),
+    (
+        "an epsilon beyond DELLA's density",
+        lambda content: content.update(
+            merge_method="della", models=_with_parameters(content, density=0.3, epsilon=0.3)
+        ),
+        "math: epsilon is 0.3; allowed at density 0.3 is less than 0.3.",
+    ),
+    (
+        "mergekit's own epsilon at a small density",
+        lambda content: content.update(
+            merge_method="della_linear", models=_with_parameters(content, density=0.1)
+        ),
+        "math: epsilon is 0.15, mergekit's default; allowed at density 0.1 is less than 0.1.",
     ),
     ("no base", lambda content: content.pop("base_model"), "dppa needs one, and there is none"),
     ("dtype", lambda content: content.update(dtype="bf16"), "dtype: it is 'bf16'; allowed is"),
