@@ -156,7 +156,9 @@ def measure_missing(contest: Contest, rows: Sequence[Row], kept: Path, title: st
     """Measure the rows that a file does not have yet, and add each to it."""
     missing = [row for row in rows if row.key not in read_results(kept)]
     for row in tqdm(missing, desc=title):
-        results = {**read_results(kept), row.key: contest.measure(row)}
+        found = contest.measure(row)
+        # Another process may have added rows meanwhile.
+        results = {**read_results(kept), row.key: found}
         kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

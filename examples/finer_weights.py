@@ -15,6 +15,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -140,18 +141,15 @@ def print_table(folder: Path) -> None:
     """Print the mean Task-Ratio of every merge, means and deviations over seeds."""
     of_seeds = [read_results(path) for path in sorted(folder.glob("seed_*/finer_weights.json"))]
     lines = []
-    for method in METHODS:
-        lines.append(
-            [method, "as it starts", _cell(of_seeds, Row(method, "none", "none")), "", "", ""]
-        )
-        for objective in OBJECTIVES:
-            cells = [
-                _cell(of_seeds, Row(method, objective, granularity))
-                for granularity in GRANULARITIES
-            ]
-            if any(cells):
-                lines.append([method, objective, *cells])
-    click.echo(table(["merge", "objective", *GRANULARITIES], lines, names=2), nl=False)
+    for method, objective in product(METHODS, OBJECTIVES):
+        cells = [
+            _cell(of_seeds, Row(method, objective, granularity)) for granularity in GRANULARITIES
+        ]
+        if any(cells):
+            start = _cell(of_seeds, Row(method, "none", "none"))
+            lines.append([method, objective, start, *cells])
+    head = ["merge", "objective", "as it starts", *GRANULARITIES]
+    click.echo(table(head, lines, names=2), nl=False)
 
 
 def _cell(of_seeds: Sequence[Mapping[str, Result]], row: Row) -> str:

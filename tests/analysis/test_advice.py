@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from dppa_mergekit.analysis.advice import merge_verdict, verdict
-from dppa_mergekit.analysis.evidence import INPUTS, LEARNED, MERGED, PRUNED, SIGNS, SUM
+from dppa_mergekit.analysis.evidence import (
+    INPUTS,
+    LEARNED,
+    LEARNED_INPUTS,
+    MERGED,
+    PRUNED,
+    SIGNS,
+    SUM,
+)
 from dppa_mergekit.analysis.results import (
     Analysis,
     Divergences,
@@ -124,7 +132,48 @@ def test_the_tables_are_those_of_the_results() -> None:
             for share in (least, largest):
                 near = {f"{share + tenth / 10:.1f}" for tenth in range(-5, 6)}
                 assert any(re.search(rf"\b{number}\b", text) for number in near)
-        assert merged.combinations.get(LEARNED, (0, 0))[1] >= 0
+
+
+MEAN, DENSITIES = slice(3, 4), slice(1, 4)
+"""The columns of a table with the mean over domains, and with densities of 1, 0.2 and 0.1."""
+
+TABLES = {
+    "three short fine-tunes of SmolLM2-135M": (
+        "### SmolLM2-135M-Instruct, three short fine-tunes",
+        MEAN,
+    ),
+    "two short fine-tunes of SmolLM2-135M": ("#### Two of them", MEAN),
+    "two short fine-tunes of SmolLM2-135M that rehearsed": ("#### Two that rehearsed", MEAN),
+    "six hard fine-tunes of a tiny Llama": ("### Six experts of a tiny base", DENSITIES),
+}
+"""Models that were merged -> the heading and the columns of the table of their merges."""
+
+ROWS = {
+    SUM: "task_arithmetic|dare_linear|dare_dpa|dppa",
+    SIGNS: "ties",
+    LEARNED: "(dare_dpa|dppa), AdaMerging.*",
+    INPUTS: "(dare|dppa)_regmean, (25|32|100) prompts",
+    LEARNED_INPUTS: "dppa_regmean, 32 prompts, AdaMerging.*",
+}
+"""Combination -> the names of its rows."""
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_what_merges_kept_is_what_the_results_say(what: str) -> None:
+    (merged,) = [one for one in MERGED if one.what == what]
+    heading, columns = TABLES[what]
+    text = RESULTS.read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n#")[0]
+    rows = re.findall(r"^\| (.*) \|$", text, flags=re.MULTILINE)
+    for combination, (least, largest) in merged.combinations.items():
+        shares = [
+            float(cell.split(" ± ")[0])
+            for label, *cells in (re.split(r" *\| *", row) for row in rows)
+            if re.fullmatch(ROWS[combination], label)
+            for cell in [label, *cells][columns]
+            if " ± " in cell
+        ]
+        assert abs(min(shares) - least) <= 0.6, combination
+        assert abs(max(shares) - largest) <= 0.6, combination
 
 
 def test_the_readme_has_the_same_table() -> None:
