@@ -116,10 +116,10 @@ class LearnedFactors(Coefficients):
 
     @cached_property
     def _given(self) -> Mapping[object, Mapping[int, Mapping[Scope, float]]]:
-        """Identity of a model -> rate -> scope -> the mean of the recipe's factors."""
+        """Identity of a model -> rate -> scope that has it -> the mean of the recipe's factors."""
         rates = self.merge.rates()
         of_rates = {
-            rate: self.merge.means(_recipe_factors(rate, 1.0), self.scope_of)
+            rate: self.merge.means(_recipe_factors(rate), self.scope_of)
             for rate in {rate for of_model in rates.values() for rate in of_model}
         }
         return {
@@ -142,7 +142,7 @@ class LearnedPartitions(Coefficients):
             yield from _weight_rows(self.merge, self.scope_of)
         found = {id(tensor): _automatic_factors(tensor) for tensor in self.merge.tensors}
         for rate, name in AMPLIFICATION_NAMES.items():
-            given = _recipe_factors(rate, None)
+            given = _recipe_factors(rate)
 
             def multiplied(tensor: MergedTensor, given: Values = given) -> list[float | None]:
                 return [
@@ -239,18 +239,13 @@ def _automatic_factors(tensor: MergedTensor) -> Sequence[float | None]:
     return combined.combination.automatic_factors(combined.place, combined.contributions)
 
 
-def _recipe_factors(rate: int, missing: float | None) -> Values:
-    """Return a function that finds a tensor's factors of the partitions of a rate.
-
-    Args:
-        rate: The pruning rate.
-        missing: Stands for the factor of a linear without such a partition.
-    """
+def _recipe_factors(rate: int) -> Values:
+    """Return a function that finds a tensor's factors of the partitions of a rate, or None."""
 
     def factors(tensor: MergedTensor) -> list[float | None]:
         prunings = [one.pruned.pruning for one in tensor.combined.contributions]
         return [
-            dict(zip(pruning.rates, pruning.factors, strict=True)).get(rate, missing)
+            dict(zip(pruning.rates, pruning.factors, strict=True)).get(rate)
             if pruning.rates
             else None
             for pruning in prunings
@@ -295,4 +290,4 @@ def _multiply(coefficient: Weight, given: Mapping[Scope, float]) -> Weight:
         if len(set(given.values())) == 1:
             return coefficient * next(iter(given.values()))
         return {scope: coefficient * factor for scope, factor in given.items()}
-    return {scope: value * given[scope] for scope, value in coefficient.items()}
+    return {scope: value * given[scope] for scope, value in coefficient.items() if scope in given}

@@ -197,6 +197,24 @@ def test_factors_where_a_slice_asks_for_automatic_ones(tmp_path: Path, merge: Me
     assert all(torch.equal(live[name], tensor) for name, tensor in written.items())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("granularity", ["model", "block", "linear", "partition"])
+def test_at_the_start_the_merge_is_the_recipes(tmp_path: Path, granularity: str) -> None:
+    """A linear that lacks a partition has no part in the mean of its factors."""
+    family = save_family(tmp_path)
+    densities = [{"filter": "mlp", "value": 0.2}, {"value": 0.1}]
+    models: dict[str, dict[str, object]] = {
+        "math": {"density": densities, "amplify_80": 2.0},
+        "law": {"density": 0.2, "amplify_80": 2.0},
+    }
+    begin = Recipe({**recipe(family, "dppa_regmean", models), "parameters": {"amplify": "none"}})
+    merge = load_merge(begin, tmp_path, AS_STORED)
+    before = {name: tensor.clone() for name, tensor in merge.model.state_dict().items()}
+    learned = coefficients_of(merge, granularity)
+    learned.set(learned.start)
+    after = merge.model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
 def test_one_model_that_counts_gets_no_factor(tmp_path: Path) -> None:
     """The merge is then that model's `dppa`, which has none."""
     family = save_family(tmp_path)
