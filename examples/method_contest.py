@@ -8,7 +8,8 @@ recipe with activations of 25 prompts and a tasks file, one domain an expert, an
     mergekit-dppa search recipe.yml --tasks tasks.yml --output best.yml --tune weights --methods ...
 
 does. The table on stdout has, of every entrant, the mean Task-Ratio of its best candidate on dev
-items, and on test items, which took no part: means over the seeds, with their deviation. Finished
+items (of those that were given up, on the choosing ones alone), and on test items, which took no
+part: means over the seeds, with their deviation. Finished
 contests and test scores are kept in FOLDER, so the same command resumes.
 """
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dppa_mergekit.adamerging.coefficients import Numbers, Row, Table
-from dppa_mergekit.parameters import WEIGHT
+from dppa_mergekit.parameters import AMPLIFICATION_NAMES, WEIGHT
 from dppa_mergekit.scoring.ratios import Estimate
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ def warnings_about(result: LearningResult, is_entropy: bool) -> list[str]:
         before, after = (_mean(state.coefficients[number]) for state in (first, result.best))
         if after < GONE <= before:
             sentences.append(
-                f"The mean {row.name} of {row.model} fell from {before:.2f} to {after:.3f}, so it "
-                f"has practically left the merge; try a larger --anchor."
+                f"The mean {row.name} of {row.model} fell from {before:.2f} to {after:.3f}, so "
+                f"{'a partition' if row.name in AMPLIFICATION_NAMES.values() else 'it'} has "
+                f"practically left the merge; try a larger --anchor."
             )
     if is_entropy and first.evaluation is not None and last.evaluation is not None:
         entropies = [_mean(list(state.losses.values())) for state in (first, last)]

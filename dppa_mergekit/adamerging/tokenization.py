@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.adamerging.losses import Completion
@@ -49,19 +50,23 @@ def completion_loss(
         tokenizer: Its tokenizer.
 
     Raises:
-        DppaError: There are no examples, or a prompt or a completion has no tokens.
+        DppaError: There are no examples, or a prompt or a completion has no token of its own.
     """
     tokens: list[list[int]] = []
     begins: list[int] = []
     for example in examples:
         prompt = tokenizer(example.text)["input_ids"]
         whole = tokenizer(f"{example.text}{example.completion}")["input_ids"]
-        if not 0 < len(prompt) < len(whole):
+        # A token may hold the end of the prompt and the beginning of the completion.
+        pairs = zip(prompt, whole, strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if not 0 < shared < len(whole):
             raise DppaError(
-                f"The prompts of {domain}: {example.text[:40]!r} or its completion has no tokens."
+                f"The prompts of {domain}: {example.text[:40]!r} or its completion has no token of "
+                f"its own."
             )
         tokens.append(whole)
-        begins.append(len(prompt))
+        begins.append(shared)
     short = shorten(domain, tokens, model, 0)
     moved = [
         max(1, begin - (len(whole) - len(cut)))

@@ -16,6 +16,7 @@ from dppa_mergekit.adamerging.objectives import (
     load_merge_and_losses,
 )
 from dppa_mergekit.adamerging.states import DevScore, LearningResult
+from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
@@ -77,6 +78,8 @@ def learn_weights(
     check_method(recipe)
     check_granularity(recipe, settings.granularity)
     check_objective(objective, prompts)
+    if not prompts:
+        raise DppaError("There are no prompts.")
     domains = {name: DomainPrompts.of_texts(of_domain, name) for name, of_domain in prompts.items()}
     folder = Path(tempfile.gettempdir()) if workspace is None else workspace
     merge, losses = load_merge_and_losses(

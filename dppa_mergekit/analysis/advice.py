@@ -12,6 +12,8 @@ from statistics import mean
 
 from dppa_mergekit.analysis.evidence import (
     INPUTS,
+    LEARNED,
+    LEARNED_INPUTS,
     MERGED,
     METHODS,
     PRUNED,
@@ -53,10 +55,10 @@ def _verdict_measured(measured: Divergences, density: float) -> str:
     level = [method for method, value in by_method.items() if value <= max(least, CLOSE * least)]
     numbers = ", ".join(f"{max(value, 0):.3g} by {method}" for method, value in by_method.items())
     return (
-        f"{level[0]} would do: of the methods without factors to tune, {join_names(level)} "
+        f"Prune by {level[0]}: of the methods without factors to tune, {join_names(level)} "
         f"{'move' if len(level) > 1 else 'moves'} its answers least. Pruned to density "
         f"{density:.2g}, the model diverges from its unpruned self, in nats per token on "
-        f"{measured.prompts} prompts, by {numbers}."
+        f"{measured.prompts} prompts, by {numbers}. Only scores tell how much skill that costs."
     )
 
 
@@ -65,7 +67,9 @@ def _verdict_by_evidence(relative: float, density: float) -> str:
     like = _most_like(relative)
     rows = [each.kept[nearest_density(each, density)] for each in like]
     beyond = relative > LIKE * like[-1].relative
-    conclusion, chosen = _conclude(rows, "may do" if beyond else "would probably do")
+    lower = any(density * LIKE < min(each.kept) for each in like)
+    higher = any(density > LIKE * max(each.kept) for each in like)
+    conclusion, chosen = _conclude(rows, not (beyond or lower), not higher)
     parts = [
         f"{each.what} ({each.relative:g}), of which {chosen} kept {_range(row[chosen])} at density "
         f"{nearest_density(each, density):g}"
@@ -81,17 +85,23 @@ def _verdict_by_evidence(relative: float, density: float) -> str:
     return (
         f"{conclusion}: its deltas deviate by {relative:.2g} of the base's weights, {place} "
         f"{', and '.join(parts)}."
+        + (" No density as low was measured." if lower else "")
+        + (" No density as high was measured." if higher else "")
     )
 
 
-def _conclude(rows: Sequence[Mapping[str, Kept]], sure: str) -> tuple[str, str]:
+def _conclude(rows: Sequence[Mapping[str, Kept]], probable: bool, refused: bool) -> tuple[str, str]:
     """Return which methods would do, and the method to choose.
-
-    `sure` is how sure that is, as a verb.
 
     A method would do that keeps enough in each row; of those that need no factors, the simplest is
     chosen, or the one that keeps most where none would do.
+
+    Args:
+        rows: What methods kept, of one or two trainings.
+        probable: Whether that a method keeps enough there makes it probable that it does here.
+        refused: Whether one that keeps too little there would do so here.
     """
+    sure = "would probably do" if probable else "may do"
     least = {
         method: min(row[method][0] for row in rows)
         for method in METHODS
@@ -108,7 +118,7 @@ def _conclude(rows: Sequence[Mapping[str, Kept]], sure: str) -> tuple[str, str]:
         return "No method is sure to do at this density; prune less", best
     if would[0] == METHODS[0]:
         return f"{METHODS[0]} {sure}", METHODS[0]
-    plain = "may not" if METHODS[0] in may else "would not"
+    plain = "may not" if METHODS[0] in may or not refused else "would not"
     return f"{would[0]} {sure}, {METHODS[0]} {plain}", would[0]
 
 
@@ -155,26 +165,37 @@ def _combine_measured(merges: Sequence[MergeDivergences]) -> str:
 def _combine_by_evidence(relative: float, models: int) -> str:
     """Return the verdict on a merge from what was measured of others."""
     known = [each for each in MERGED if INPUTS in each.combinations]
-    nearest = min(known, key=lambda each: (_far(each, relative), abs(each.models - models)))
+    nearest, nearest_by_inputs = (
+        min(every, key=lambda each: (_far(each, relative), abs(each.models - models)))
+        for every in (MERGED, known)
+    )
     leads = [each.combinations[INPUTS][1] - each.combinations[SUM][1] for each in known]
     behind = [
         each.combinations[SUM][1] - each.combinations[SIGNS][1]
         for each in MERGED
         if SIGNS in each.combinations
     ]
-    kept = ", ".join(
-        f"{_range(nearest.combinations[by])} {by}"
-        for by in (INPUTS, SUM, SIGNS)
-        if by in nearest.combinations
-    )
+    advice = "Combine by inputs (dppa_regmean or dare_regmean, with prompts)"
+    if nearest.combinations[SUM][0] >= WOULD_DO:
+        advice = f"A sum would probably do. If it does not, {advice[0].lower()}{advice[1:]}"
+    measured = f"the nearest merge that was measured, of {_describe(nearest)}"
+    if nearest_by_inputs is not nearest:
+        measured += f"; the nearest one by inputs, of {_describe(nearest_by_inputs)}"
     return (
-        f"Combine by inputs (dppa_regmean or dare_regmean, with prompts): the nearest merge that "
-        f"was measured, of {nearest.what} ({nearest.relative:g}), kept {kept}. In all {len(known)} "
-        f"such merges the best combination by inputs kept {min(leads)} to {max(leads)} points more "
-        f"than the best sum with one weight a model, and in {len(behind)} merges TIES kept "
-        f"{min(behind)} to {max(behind)} points less. No base above 135 M parameters was measured; "
-        f"--prompts measures yours."
+        f"{advice}: {measured}. In all {len(known)} merges by inputs the best one kept "
+        f"{min(leads)} to {max(leads)} points more than the best sum with one weight a model, and "
+        f"in {len(behind)} merges TIES kept {min(behind)} to {max(behind)} points less. No base "
+        f"above 135 M parameters was measured; --prompts measures yours."
     )
+
+
+def _describe(measured: Merged) -> str:
+    """Return what was merged, and what its combinations kept, by inputs first."""
+    order = (INPUTS, LEARNED_INPUTS, LEARNED, SUM, SIGNS)
+    kept = ", ".join(
+        f"{_range(measured.combinations[by])} {by}" for by in order if by in measured.combinations
+    )
+    return f"{measured.what} ({measured.relative:g}), kept {kept}"
 
 
 def _far(measured: Merged, relative: float) -> float:

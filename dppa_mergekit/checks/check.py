@@ -207,8 +207,8 @@ def _check_text(content: Mapping[str, object], weighted: bool) -> Iterator[Findi
     yield from check_keys(content)
     yield from check_choice(content)
     yield from check_required(content, weighted)
-    yield from check_epsilon(content)
     # A mistake in one slice may be in every other.
+    yield from dict.fromkeys(check_epsilon(content))
     yield from dict.fromkeys(
         finding
         for models, base in find_input_lists(content)

@@ -103,12 +103,12 @@ RANDOM_METHODS = ("dare_linear", "dare_ties", "della", "della_linear")
 
 
 def allows_epsilon(density: float, epsilon: float) -> bool:
-    """Return whether mergekit takes an epsilon of DELLA at a density between 0 and 1.
+    """Return whether mergekit can merge with an epsilon of DELLA at a density between 0 and 1.
 
     At density 0 DELLA keeps nothing, and at 1 all, whatever the epsilon (mergekit/sparsify.py,
     0.1.5).
     """
-    return density - epsilon > 0 and density + epsilon < 1
+    return epsilon >= 0 and density - epsilon > 0 and density + epsilon < 1
 
 
 def find_methods(parameter: str) -> list[str]:

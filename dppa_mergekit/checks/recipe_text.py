@@ -12,7 +12,7 @@ from dppa_mergekit.errors import ParameterError, RecipeError
 from dppa_mergekit.merging.input_models import DTYPES
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import DENSITY, REQUIRED, Parameter
-from dppa_mergekit.recipes.inputs import holders, inputs_of
+from dppa_mergekit.recipes.inputs import holders, inputs_of, values_in
 from dppa_mergekit.recipes.references import Reference, identity, spell
 from dppa_mergekit.report.phrases import join_names
 
@@ -79,22 +79,28 @@ def check_required(content: Node, weighted: bool) -> Iterator[Finding]:
 
 
 def check_epsilon(content: Node) -> Iterator[Finding]:
-    """Yield every model of DELLA whose epsilon mergekit refuses, in the midst of a merge."""
+    """Yield every density of DELLA that none of the model's epsilons fits: a merge ends there."""
     method = mergekit_schema.METHODS.get(str(content.get("merge_method")))
     if method is None or not {DENSITY.name, mergekit_schema.EPSILON} <= set(method.per_model):
         return
     for model, given in _find_fine_tuned(content) or ():
-        density = given.get(DENSITY.name)
-        epsilon = given.get(mergekit_schema.EPSILON, mergekit_schema.DEFAULT_EPSILON)
-        if not isinstance(density, (int, float)) or not isinstance(epsilon, (int, float)):
-            continue
-        if 0 < density < 1 and not mergekit_schema.allows_epsilon(density, epsilon):
-            default = "" if mergekit_schema.EPSILON in given else ", mergekit's default"
-            yield error(
-                model,
-                f"epsilon is {epsilon:g}{default}; allowed at density {density:g} is less than "
-                f"{min(density, 1 - density):g}.",
-            )
+        own = _find_numbers(given.get(mergekit_schema.EPSILON))
+        epsilons = own or [mergekit_schema.DEFAULT_EPSILON]
+        for density in _find_numbers(given.get(DENSITY.name)):
+            if 0 < density < 1 and not any(
+                mergekit_schema.allows_epsilon(density, epsilon) for epsilon in epsilons
+            ):
+                yield error(
+                    model,
+                    f"epsilon is {join_names([f'{epsilon:g}' for epsilon in epsilons])}"
+                    f"{'' if own else ', by default'}; allowed at density {density:g} is a number "
+                    f"from 0 to less than {min(density, 1 - density):g}.",
+                )
+
+
+def _find_numbers(setting: object) -> list[float]:
+    """Return the numbers in a setting, its gradients and its conditions."""
+    return [value for value in values_in(setting) if isinstance(value, (int, float))]
 
 
 def _find_fine_tuned(content: Node) -> list[tuple[str, Node]] | None:

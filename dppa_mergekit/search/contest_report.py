@@ -83,7 +83,8 @@ def separation(placed: Sequence[Placed]) -> str:
         return f"{names[0]} leads; all others were given up, first of them {names[1]}."
     lead = first.standing.lead_over(second.standing)
     if second.standing.lost > first.standing.lost:
-        return f"{names[0]} leads {names[1]}, which loses more of the guard than is allowed."
+        more = "still more" if first.standing.lost else "more"
+        return f"{names[0]} leads {names[1]}, which loses {more} of the guard than is allowed."
     if not first.standing.items or lead.error is None:
         return (
             f"{names[0]} leads {names[1]} by {lead.value:.1f}; how sure that is cannot be told "

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.objectives import START
-from dppa_mergekit.checks.mergekit_schema import EPSILON, METHODS, allows_epsilon
+from dppa_mergekit.checks.mergekit_schema import EPSILON, METHODS
+from dppa_mergekit.checks.recipe_text import check_epsilon
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.parameters import DENSITY, WEIGHT
+from dppa_mergekit.recipes.inputs import inputs_of, values_in
 from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.scoring.ratios import Estimate
 from dppa_mergekit.search.results import Standing
 from dppa_mergekit.search.weight_search import MERGEKIT_METHODS, is_normalized
@@ -128,7 +131,7 @@ def _of_method(recipe: Recipe, method: str) -> Iterator[Entrant]:
     Where it names one for some models, the others have this package's default, by every method.
     """
     prunes = DENSITY.name in METHODS[method].per_model and method not in NO_PRUNING
-    named = any(DENSITY.name in recipe.parameters(model) for model in recipe.fine_tuned())
+    named = any(DENSITY.name in given for _, given in inputs_of(recipe.content))
     if named and prunes:
         recipe = recipe.with_default(DENSITY.name, float(str(DENSITY.default)))
     for density in DENSITIES if prunes and not named else (None,):
@@ -138,28 +141,30 @@ def _of_method(recipe: Recipe, method: str) -> Iterator[Entrant]:
                 changed = changed.with_parameters(model, {DENSITY.name: density})
             if EPSILON in METHODS[method].per_model:
                 changed = _with_epsilon(changed, model)
+        for finding in check_epsilon(changed.content):
+            raise RecipeError(f"{recipe.origin}: {finding.subject}: {finding.sentence}")
         yield Entrant(method, density, changed)
 
 
 def _with_epsilon(recipe: Recipe, model: str) -> Recipe:
-    """Return a recipe of DELLA with half of the largest epsilon that the model's density allows.
+    """Return a recipe of DELLA with half of the largest epsilon that the model's densities allow.
 
-    Raises:
-        RecipeError: The recipe's own epsilon does not fit its density.
+    An epsilon of the recipe's own stays.
     """
-    parameters = recipe.parameters(model)
-    density, epsilon = parameters.get(DENSITY.name), parameters.get(EPSILON)
-    if not isinstance(density, (int, float)) or not 0 < density < 1:
+    given = [
+        parameters
+        for entry, parameters in inputs_of(recipe.content)
+        if identity(entry["model"]) == identity(model)
+    ]
+    bounds = [
+        min(density, 1 - density)
+        for parameters in given
+        for density in values_in(parameters.get(DENSITY.name))
+        if isinstance(density, (int, float)) and 0 < density < 1
+    ]
+    if not bounds or any(EPSILON in parameters for parameters in given):
         return recipe
-    most = min(density, 1 - density)
-    if epsilon is None:
-        return recipe.with_parameters(model, {EPSILON: most / 2})
-    if isinstance(epsilon, (int, float)) and not allows_epsilon(density, epsilon):
-        raise RecipeError(
-            f"{recipe.origin}: epsilon of {model} is {epsilon:g}; allowed at density {density:g} "
-            f"is less than {most:g}, by mergekit's {recipe.method}."
-        )
-    return recipe
+    return recipe.with_parameters(model, {EPSILON: min(bounds) / 2})
 
 
 def _with_method(recipe: Recipe, method: str) -> Recipe:

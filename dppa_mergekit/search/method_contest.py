@@ -2,7 +2,8 @@
 
 Every method has an equal share of the candidates, which its densities share. Shares are spent in
 rounds. After each, an entrant that is worse than the leader on the same items, by more than chance
-allows, is given up. What is left is confirmed on items that took no part in the choice.
+allows among so many, is given up, but not before its factors were tried, if they are. What is left
+is confirmed on items that took no part in the choice.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from dppa_mergekit.version import __version__
 FIRST_ROUND = 6
 """The least candidates of an entrant's first round: its start, and a grid of common weights."""
 
-SHARES = (4, 2, 1)
-"""The rounds: up to a fourth of an entrant's budget, to a half, and to the whole of it."""
+ROUNDS = (0.25, 0.5, 0.75, 1.0)
+"""The share of an entrant's budget that is spent when a round ends."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class MethodContest(RecipeTuning):
             DppaError: As for every search; or an entrant cannot be searched.
         """
         super().check()
+        if self.options.max_evaluations < len(self.entrants):
+            raise DppaError(
+                f"--max-evaluations is {self.options.max_evaluations}; allowed is a number from "
+                f"{len(self.entrants)}, one for each entrant."
+            )
         for one in self.entrants.values():
             self._tuning(one, 1).check()
         for one in self.entrants.values():
@@ -151,15 +157,20 @@ class MethodContest(RecipeTuning):
                 tuning, trials = self._tuning(one, budgets[one.label]), trials_of(one.label)
                 return tuning.candidate_search(one.label, scoring, trials, journal, keep)
 
-            for share in SHARES:
+            for spent in ROUNDS:
                 for number, one in enumerate(alive, start=1):
                     whole = self.budget_of(one)
-                    budgets[one.label] = max(min(FIRST_ROUND, whole), whole // share)
+                    budgets[one.label] = max(min(FIRST_ROUND, whole), int(spent * whole))
                     standings[one.label] = search_of(one).lead()
                     leader = max(alive[:number], key=lambda each: standings[each.label].value)
                     _keep(best, leader, standings[leader.label])
                 leading = standings[leader.label]
-                behind = [one for one in alive if leading.is_ahead_of(standings[one.label])]
+                behind = [
+                    one
+                    for one in alive
+                    if self._is_comparable(one, budgets[one.label])
+                    and leading.is_ahead_of(standings[one.label], max(1, len(alive) - 1))
+                ]
                 alive = [one for one in alive if one not in behind]
                 for one in behind:
                     standing = standings[one.label]
@@ -171,9 +182,16 @@ class MethodContest(RecipeTuning):
         _keep(best, confirmed[0].entrant, confirmed[0].standing)
         return confirmed + sorted(given_up, key=lambda placed: -placed.standing.value)
 
+    def _tunes_factors(self, entrant: Entrant) -> bool:
+        return self.with_factors and entrant.method in method_table.amplified()
+
+    def _is_comparable(self, entrant: Entrant, spent: int) -> bool:
+        """Return whether all was tried: weights come first, and have half of the budget."""
+        return not self._tunes_factors(entrant) or spent > self.budget_of(entrant) // 2
+
     def _tuning(self, entrant: Entrant, budget: int) -> MergeSearch:
         """Return the search of an entrant with a number of candidates."""
-        both = self.with_factors and entrant.method in method_table.amplified()
+        both = self._tunes_factors(entrant)
         given = (
             entrant.recipe,
             self.tasks,

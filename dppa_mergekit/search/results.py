@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 
 from dppa_mergekit.scoring.objectives import DEVIATIONS, Objective
 from dppa_mergekit.scoring.ratios import Estimate, Scores
@@ -95,10 +96,21 @@ class Standing:
         """Return the Domain-Ratio minus that of another, on the same items."""
         return self.objective.shown_difference(self.scores, other.scores)
 
-    def is_ahead_of(self, other: Standing) -> bool:
-        """Return whether it is better than another, guards included, by more than chance allows."""
+    def is_ahead_of(self, other: Standing, rivals: int = 1) -> bool:
+        """Return whether it is better than another, guards included, by more than chance allows.
+
+        Args:
+            other: How the other one stands, on the same items.
+            rivals: The number of those of which it is the best, beside itself. The more there are,
+                the farther chance puts it ahead, and the larger the lead must be (Bonferroni).
+        """
         lead = self.objective.difference(self.scores, other.scores)
-        return lead.error is not None and lead.value > DEVIATIONS * lead.error
+        return lead.error is not None and lead.value > _deviations(rivals) * lead.error
+
+
+def _deviations(rivals: int) -> float:
+    """Return the standard errors that one of several leads exceeds as rarely as one DEVIATIONS."""
+    return -NormalDist().inv_cdf(NormalDist().cdf(-DEVIATIONS) / rivals)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def is_normalized(recipe: Recipe) -> bool:
         )
     models = recipe.fine_tuned()
     given = recipe.parameters(models[0]).get("normalize") if models else None
-    return default if given is None else given is True
+    return default if given is None else bool(given)
 
 
 def start(recipe: Recipe, shared: bool) -> list[float]:

@@ -63,6 +63,8 @@ def test_bad_input_in_python(tmp_path: Path) -> None:
         learn_weights(whole, prompts, "loss")
     with pytest.raises(DppaError, match="are missing, or one of them is empty"):
         learn_weights(whole, {str(family / "math"): []}, "entropy")
+    with pytest.raises(DppaError, match=r"There are no prompts\."):
+        learn_weights(whole, {})
     ties = Recipe(recipe(family, "dppa_ties", OF_MODELS))
     with pytest.raises(DppaError, match="weights of dppa_ties cannot be learned"):
         learn_weights(ties, prompts)

@@ -51,6 +51,10 @@ def model(relative: float, density: float, name: str = "math") -> ModelAnalysis:
         (0.002, 0.1, "dare_linear would probably do: "),
         (0.33, 0.2, "dp would probably do, dare_linear would not: "),
         (0.6, 0.1, "dp may do, dare_linear would not: "),
+        # Densities beyond those that were measured.
+        (0.022, 0.001, "dare_dpa may do, dare_linear would not: "),
+        (0.33, 0.02, "dp may do, dare_linear would not: "),
+        (0.33, 0.9, "dp would probably do, dare_linear may not: "),
     ],
 )
 def test_the_verdict_on_one_model(relative: float, density: float, beginning: str) -> None:
@@ -60,7 +64,10 @@ def test_the_verdict_on_one_model(relative: float, density: float, beginning: st
     assert ("more than any" in said) == (relative == 0.6)
     assert ("less than any" in said) == (relative == 0.002)
     assert said.count("fine-tunes of") == (2 if relative == 0.04 else 1), said
-    assert f" % at density {density:g}" in said
+    beyond = density in (0.001, 0.9) or (relative, density) == (0.33, 0.02)
+    assert (f" % at density {density:g}" in said) == (not beyond)
+    assert ("No density as low was measured." in said) == (beyond and density < 0.1)
+    assert ("No density as high was measured." in said) == (beyond and density > 0.1)
 
 
 def test_nothing_to_advise() -> None:
@@ -74,11 +81,11 @@ def test_measured_on_prompts() -> None:
         found = Divergences(prompts=8, **measured)  # type: ignore[arg-type]
         return verdict(replace(model(0.02, 0.1), divergences=found))
 
-    assert said(dare_linear=0.11, dare=0.1, dp=0.3).startswith("dare_linear would do: ")
+    assert said(dare_linear=0.11, dare=0.1, dp=0.3).startswith("Prune by dare_linear: ")
     far = said(dare_linear=2.0, dare=0.1, dp=0.3)
-    assert far.startswith("dare_dpa would do: ")
+    assert far.startswith("Prune by dare_dpa: ")
     assert "2 by dare_linear, 0.1 by dare_dpa, 0.3 by dp" in far
-    assert said(dare_linear=2.0, dare=0.5, dp=0.3).startswith("dp would do: ")
+    assert said(dare_linear=2.0, dare=0.5, dp=0.3).startswith("Prune by dp: ")
 
 
 def analysis(*models: ModelAnalysis, merges: tuple[MergeDivergences, ...] = ()) -> Analysis:
@@ -91,6 +98,11 @@ def test_the_verdict_on_a_merge() -> None:
     assert two is not None
     assert two.startswith("Combine by inputs (dppa_regmean or dare_regmean, with prompts): ")
     assert "two short fine-tunes of SmolLM2-135M that rehearsed (0.028), kept 94 to 95 % by" in two
+    tiny = merge_verdict(analysis(*(model(0.2, 0.1, str(number)) for number in range(3))))
+    assert tiny is not None
+    assert tiny.startswith("A sum would probably do. If it does not, combine by inputs (")
+    assert "of three hard fine-tunes of tiny Llamas (0.205), kept 96 to 97 % by a sum with" in tiny
+    assert "; the nearest one by inputs, of six hard fine-tunes of a tiny Llama (0.3), kept" in tiny
     six = merge_verdict(analysis(*(model(0.3, 0.1, str(number)) for number in range(6))))
     assert six is not None
     assert "six hard fine-tunes of a tiny Llama (0.3)" in six

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import pytest
 import torch
 
 from dppa_mergekit import method_table
@@ -63,10 +64,13 @@ def test_what_is_known_of_della_is_so() -> None:
         ]
         assert default == mergekit_schema.DEFAULT_EPSILON
     delta = torch.linspace(-1, 1, 12).reshape(3, 4)
-    for density, epsilon in product((0.1, 0.3, 0.5, 0.7, 0.9), (0.05, 0.1, 0.15, 0.3, 0.5)):
+    for density, epsilon in product((0.1, 0.3, 0.5, 0.7, 0.9), (0, 0.1, 0.15, 0.3, 0.5)):
         try:
             sparsify(delta, density, SparsificationMethod.della_magprune, epsilon=epsilon)
             taken = True
         except ValueError:
             taken = False
         assert taken == mergekit_schema.allows_epsilon(density, epsilon), (density, epsilon)
+    with pytest.raises(RuntimeError):
+        sparsify(delta, 0.2, SparsificationMethod.della_magprune, epsilon=-0.5)
+    assert not mergekit_schema.allows_epsilon(0.2, -0.5)

@@ -11,7 +11,7 @@ from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.recipe import Recipe
 
 
-def _with_parameters(content: dict[str, object], **parameters: float) -> list[object]:
+def _with_parameters(content: dict, **parameters: object) -> list[object]:
     """Return the models of a recipe, with these parameters and a weight alone."""
     return [{**model, "parameters": {"weight": 1, **parameters}} for model in content["models"]]
 
@@ -128,14 +128,24 @@ MISTAKES: list[tuple[str, Change, str]] = [
         lambda content: content.update(
             merge_method="della", models=_with_parameters(content, density=0.3, epsilon=0.3)
         ),
-        "math: epsilon is 0.3; allowed at density 0.3 is less than 0.3.",
+        "math: epsilon is 0.3; allowed at density 0.3 is a number from 0 to less than 0.3.",
     ),
     (
         "mergekit's own epsilon at a small density",
         lambda content: content.update(
             merge_method="della_linear", models=_with_parameters(content, density=0.1)
         ),
-        "math: epsilon is 0.15, mergekit's default; allowed at density 0.1 is less than 0.1.",
+        "math: epsilon is 0.15, by default; allowed at density 0.1 is a number from 0 to less",
+    ),
+    (
+        "a density of DELLA in a condition",
+        lambda content: content.update(
+            merge_method="della",
+            models=_with_parameters(
+                content, density=[{"filter": "mlp", "value": 0.1}, {"value": 0.4}]
+            ),
+        ),
+        "math: epsilon is 0.15, by default; allowed at density 0.1 is",
     ),
     ("no base", lambda content: content.pop("base_model"), "dppa needs one, and there is none"),
     ("dtype", lambda content: content.update(dtype="bf16"), "dtype: it is 'bf16'; allowed is"),

@@ -98,6 +98,25 @@ def test_a_method_that_is_surely_behind_is_given_up(
     assert re.search(r"dare_linear: dev .*; given up, \d+", result.stdout)
 
 
+def test_nothing_is_given_up_before_its_factors_were_tried(
+    command: Command, saved: Path, tmp_path: Path
+) -> None:
+    def sparse(content: dict) -> None:
+        without_densities(content)
+        for each in content["models"]:
+            each["parameters"]["density"] = 0.02
+
+    recipe = changed(saved, tmp_path, "recipe.yml", sparse)
+    arguments = ("--tune=both", "--methods=dare_dpa,dppa_regmean", "--range", "0.5", "1.5")
+    result = command(*arguments, "--max-evaluations=40", recipe=recipe)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
+    by_method = {one["method"]: one for one in record["results"]}
+    assert by_method["dare_dpa"]["given_up"]
+    entries = [entry for entry in journal(tmp_path)[1:] if entry["domain"] == "dare_dpa"]
+    assert any("amplify_90 1," not in entry["candidate"] for entry in entries)
+
+
 def test_weights_and_then_factors(
     command: Command, saved: Path, tmp_path: Path, merge: Merge
 ) -> None:
@@ -208,8 +227,21 @@ def test_what_enters() -> None:
     assert ties.parameters("law")["density"] == 0.2
     assert della.parameters("math")["epsilon"] == 0.15
     wide = named.with_parameters("math", {"epsilon": 0.3})
-    with pytest.raises(RecipeError, match=r"epsilon of math is 0\.3; allowed at density 0\.3 is l"):
+    with pytest.raises(RecipeError, match=r"math: epsilon is 0\.3; allowed at density 0\.3 is a n"):
         entrants_of(wide, ["della"])
+    of_linears = [{"filter": "mlp", "value": 0.1}, {"value": 0.4}]
+    (della,) = entrants_of(recipe.with_parameters("math", {"density": of_linears}), ["della"])
+    assert della.recipe.parameters("math")["epsilon"] == 0.05
+    # A density that only a later slice names.
+    slices = [
+        {"sources": [{"model": "math", "parameters": given}, {"model": "law"}]}
+        for given in ({}, {"density": 0.4})
+    ]
+    sliced = Recipe({"merge_method": "dppa", "base_model": "base", "slices": slices})
+    (ties,) = entrants_of(sliced, ["ties"])
+    assert ties.density is None
+    later = ties.recipe.content["slices"][1]["sources"][0]  # type: ignore[index]
+    assert later["parameters"]["density"] == 0.4
     assert content["models"][0]["parameters"] == {"amplify_90": 1.5, "max_fluctuation": 0.1}
 
 
@@ -281,6 +313,10 @@ def test_mistakes(command: Command, saved: Path, tmp_path: Path) -> None:
         (("--tune=weights", "--methods=dppa,dp", "--strategy=paper"), "--strategy"),
         (("--tune=weights", "--methods=all,dppa"), "all stands alone"),
         (("--tune=both", "--methods=,"), "a contest needs at least two methods"),
+        (
+            ("--tune=weights", "--methods=dppa,dp", "--max-evaluations=1"),
+            "--max-evaluations is 1; allowed is a number from 2, one for each entrant.",
+        ),
     ):
         done = command(*arguments)
         assert done.exit_code in (1, 2), done.output
