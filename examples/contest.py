@@ -40,7 +40,7 @@ class Learning:
 
     @property
     def label(self) -> str:
-        """The end of a row's name, which leaves out the default of each."""
+        """The end of a row's name, which leaves out blocks and the divergence alone."""
         own = [
             value
             for value, usual in ((self.granularity, "block"), (self.objective, "distill"))

@@ -144,7 +144,7 @@ def measure_row(folder: Path, test: Test, row: Row) -> Result:
             tasks,
             output,
             row.way,
-            Descent(STEPS, LEARNING_RATE, every=EVERY, patience=STEPS),
+            Descent(STEPS, LEARNING_RATE, granularity="block", every=EVERY, patience=STEPS),
             AS_STORED,
         ).run()
         first, best = learned.states[0].evaluation, learned.best.evaluation

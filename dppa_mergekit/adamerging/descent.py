@@ -72,7 +72,7 @@ class Descent:
     learning_rate: float = 1e-2
     batch_size: int = 8
     anchor: float = 1.0
-    granularity: str = "block"
+    granularity: str = "linear"
     every: int = 20
     patience: int = 3
     checkpointing: bool = False

@@ -97,7 +97,7 @@ class Merged:
         relative: The deviation of their deltas, relative to that of the base's weights.
         combinations: Combination -> the share of the skills that the merge kept, the mean over
             domains. All densities from 0.1 to 1, and both DARE's deltas and those kept by
-            magnitude.
+            magnitude; what is learned has at least a number for each block.
     """
 
     what: str
@@ -155,7 +155,7 @@ MERGED = (
             SIGNS: (0, 2),
             LEARNED: (65, 65),
             INPUTS: (35, 68),
-            LEARNED_INPUTS: (87, 87),
+            LEARNED_INPUTS: (87, 88),
         },
     ),
     Merged(
@@ -174,7 +174,13 @@ MERGED = (
         "six hard fine-tunes of a tiny Llama",
         6,
         0.3,
-        {SUM: (71, 84), SIGNS: (41, 54), INPUTS: (93, 97)},
+        {
+            SUM: (71, 84),
+            SIGNS: (41, 54),
+            LEARNED: (87, 92),
+            INPUTS: (93, 97),
+            LEARNED_INPUTS: (94, 97),
+        },
     ),
 )
 """Tables 5, "Combinations by inputs" and "Six experts" of RESULTS.md; one training seed of SmolLM2,

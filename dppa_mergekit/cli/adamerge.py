@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--granularity",
     type=click.Choice(["model", "block", "linear", "partition"]),
-    default="block",
+    default="linear",
     show_default=True,
     help="What has numbers of its own in every model: the model, each block, each linear, or each "
     "partition of a linear (its factors, beside the weights of linears). Experts that one tensor "

@@ -230,6 +230,7 @@ class Experiment:
             options = (
                 *("--steps", str(steps), "--every", str(steps // (states - 1))),
                 *("--patience", str(states), "--lr", f"{self.plan.learning_rate:g}"),
+                *("--granularity", "block"),
             )
         else:
             command = "search"

@@ -138,11 +138,11 @@ def test_the_best_state_is_the_result(tmp_path: Path) -> None:
     assert [state.step for state in found.states] == [0, 2, 4, 6, 8]
     assert found.best.step == 4
     live = {name: tensor.clone() for name, tensor in merge.model.state_dict().items()}
-    coefficients_of(merge, "block").set(found.best.settled)
+    coefficients_of(merge, "linear").set(found.best.settled)
     assert all(torch.equal(tensor, live[name]) for name, tensor in merge.model.state_dict().items())
     worse = descend(merge, domains, descent, Kept(), scripted([50, 49, 48]))
     assert worse.best.step == 0
-    assert worse.best.coefficients == coefficients_of(merge_of(family, tmp_path), "block").start
+    assert worse.best.coefficients == coefficients_of(merge_of(family, tmp_path), "linear").start
 
 
 def test_factors_start_where_the_merge_puts_them(
@@ -319,7 +319,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     with pytest.raises(LossError, match="nan at step 5"):
         descend(merge, {"a": Broken(5)}, descent, kept)
     assert [state.step for state in kept.held] == [0, 2, 4]
-    assert take_best(merge, "block", kept.held).best.step == 4
+    assert take_best(merge, "linear", kept.held).best.step == 4
     assert not any(parameter.requires_grad for parameter in merge.model.parameters())
 
 
