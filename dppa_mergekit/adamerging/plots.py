@@ -1,13 +1,17 @@
-"""Plots of AdaMerging: the coefficients of every block, and losses and dev scores by step."""
+"""Plots of AdaMerging: the coefficients of every scope, and losses and dev scores by step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING
 
+from dppa_mergekit.adamerging.coefficients import Row
 from dppa_mergekit.adamerging.states import LearningResult
 from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.report.plot_style import PANEL, color_of
+from dppa_mergekit.tensor_names import block_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,27 +35,50 @@ STYLES = ("-", "--", "-.", (0, (1, 1)))
 """The styles of a model's lines: weights and factors, one after the other."""
 
 
+FEW = 40
+"""The largest number of points that are joined by a line, and not by their means over blocks."""
+
+
 def _draw_coefficients(panel: Axes, result: LearningResult) -> None:
     """Draw a line of coefficients over the scopes for every row, learned and at the start."""
     models = list(result.coefficients)
     names = list(dict.fromkeys(row.name for row in result.rows))
     first = result.states[0]
+    many = max(len(row.start) for row in result.rows) > FEW
     for row, values, before in zip(
         result.rows, result.best.settled, first.coefficients, strict=True
     ):
         color = color_of(models.index(row.model))
         style = STYLES[names.index(row.name) % len(STYLES)]
         label = short_name(row.model) + (f", {row.name}" if len(names) > 1 else "")
-        marker = "o" if len(values) <= FEW else None
-        panel.plot(values, linestyle=style, marker=marker, markersize=3, color=color, label=label)
-        panel.plot(before, color=color, linewidth=0.8, linestyle=":", alpha=0.6)
+        lines: list[tuple[Sequence[float], Sequence[float]]]
+        lines = [(range(len(values)), values), (range(len(before)), before)]
+        if many:
+            panel.plot(values, ".", markersize=3, color=color, alpha=0.3)
+            lines = [_means_over_blocks(row, given) for given in (values, before)]
+        marker = None if many else "o"
+        panel.plot(
+            *lines[0], linestyle=style, marker=marker, markersize=3, color=color, label=label
+        )
+        panel.plot(*lines[1], color=color, linewidth=0.8, linestyle=":", alpha=0.6)
     panel.set_xlabel(_describe_scopes(result))
-    panel.set_ylabel(f"{', '.join(names)}; dotted: at the start")
+    panel.set_ylabel(names[0] if len(names) == 1 else "weights and factors")
+    of_blocks = "lines: means over blocks; " if many else ""
+    panel.set_title(f"{of_blocks}dotted: at the start", fontsize="small")
     panel.legend(fontsize="small")
 
 
-FEW = 40
-"""The largest number of points of a line that are drawn as dots."""
+def _means_over_blocks(row: Row, values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return the mean place and the mean value of a row's scopes in each block."""
+    of_blocks: dict[object, list[tuple[int, float]]] = {}
+    for place, (scope, value) in enumerate(zip(row.start, values, strict=True)):
+        block = block_of(scope) if isinstance(scope, str) else scope
+        if block is not None:
+            of_blocks.setdefault(block, []).append((place, value))
+    points = [
+        (mean(at for at, _ in found), mean(of for _, of in found)) for found in of_blocks.values()
+    ]
+    return [place for place, _ in points], [value for _, value in points]
 
 
 def _describe_scopes(result: LearningResult) -> str:

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from dppa_mergekit.analysis.evidence import (
+    CLOSE,
     INPUTS,
     LEARNED,
     LEARNED_INPUTS,
+    LIKE,
     MERGED,
     METHODS,
     PRUNED,
@@ -26,12 +28,6 @@ from dppa_mergekit.analysis.evidence import (
 )
 from dppa_mergekit.analysis.results import Analysis, Divergences, MergeDivergences, ModelAnalysis
 from dppa_mergekit.report.phrases import join_names
-
-LIKE = 1.5
-"""Up to this ratio, deltas count as large as those that were measured."""
-
-CLOSE = 1.25
-"""A divergence counts as no worse than the least up to this multiple of it."""
 
 
 def verdict(found: ModelAnalysis) -> str:

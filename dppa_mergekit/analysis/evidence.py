@@ -1,6 +1,6 @@
-"""What was measured of pruning and merging, in two tables: the only source of `analyze`'s advice.
+"""What was measured of pruning and merging, in two tables, and the bounds of `analyze`'s advice.
 
-All numbers are Domain-Ratios or, of the six experts, Task-Ratios on test items, in percent of the
+All shares are Domain-Ratios or, of the six experts, Task-Ratios on test items, in percent of the
 fine-tuned models', from examples/paper/RESULTS.md, where the commands stand that give them. A pair
 of numbers is the least and the largest of several models, seeds or ways of choosing weights.
 """
@@ -17,6 +17,13 @@ Kept: TypeAlias = tuple[int, int]
 WOULD_DO = 90
 """The least share, in percent, of which a method "would do": the paper calls for DPPA where DARE at
 pruning rate 90 % keeps less (4.6.1)."""
+
+LIKE = 1.5
+"""Up to this ratio, deltas, and densities, count as those that were measured. It is a choice: those
+of PRUNED lie 1.6 to 3.2 apart, and densities 2 to 2.5, so that what lies between two is told."""
+
+CLOSE = 1.25
+"""Up to this multiple of the least, a divergence counts as no worse. It is a choice, too."""
 
 METHODS = ("dare_linear", "dare_dpa", "dp", "dppa")
 """The methods that prune one model, the simplest first. `dare_dpa` at factors 1 is DARE on the
