@@ -12,7 +12,7 @@ from dppa_mergekit.errors import ParameterError, RecipeError
 from dppa_mergekit.merging.input_models import DTYPES
 from dppa_mergekit.method_table import method_of
 from dppa_mergekit.parameters import DENSITY, REQUIRED, Parameter
-from dppa_mergekit.recipes.inputs import holders, inputs_of, values_in
+from dppa_mergekit.recipes.inputs import holders, inputs_of, numbers_in
 from dppa_mergekit.recipes.references import Reference, identity, spell
 from dppa_mergekit.report.phrases import join_names
 
@@ -84,9 +84,9 @@ def check_epsilon(content: Node) -> Iterator[Finding]:
     if method is None or not {DENSITY.name, mergekit_schema.EPSILON} <= set(method.per_model):
         return
     for model, given in _find_fine_tuned(content) or ():
-        own = _find_numbers(given.get(mergekit_schema.EPSILON))
+        own = numbers_in(given.get(mergekit_schema.EPSILON))
         epsilons = own or [mergekit_schema.DEFAULT_EPSILON]
-        for density in _find_numbers(given.get(DENSITY.name)):
+        for density in numbers_in(given.get(DENSITY.name)):
             if 0 < density < 1 and not any(
                 mergekit_schema.allows_epsilon(density, epsilon) for epsilon in epsilons
             ):
@@ -96,11 +96,6 @@ def check_epsilon(content: Node) -> Iterator[Finding]:
                     f"{'' if own else ', by default'}; allowed at density {density:g} is a number "
                     f"from 0 to less than {min(density, 1 - density):g}.",
                 )
-
-
-def _find_numbers(setting: object) -> list[float]:
-    """Return the numbers in a setting, its gradients and its conditions."""
-    return [value for value in values_in(setting) if isinstance(value, (int, float))]
 
 
 def _find_fine_tuned(content: Node) -> list[tuple[str, Node]] | None:

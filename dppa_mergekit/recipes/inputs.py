@@ -94,6 +94,11 @@ def values_in(setting: object) -> Iterator[object]:
         yield setting
 
 
+def numbers_in(setting: object) -> list[float]:
+    """Return the values of a parameter that are numbers."""
+    return [value for value in values_in(setting) if isinstance(value, (int, float))]
+
+
 def activations_in(content: Mapping[str, object]) -> Iterator[str]:
     """Yield the activations file of every input model in a recipe."""
     for _, parameters in inputs_of(content):

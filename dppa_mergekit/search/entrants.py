@@ -11,7 +11,7 @@ from dppa_mergekit.checks.mergekit_schema import EPSILON, METHODS
 from dppa_mergekit.checks.recipe_text import check_epsilon
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.parameters import DENSITY, WEIGHT
-from dppa_mergekit.recipes.inputs import inputs_of, values_in
+from dppa_mergekit.recipes.inputs import inputs_of, numbers_in
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.scoring.ratios import Estimate
@@ -159,8 +159,8 @@ def _with_epsilon(recipe: Recipe, model: str) -> Recipe:
     bounds = [
         min(density, 1 - density)
         for parameters in given
-        for density in values_in(parameters.get(DENSITY.name))
-        if isinstance(density, (int, float)) and 0 < density < 1
+        for density in numbers_in(parameters.get(DENSITY.name))
+        if 0 < density < 1
     ]
     if not bounds or any(EPSILON in parameters for parameters in given):
         return recipe

@@ -72,16 +72,17 @@ def test_the_best_recipe_and_a_table_of_all(
     assert entrants[0]["value"] == pytest.approx(100 * sum(scores) / 2, abs=1e-9)
 
 
+def at_a_low_density(content: dict) -> None:
+    """Prune to a density at which DARE multiplies what is left by 50."""
+    without_densities(content)
+    for each in content["models"]:
+        each["parameters"]["density"] = 0.02
+
+
 def test_a_method_that_is_surely_behind_is_given_up(
     command: Command, saved: Path, tmp_path: Path
 ) -> None:
-    def one_against(content: dict) -> None:
-        without_densities(content)
-        # At this density dare_linear multiplies what is left by 50.
-        for each in content["models"]:
-            each["parameters"]["density"] = 0.02
-
-    recipe = changed(saved, tmp_path, "recipe.yml", one_against)
+    recipe = changed(saved, tmp_path, "recipe.yml", at_a_low_density)
     arguments = (
         "--tune=weights",
         "--methods=dare_linear,dppa_regmean,dppa",
@@ -101,12 +102,7 @@ def test_a_method_that_is_surely_behind_is_given_up(
 def test_nothing_is_given_up_before_its_factors_were_tried(
     command: Command, saved: Path, tmp_path: Path
 ) -> None:
-    def sparse(content: dict) -> None:
-        without_densities(content)
-        for each in content["models"]:
-            each["parameters"]["density"] = 0.02
-
-    recipe = changed(saved, tmp_path, "recipe.yml", sparse)
+    recipe = changed(saved, tmp_path, "recipe.yml", at_a_low_density)
     arguments = ("--tune=both", "--methods=dare_dpa,dppa_regmean", "--range", "0.5", "1.5")
     result = command(*arguments, "--max-evaluations=40", recipe=recipe)
     assert result.exit_code == 0, result.output
