@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def train(
     title: str,
     resumption: Resumption | None = None,
     extra_loss: Callable[[LlamaForCausalLM, int], torch.Tensor] | None = None,
-) -> None:
+) -> float:
     """Train all weights of `model` in place to continue prompts with their answers.
 
     The optimizer is AdamW without weight decay. The learning rate rises over the first tenth of the
@@ -81,6 +82,10 @@ def train(
         extra_loss: Given the model and the step, returns a scalar that is added to the loss of the
             items.
 
+    Returns:
+        The seconds that the training took, those before it was killed among them, as far as they
+        led to a saved state.
+
     Raises:
         click.ClickException: The saved state is from a training with other settings.
     """
@@ -94,13 +99,14 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _scale_learning_rate(step / training.steps)
     )
-    done = 0
+    done, before = 0, 0.0
     if resumption is not None and resumption.file.exists():
         state = _load_state(resumption.file, training, model.device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        done = state["step"]
+        done, before = state["step"], state["seconds"]
+    began = time.monotonic()
     model.train()
     progress = tqdm(total=training.steps, initial=done, desc=title)
     for step, (tokens, labels) in enumerate(
@@ -129,22 +135,37 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "step": step,
+                "seconds": before + time.monotonic() - began,
                 "training": asdict(training),
             }
             _save_state(resumption.file, state)
     progress.close()
+    return before + time.monotonic() - began
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    notes: Mapping[str, str] | None = None,
+) -> None:
     """Write model and tokenizer to `folder` in bfloat16; the model itself becomes bfloat16.
 
     The files are first written under another name, so a folder of this name is always complete. It
     replaces an older one.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        folder: The folder.
+        notes: Name of a file -> its text, for more files in the folder.
     """
     unfinished = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.bfloat16().save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    for name, text in (notes or {}).items():
+        (unfinished / name).write_text(text, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
 

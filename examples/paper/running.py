@@ -43,16 +43,13 @@ def measure(
     Raises:
         click.ClickException: A folder holds other measurements, or something failed.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on it
     experiments = {subject.name: Experiment(subject, plan) for subject in subjects}
     with ExitStack() as stack:
         for subject in subjects:
             stack.enter_context(_lock(subject.folder))
             _check_plan(subject, plan)
-        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker)
-        stack.callback(pool.shutdown, cancel_futures=True)
-        if _await_all({pool.submit(_work, training): "training" for training in trainings}):
-            raise click.ClickException("Not all models are trained.")
+        pool = stack.enter_context(_workers(jobs))
+        _train(pool, trainings)
         for stage in STAGES:
             parts = [
                 (name, part)
@@ -69,6 +66,32 @@ def measure(
     if failed:
         raise click.ClickException(f"Not measured to the end: {', '.join(failed)}.")
     return {subject.name: read_json(subject.folder / "results.json") for subject in subjects}
+
+
+def run_trainings(trainings: Sequence[Part], jobs: int) -> None:
+    """Run trainings in parallel processes.
+
+    Raises:
+        click.ClickException: One of them failed.
+    """
+    with _workers(jobs) as pool:
+        _train(pool, trainings)
+
+
+def _train(pool: ProcessPoolExecutor, trainings: Sequence[Part]) -> None:
+    if _await_all({pool.submit(_work, training): "training" for training in trainings}):
+        raise click.ClickException("Not all models are trained.")
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of processes, each with one thread; what waits in it at the end is dropped."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # sums, and so trained weights, depend on it
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
