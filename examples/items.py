@@ -79,6 +79,18 @@ class Task:
                 return Item(item.prompt, self.light_answer(item)) if light else item
 
 
+def choose_draw(tasks: Sequence[Task], domain: str) -> Callable[[Random], Item]:
+    """Return a function that draws training items of a domain, equally often from its tasks."""
+    own = [task for task in tasks if task.domain == domain]
+    return lambda random: random.choice(own).draw_for_training(random)
+
+
+def draw_prompts(tasks: Sequence[Task], domain: str, number: int) -> list[str]:
+    """Return prompts of a domain's training, without answers, the same ones every time."""
+    draw, random = choose_draw(tasks, domain), Random(f"observed {domain}")
+    return [draw(random).prompt for _ in range(number)]
+
+
 def write_held_out(tasks: Sequence[Task], folder: Path) -> None:
     """Write the dev and the test part of every task to JSONL files in `folder`."""
     for task in tasks:

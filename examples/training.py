@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -18,6 +18,8 @@ from typing import Any
 import click
 import torch
 from items import Item
+from torch.nn import Parameter
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -33,8 +35,8 @@ class Training:
         steps: Steps of the optimizer.
         batch_size: Items in a step.
         learning_rate: The highest learning rate of the run.
-        fast: Whether to multiply matrices in bfloat16 and to fuse the optimizer; weights stay
-            float32.
+        fast: Whether the model computes in bfloat16. The optimizer moves float32 copies of its
+            weights, since small moves of bfloat16 would be lost.
     """
 
     steps: int
@@ -72,7 +74,7 @@ def train(
     steps and then falls along half a cosine. Progress goes to stderr.
 
     Args:
-        model: The model, in float32.
+        model: The model, in float32; a fast training leaves it in bfloat16.
         tokenizer: Its tokenizer.
         draw: Draws a training item.
         training: How long and how hard to train.
@@ -83,14 +85,14 @@ def train(
             items.
 
     Returns:
-        The seconds that the training took, those before it was killed among them, as far as they
-        led to a saved state.
+        The seconds that the training took, with those before the saved state.
 
     Raises:
         click.ClickException: The saved state is from a training with other settings.
     """
+    weights = _Weights(model, training.fast)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        weights.moved,
         lr=training.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=0.0,
@@ -102,7 +104,7 @@ def train(
     done, before = 0, 0.0
     if resumption is not None and resumption.file.exists():
         state = _load_state(resumption.file, training, model.device)
-        model.load_state_dict(state["model"])
+        weights.load(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         done, before = state["step"], state["seconds"]
@@ -114,24 +116,19 @@ def train(
     ):
         if step <= done:
             continue
-        tokens, labels = tokens.to(model.device), labels.to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=training.fast):
-            hidden = model.model(input_ids=tokens).last_hidden_state[:, :-1]
-            targets = labels[:, 1:]
-            answered = targets != IGNORED
-            logits = model.lm_head(hidden[answered])
-            added = None if extra_loss is None else extra_loss(model, step)
-        loss = torch.nn.functional.cross_entropy(logits.float(), targets[answered])
-        optimizer.zero_grad()
-        torch.autograd.backward(loss if added is None else loss + added)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        loss = _compute_loss(model, tokens.to(model.device), labels.to(model.device))
+        model.zero_grad()
+        torch.autograd.backward(loss if extra_loss is None else loss + extra_loss(model, step))
+        weights.take_gradients()
+        torch.nn.utils.clip_grad_norm_(weights.moved, 1.0)
         optimizer.step()
+        weights.give_back()
         schedule.step()
         progress.update()
         progress.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
         if resumption is not None and step % resumption.every == 0 and step < training.steps:
             state = {
-                "model": model.state_dict(),
+                "weights": [weight.detach() for weight in weights.moved],
                 "optimizer": optimizer.state_dict(),
                 "schedule": schedule.state_dict(),
                 "step": step,
@@ -141,6 +138,51 @@ def train(
             _save_state(resumption.file, state)
     progress.close()
     return before + time.monotonic() - began
+
+
+class _Weights:
+    """The weights of a model, and what the optimizer moves: themselves, or float32 copies."""
+
+    def __init__(self, model: LlamaForCausalLM, copied: bool) -> None:
+        """Take the weights of a model; if they are copied, the model becomes bfloat16."""
+        self._computing = list(model.parameters())
+        self.moved = self._computing
+        if copied:
+            self.moved = [Parameter(weight.detach().float()) for weight in self._computing]
+            # Not `model.bfloat16()`, which would also round the frequencies of the positions.
+            for weight in self._computing:
+                weight.data = weight.data.bfloat16()
+
+    def take_gradients(self) -> None:
+        """Give the gradients of the model to what is moved."""
+        for moved, weight in zip(self.moved, self._computing, strict=True):
+            if moved is not weight:
+                moved.grad = None if weight.grad is None else weight.grad.float()
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Round what was moved to the model's weights."""
+        for moved, weight in zip(self.moved, self._computing, strict=True):
+            if moved is not weight:
+                weight.copy_(moved)
+
+    @torch.no_grad()
+    def load(self, values: Sequence[torch.Tensor]) -> None:
+        """Replace all weights."""
+        for moved, value in zip(self.moved, values, strict=True):
+            moved.copy_(value)
+        self.give_back()
+
+
+def _compute_loss(
+    model: LlamaForCausalLM, tokens: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean cross-entropy of the answers; tokens and labels: (items, length)."""
+    hidden = model.model(input_ids=tokens).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    answered = targets != IGNORED
+    logits = model.lm_head(hidden[answered])
+    return cross_entropy(logits.float(), targets[answered])
 
 
 def save(

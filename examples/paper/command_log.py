@@ -1,9 +1,10 @@
 """Commands of `mergekit-dppa`, each run once for the same files.
 
 In:  a command's arguments, as a user would type them in the working directory.
-Out: what the command writes. A command that has ended is listed in `commands.txt`, with a digest of
-     the recipes and tasks files among its arguments: while these stay the same, it does not run
-     again. Everything that commands print goes to `log.txt`.
+Out: what the command writes, and how long it took. A command that has ended is listed in
+     `commands.txt`, with a digest of the recipes and tasks files among its arguments, and its
+     seconds: while these files stay the same, it does not run again. Everything that commands print
+     goes to `log.txt`.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ MAIN_FILES = {"analyze": "analysis.json", "evaluate": "evaluation.json"}
 """Command whose output is a folder -> the file that it writes there."""
 
 
-def run_once(title: str, *arguments: str) -> None:
+def run_once(title: str, *arguments: str) -> float:
     """Run a command of `mergekit-dppa`, unless it has ended here before with the same files.
 
     Args:
         title: What progress is reported under, on stderr.
         arguments: The command's name and its arguments, `--output` among them.
+
+    Returns:
+        The seconds that it took; of a command that was killed, those of its last run.
 
     Raises:
         click.ClickException: The command failed.
@@ -40,8 +44,9 @@ def run_once(title: str, *arguments: str) -> None:
     listed = Path("commands.txt")
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     ended = dict(line.split("  # ") for line in lines)  # the last of several runs counts
-    if ended.get(typed) == digest and Path(output, MAIN_FILES.get(arguments[0], "")).exists():
-        return
+    ended_digest, _, took = ended.get(typed, "").partition(" ")
+    if ended_digest == digest and Path(output, MAIN_FILES.get(arguments[0], "")).exists():
+        return float(took)
     if typed in ended:
         Path(f"{output}.journal.jsonl").unlink(missing_ok=True)  # it is of another recipe
     began = time.monotonic()
@@ -58,10 +63,11 @@ def run_once(title: str, *arguments: str) -> None:
         except Exception as error:
             traceback.print_exc()
             raise click.ClickException(f"{typed}: {describe_error(error)}") from error
-    with listed.open("a", encoding="utf-8") as file:
-        file.write(f"{typed}  # {digest}\n")
     seconds = time.monotonic() - began
+    with listed.open("a", encoding="utf-8") as file:
+        file.write(f"{typed}  # {digest} {seconds:.0f}\n")
     click.echo(f"{title}: {typed:.100} ({seconds:.0f} s)", err=True)
+    return seconds
 
 
 def describe_error(error: BaseException) -> str:

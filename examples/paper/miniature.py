@@ -21,9 +21,10 @@ from transformers.utils.logging import disable_progress_bar
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the quickstart's modules
 
 import quickstart
-from domains import DOMAINS, TASKS_FOLDER
+from domains import DOMAINS, TASKS, TASKS_FOLDER
+from items import draw_prompts
 from measurements import Group
-from plan import Plain, Plan, Subject
+from plan import Plain, Plan, Subject, combine
 from report import write_report
 from running import measure
 from training import Training
@@ -36,8 +37,13 @@ PLAN = Plan(
     beyond=(95, 98),
     searched=(90, 80),
     sets=(("math", "finance", "law"), ("math", "finance")),
-    ways=("adamerge", "search"),
-    others=(("task_arithmetic", "shared"), ("dare_linear", "search")),
+    mergings=(
+        *combine(["task_arithmetic"], [0], ["shared", "search"]),
+        *combine(["dp"], [0], ["block"]),
+        *combine(["ties", "dare_linear", "dare_ties", "della"], [90, 80], ["search"]),
+        *combine(["dare_dpa", "dppa"], [90, 80], ["search", "block"]),
+        *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"]),
+    ),
     factors=(0.6, 1.4, 1.8, 2.2, 2.6, 3.0),
     candidates=30,
     weighings=16,
@@ -52,7 +58,10 @@ SMOKE_PLAN = replace(
     beyond=(98,),
     searched=(90,),
     sets=(("math", "finance"),),
-    ways=("adamerge",),
+    mergings=(
+        *combine(["dppa"], [90], ["search", "block"]),
+        *combine(["dppa_regmean"], [90], ["given"]),
+    ),
     factors=(2.0,),
     candidates=2,
     weighings=2,
@@ -61,6 +70,9 @@ SMOKE_PLAN = replace(
     dev_items=50,
     test_items=20,
 )
+
+PROMPTS = 32
+"""Prompts on which the inputs of every model are observed."""
 
 
 def train_models(folder: Path, seed: int, base: Training, tuning: Training) -> None:
@@ -112,6 +124,7 @@ def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
             folder=folder / f"seed_{seed}",
             base="./base",
             tasks=read_tasks(smoke),
+            prompts={domain: draw_prompts(TASKS, domain, PROMPTS) for domain in DOMAINS},
             made={"seed": seed, "base": asdict(base), "tuning": asdict(tuning)},
         )
         for seed in seeds

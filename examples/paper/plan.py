@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 Plain: TypeAlias = "dict[str, object]"
 """The content of a YAML or JSON file."""
+
+Way: TypeAlias = Literal["given", "shared", "search", "model", "block", "linear", "partition"]
+"""How the weights of a merge are found. `given`: the merge is as it starts. `search`: a weight for
+each model, `shared`: one for all. The others are granularities of AdaMerging."""
+
+LEARNED: tuple[Way, ...] = ("model", "block", "linear", "partition")
+"""The ways that are granularities of AdaMerging, from the coarsest to the finest."""
+
+
+@dataclass(frozen=True)
+class Merging:
+    """A way to merge.
+
+    Attributes:
+        method: The merge method.
+        rate: The pruning rate of every delta, in percent; 0 where nothing is pruned.
+        way: How its weights are found or, of a combination by inputs that is learned, its factors.
+        observed: Whether a combination by inputs is given activations; no other method takes them.
+    """
+
+    method: str
+    rate: int
+    way: Way
+    observed: bool = True
+
+    @property
+    def name(self) -> str:
+        """Its name among the results, and that of its recipe in the folder of its method."""
+        return f"{self.method}{'' if self.observed else '_data_free'}_{self.rate}_{self.way}"
+
+
+def combine(
+    methods: Sequence[str], rates: Sequence[int], ways: Sequence[Way], observed: bool = True
+) -> Iterator[Merging]:
+    """Yield the mergings of all combinations."""
+    for method, rate, way in product(methods, rates, ways):
+        yield Merging(method, rate, way, observed)
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is measured, and how much of it.
 
-    A folder of measurements keeps the names and values of these fields in `plan.json`, and a plan
-    that differs from them is refused there.
-
     Attributes:
         rates: Pruning rates, in percent, of single models without factors.
         beyond: Pruning rates above the paper's highest, which show where methods fail.
-        searched: Pruning rates at which factors are searched and merges are made.
+        searched: Pruning rates at which factors are searched.
         sets: The sets of domains that are merged.
-        ways: How the weights of merges are found: `adamerge`, a `search` for each model, or a
-            search of one weight that all models share (`shared`).
-        others: mergekit's methods for comparison, each with the way its weights are found.
+        mergings: The ways in which each set is merged.
         factors: Factors of the 90 partition for curves of score against factor, beside 1, which is
             DP; empty for no curves.
         candidates: Candidates of a search of factors, for each domain.
@@ -40,8 +74,7 @@ class Plan:
     beyond: tuple[int, ...]
     searched: tuple[int, ...]
     sets: tuple[tuple[str, ...], ...]
-    ways: tuple[str, ...]
-    others: tuple[tuple[str, str], ...]
+    mergings: tuple[Merging, ...]
     factors: tuple[float, ...]
     candidates: int
     weighings: int
@@ -54,14 +87,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Subject:
-    """A base model and its fine-tuned models, which lie in the subject's folder.
+    """A base model and its fine-tuned models.
 
     Attributes:
         name: Name of the subject.
-        folder: The folder of its models and of everything that is measured.
+        folder: The folder of everything that is measured.
         base: Path of the base model, relative to that folder.
-        tasks: Content of the tasks file; the model of a domain has the domain's name.
-        made: The settings of the training that made the models.
+        tasks: Content of the tasks file; the folder of a domain's model has the domain's name.
+        prompts: Domain -> prompts of its training, on which its model's inputs are observed.
+        made: How the models were made: measurements of other models are refused in the folder.
         device: Where models are evaluated: cpu, cuda, ...
     """
 
@@ -69,5 +103,6 @@ class Subject:
     folder: Path
     base: str
     tasks: Plain
+    prompts: Mapping[str, Sequence[str]]
     made: Plain
     device: str = "cpu"

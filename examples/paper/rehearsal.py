@@ -91,7 +91,7 @@ class Rehearsal:
         """Return the mean over tokens of the divergence from the base to the model, in nats."""
         texts = range(len(self._texts["tokens"]))
         rows = Random(f"{self._seed} {step}").sample(texts, self._batch_size)
-        expected = linear(self._texts["states"][rows], self._head).float().log_softmax(-1)
+        expected = linear(self._texts["states"][rows], self._head).log_softmax(-1)
         tokens = self._texts["tokens"][rows]
         found = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
         return kl_div(found, expected, reduction="none", log_target=True).sum(-1).mean()

@@ -7,11 +7,17 @@ from statistics import mean
 from typing import Any
 
 from measurements import LABELS, LADDER, Group, Sample
+from plan import LEARNED
 from reported import MERGED, OFFSETS, PRUNED, read_appendix_a
 
 from dppa_mergekit.report.markdown_tables import table
 
-WAYS = {"adamerge": "AdaMerging", "search": "search", "shared": "search of one"}
+WAYS = {
+    "given": "as it starts",
+    "shared": "search of one",
+    "search": "search",
+    **{way: f"AdaMerging, {way}" for way in LEARNED},
+}
 """How the weights of a merge are found -> its name in tables."""
 
 
@@ -25,8 +31,10 @@ def format_tables(group: Group) -> str:
     quantiles = ", means of their quantiles over seeds" if len(group.results) > 1 else ""
     merged = [
         f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
-        "prunes linears alone here, beside the paper's numbers; AdaMerging does not know "
-        "mergekit's `dare_linear`, which prunes every tensor. DP at 0 % is task arithmetic.\n\n"
+        "prunes linears alone here, beside the paper's numbers; `dare_linear` prunes every "
+        "tensor. What was scored: candidates of the search, or states of AdaMerging, and the "
+        "seconds of both; factors that DPPA's search found before, and the observation of inputs, "
+        "are not in them.\n\n"
         f"{tabulate_merges(group, domains)}"
         for domains in group.merged_domains
     ]
@@ -98,14 +106,20 @@ def _tabulate_factors(group: Group) -> str:
     for name in group.first["factors"]:
         method, _, rate = name.rpartition("_")
         for domain in group.domains:
-            by_subject = [results["factors"][name][domain] for results in group.results.values()]
+            searches = [results["factors"][name][domain] for results in group.results.values()]
+            by_subject = [found["factors"] for found in searches]
             texts = [
                 f"{partition.removeprefix('amplify_')}: "
                 + ", ".join(f"{factors.get(partition, 1.0):.2f}" for factors in by_subject)
                 for partition in by_subject[0]
             ]
-            rows.append([domain, f"{rate} %", LABELS[method], "; ".join(texts)])
-    return table(["domain", "pruned by", "method", "partition: factors"], rows, names=4)
+            costs = [
+                f"{mean(found[cost] for found in searches):.0f}"
+                for cost in ("candidates", "seconds")
+            ]
+            rows.append([domain, f"{rate} %", LABELS[method], "; ".join(texts), *costs])
+    head = ["domain", "pruned by", "method", "partition: factors", "candidates", "seconds"]
+    return table(head, rows, names=4)
 
 
 def tabulate_merges(group: Group, domains: tuple[str, ...]) -> str:
@@ -116,26 +130,35 @@ def tabulate_merges(group: Group, domains: tuple[str, ...]) -> str:
     for name in merges:
         if name == "dense":
             continue
-        label, _, way = name.rpartition("_") if name != "base" else ("base", "", "")
-        method, _, rate = label.rpartition("_")
-        pruned = rate.isdecimal()
-        printed = MERGED.get(domains, {}).get(label, {})
+        method, rate, way = (name, "", "") if name == "base" else name.rsplit("_", maxsplit=2)
+        in_paper = f"{'dare' if method == 'dare_dpa' else method}_{rate}"
+        printed = MERGED.get(domains, {}).get(in_paper, {})
         ratios = [
             group.domain_ratios(section, name, domain).to_cell(printed.get(domain))
             for domain in domains
         ]
         rows.append(
             [
-                LABELS[method if pruned else label],
-                f"{rate} %" if pruned else "",
+                LABELS["task_arithmetic" if rate == "0" else method],
+                f"{rate} %" if rate != "0" and rate else "",
                 WAYS.get(way, ""),
                 *ratios,
                 _mean_ratios(group, section, name).to_cell(),
                 *_guard_cells(group, section, name),
+                *_cost_cells(group, section, name),
             ]
         )
     guard = [task.removesuffix("_test") for task in _guard_tasks(merges)]
-    return table(["merge", "pruned by", "weights by", *domains, "mean", *guard], rows, names=3)
+    head = ["merge", "pruned by", "weights by", *domains, "mean", *guard, "scored", "seconds"]
+    return table(head, rows, names=3)
+
+
+def _cost_cells(group: Group, section: str, name: str) -> list[str]:
+    """What was scored to find the weights of a merge, and how long that took; means."""
+    merges = [results["merged"][section][name] for results in group.results.values()]
+    if "seconds" not in merges[0]:
+        return ["", ""]
+    return [f"{mean(merge[cost] for merge in merges):.0f}" for cost in ("candidates", "seconds")]
 
 
 def _mean_ratios(group: Group, section: str, name: str) -> Sample:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -22,9 +21,10 @@ from pathlib import Path
 import click
 import torch
 from command_log import describe_error
-from experiment import STAGES, Experiment, Part, read_json
+from experiment import STAGES, Experiment, Part
 from filelock import FileLock, Timeout
 from plan import Plain, Plan, Subject
+from subject_folder import read_json
 
 from dppa_mergekit.scoring.tasks import folder_hash
 
@@ -47,7 +47,7 @@ def measure(
     with ExitStack() as stack:
         for subject in subjects:
             stack.enter_context(_lock(subject.folder))
-            _check_plan(subject, plan)
+            _check_made(subject)
         pool = stack.enter_context(_workers(jobs))
         _train(pool, trainings)
         for stage in STAGES:
@@ -141,17 +141,16 @@ def _lock(folder: Path) -> Iterator[None]:
         raise click.ClickException(f"Another run is measuring in {folder}.") from error
 
 
-def _check_plan(subject: Subject, plan: Plan) -> None:
-    """Raise if the subject's folder holds measurements with other settings than these."""
-    path = subject.folder / "plan.json"
+def _check_made(subject: Subject) -> None:
+    """Raise if the subject's folder holds measurements of other models, or on other items."""
+    path = subject.folder / "made.json"
     include_path = Path(subject.folder, "tasks", str(subject.tasks["include_path"]))
     items = folder_hash(Path(os.path.normpath(include_path)))  # "tasks" may not exist yet
-    settings = [asdict(plan), subject.tasks, items, subject.made, subject.device]
-    asked = json.loads(json.dumps(settings))
+    asked = json.loads(json.dumps({"made": subject.made, "items": items}))
     if not path.exists():
         path.write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
     elif json.loads(path.read_text(encoding="utf-8")) != asked:
         raise click.ClickException(
-            f"{subject.folder} holds measurements with another plan, other items or models, or on "
-            f"another device (plan.json); name another folder."
+            f"{subject.folder} holds measurements of other models or items (made.json); name "
+            f"another folder."
         )

@@ -39,8 +39,11 @@ from contest import (
     measure_missing,
     read_results,
 )
+from items import choose_draw
+from problems import TASKS
 from rehearsal import Rehearsal, write_texts
-from smollm2 import REHEARSED, TEXTS_FILE, choose_draw, make_tasks, write_base, write_tasks
+from smollm2 import make_tasks, write_tasks
+from smollm2_experts import REHEARSED, TEXTS_FILE, write_base
 from training import Resumption, Training, save, train
 
 from dppa_mergekit.adamerging.descent import Descent
@@ -140,7 +143,7 @@ def fine_tune(folder: Path, domain: str, rehearse: bool) -> None:
                 texts = folder / TEXTS_FILE
                 rehearsal = Rehearsal(folder / "base", texts, REHEARSED, seed, "cpu")
             state = Resumption(output.with_suffix(".state"), SAVE_EVERY)
-            draw = choose_draw(domain)
+            draw = choose_draw(TASKS, domain)
             train(model, tokenizer, draw, training, seed, title, state, rehearsal)
             save(model, tokenizer, output)
             state.file.unlink(missing_ok=True)
@@ -151,7 +154,7 @@ def draw_prompts(domains: Sequence[str], number: int) -> dict[str, list[Prompt]]
     """Return domain -> prompts of its training, without answers."""
     prompts = {}
     for domain in domains:
-        draw, random = choose_draw(domain), Random(f"observed {domain}")
+        draw, random = choose_draw(TASKS, domain), Random(f"observed {domain}")
         prompts[domain] = [Prompt(draw(random).prompt) for _ in range(number)]
     return prompts
 
@@ -222,12 +225,8 @@ class Judge:
 
     def __init__(self, folder: Path, domains: Sequence[str]) -> None:
         """Score the models of some domains below a folder, each on its own tasks."""
-        content = make_tasks("cpu")
+        content = make_tasks({domain: str(folder / domain) for domain in domains}, "cpu")
         content["include_path"] = str(folder / "tasks")
-        of_all = content["domains"]
-        content["domains"] = {
-            domain: {**of_all[domain], "model": str(folder / domain)} for domain in domains
-        }
         self._tasks = TasksFile.model_validate(content)
         self._folder = folder
         self._live = load(folder / "base").float()

@@ -19,12 +19,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from random import Random
 from typing import TypeAlias
 
 import click
@@ -39,7 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules of the other examples
 
-from items import Item
+from items import choose_draw
 from problems import DOMAINS, TASKS
 from rehearsal import Rehearsal, write_texts
 from running import run_trainings
@@ -169,12 +168,6 @@ def _load_gguf(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
-def choose_draw(domain: str) -> Callable[[Random], Item]:
-    """Return a function that draws a domain's items, equally often from each of its tasks."""
-    own = [task for task in TASKS if task.domain == domain]
-    return lambda random: random.choice(own).draw_for_training(random)
-
-
 def fine_tune(models: Path, experts: Sequence[Expert], device: str) -> None:
     """Train experts one after the other, as far as that is not done."""
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
@@ -193,7 +186,7 @@ def fine_tune(models: Path, experts: Sequence[Expert], device: str) -> None:
         seconds = train(
             model,
             tokenizer,
-            choose_draw(expert.domain),
+            choose_draw(TASKS, expert.domain),
             expert.training,
             seed,
             f"seed {expert.seed}, {expert.setting}: fine-tuning {expert.domain}",
@@ -203,6 +196,21 @@ def fine_tune(models: Path, experts: Sequence[Expert], device: str) -> None:
         record = {**asdict(expert), **asdict(expert.training), "seconds": round(seconds)}
         save(model.cpu(), tokenizer, output, {RECORD_FILE: json.dumps(record, indent=1) + "\n"})
         resumption.file.unlink(missing_ok=True)
+
+
+def read_record(models: Path, expert: Expert) -> dict[str, object]:
+    """Return how an expert was made.
+
+    Raises:
+        click.ClickException: It is not there.
+    """
+    path = models / expert.path / RECORD_FILE
+    if not path.exists():
+        raise click.ClickException(
+            f"{models} has no {expert.path.as_posix()}; smollm2_experts.py trains it."
+        )
+    record: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return record
 
 
 def pack(models: Path, experts: Sequence[Expert], archive: Path) -> None:

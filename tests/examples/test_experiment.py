@@ -14,13 +14,13 @@ import pytest
 import running
 from command_log import run_once
 from experiment import Experiment
-from plan import Subject
+from plan import Plain, Subject
 
 from dppa_mergekit.cli import main as cli
 
 
-def subject(folder: Path, name: str = "one", device: str = "cpu") -> Subject:
-    return Subject(name, folder, "./base", miniature.read_tasks(smoke=True), {}, device)
+def subject(folder: Path, name: str = "one", made: Plain | None = None) -> Subject:
+    return Subject(name, folder, "./base", miniature.read_tasks(smoke=True), {}, made or {})
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]
 
 def test_a_command_ends_once_for_the_same_files(ran: list[tuple[str, ...]]) -> None:
     asked = ("search", "recipe.yml", "--output", "tuned.yml")
-    run_once("one", *asked)
-    run_once("one", *asked)
+    took = run_once("one", *asked)
+    assert run_once("one", *asked) == pytest.approx(took, abs=0.5)
     assert ran == [asked]
     run_once("one", "search", "recipe.yml", "--output", "other.yml")
     assert len(ran) == 2
@@ -128,15 +128,15 @@ def test_a_training_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "training: ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_one_run_in_a_folder_and_one_plan(tmp_path: Path) -> None:
-    def measure(device: str) -> None:
-        running.measure([subject(tmp_path, device=device)], [], miniature.PLAN, jobs=1)
+def test_one_run_in_a_folder_and_one_set_of_models(tmp_path: Path) -> None:
+    def measure(seed: int) -> None:
+        running.measure([subject(tmp_path, made={"seed": seed})], [], miniature.PLAN, jobs=1)
 
     with (
         running._lock(tmp_path),
         pytest.raises(click.ClickException, match="Another run is measuring"),
     ):
-        measure("cpu")
-    running._check_plan(subject(tmp_path), miniature.PLAN)
-    with pytest.raises(click.ClickException, match="with another plan, other items or models"):
-        measure("cuda")
+        measure(0)
+    running._check_made(subject(tmp_path, made={"seed": 0}))
+    with pytest.raises(click.ClickException, match="measurements of other models or items"):
+        measure(1)

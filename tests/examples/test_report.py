@@ -43,17 +43,20 @@ def test_merges_have_the_mean_over_domains() -> None:
     ratios = {"math": {"value": 20.0, "error": 3.0}, "law": {"value": 60.0, "error": 4.0}}
     scores = {"repeat_test": {"value": 0.9, "error": 0.01}}
     mean = {"value": 40.0, "error": 2.5}  # as `evaluate` gives it: sqrt(3 ** 2 + 4 ** 2) / 2
-    merge = {"domain_ratios": ratios, "mean_ratio": mean, "scores": scores}
-    merges = {"base": merge, "dare_90_search": merge, "dense": {}}
+    base = {"domain_ratios": ratios, "mean_ratio": mean, "scores": scores}
+    merge = {**base, "candidates": 16, "seconds": 61.4}
+    merges = {"base": base, "dare_dpa_90_search": merge, "dense": {}}
     found = {"seed_0": {"pruned": {}, "merged": {"math_law": merges}}}
     lines = tabulate_merges(Group("One", found), ("math", "law")).splitlines()
     head, _, _, row = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert dict(zip(head, row, strict=True)) == {
-        "merge": "DARE",
+        "merge": "DARE + DPA",
         "pruned by": "90 %",
         "weights by": "search",
         "math": "20.0 ± 3.0",
         "law": "60.0 ± 4.0",
         "mean": "40.0 ± 2.5",
         "repeat": "90.0 ± 1.0",
+        "scored": "16",
+        "seconds": "61",
     }
