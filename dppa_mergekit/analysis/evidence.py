@@ -1,8 +1,8 @@
 """What was measured of pruning and merging, in two tables, and the bounds of `analyze`'s advice.
 
 All shares are Domain-Ratios or, of the six experts, Task-Ratios on test items, in percent of the
-fine-tuned models', from examples/paper/RESULTS.md, where the commands stand that give them. A pair
-of numbers is the least and the largest of several models, seeds or ways of choosing weights.
+fine-tuned models', from examples/paper/tables, with the commands that give them. A pair of numbers
+is the least and the largest of several models, seeds or ways of choosing weights.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ PRUNED = (
         },
     ),
 )
-"""Tables "Where methods cross" and 1 of RESULTS.md: three models each (one seed; of the tiny ones
-means over three). The last are those of README.md, "Finding the factors"."""
+"""Tables "Where methods cross" and 1 in examples/paper/tables: three models each (one seed; of the
+tiny ones means over three). The last are those of README.md, "Finding the factors"."""
 
 
 @dataclass(frozen=True)
@@ -190,5 +190,5 @@ MERGED = (
         },
     ),
 )
-"""Tables 5, "Combinations by inputs" and "Six experts" of RESULTS.md; one training seed of SmolLM2,
+"""Tables 5, "short" and "six experts" in examples/paper/tables; one training seed of SmolLM2,
 three of the tiny ones."""

@@ -4,7 +4,7 @@
 
 Trains the quickstart's base and its three fine-tuned models for every seed, less hard than the
 quickstart does, and repeats the paper's measurements by the public commands. FOLDER then holds
-`results.json`, `tables.md` and `figures/`. If it is killed, run the same command again to resume.
+`results.json`, `tables/` and `figures/`. If it is killed, run the same command again to resume.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The paper's tables and figures with our measurements, the paper's own numbers in brackets.
 
 In:  the results of subjects, in groups: seeds of one training, or each setting of it.
-Out: `results.json`, `tables.md` and `figures/` in a folder.
+Out: `results.json`, `tables/` and `figures/` in a folder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def write_report(folder: Path, groups: Sequence[Group]) -> None:
     (folder / "results.json").write_text(text, encoding="utf-8")
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    parts = []
+    tables = folder / "tables"
+    tables.mkdir(exist_ok=True)
     for group in groups:
         analysis = folder / next(iter(group.results)) / "analysis"
         for name in ("density", "structure", "offsets"):
@@ -44,8 +45,7 @@ def write_report(folder: Path, groups: Sequence[Group]) -> None:
         draw_ladder(group, figures / f"{group.slug}_ladder.png")
         if any("_at_" in name for name in group.recipe_names("amplified")):
             draw_factors(group, figures / f"{group.slug}_factors.png")
-        parts.append(format_tables(group))
-    (folder / "tables.md").write_text("\n".join(parts), encoding="utf-8")
+        (tables / f"{group.slug}.md").write_text(format_tables(group), encoding="utf-8")
 
 
 def compute_means(group: Group) -> Means:

@@ -8,7 +8,7 @@ from typing import Any
 
 from measurements import LABELS, LADDER, Group, Sample
 from plan import LEARNED
-from reported import MERGED, OFFSETS, PRUNED, read_appendix_a
+from reported import MERGED, OFFSETS, PRUNED
 
 from dppa_mergekit.report.markdown_tables import table
 
@@ -20,6 +20,12 @@ WAYS = {
 }
 """How the weights of a merge are found -> its name in tables."""
 
+MERGED_NOTE = """\
+The paper's DARE stands beside DARE on linears alone; `dare_linear` prunes every tensor. AdaMerging
+learns weights for what is named or, of merges by inputs, factors. *Scored* are candidates of the
+search, or states of AdaMerging; *seconds* those of finding the weights. Factors that DPPA's search
+found before, and the observation of inputs, are not in them."""
+
 
 def format_tables(group: Group) -> str:
     """Return all tables of a group."""
@@ -29,39 +35,36 @@ def format_tables(group: Group) -> str:
         else "standard errors are those of the test items"
     )
     quantiles = ", means of their quantiles over seeds" if len(group.results) > 1 else ""
-    merged = [
-        f"Merges of {' + '.join(domains)} ({'Table 5' if len(domains) > 2 else 'Table 6'}); DARE "
-        "prunes linears alone here, beside the paper's numbers; `dare_linear` prunes every "
-        "tensor. What was scored: candidates of the search, or states of AdaMerging, and the "
-        "seconds of both; factors that DPPA's search found before, and the observation of inputs, "
-        "are not in them.\n\n"
-        f"{tabulate_merges(group, domains)}"
-        for domains in group.merged_domains
-    ]
     dare = ("dare", "dare_linears")
     parts = [
-        f"## {group.title}",
+        f"# {group.title}",
         f"Domain-Ratios on test items in percent; {spread}. In brackets: the paper.",
-        "One model pruned (Table 1).",
+        "## Table 1: one model pruned",
         tabulate_single_models(group, (10, 80, 90), ("magnitude", "owl", *dare, "dppa")),
-        "Magnitude, OWL and DP (Table 2).",
+        "## Table 2: magnitude, OWL and DP",
         tabulate_single_models(group, (90,), ("magnitude", "owl", "dp")),
-        "Where methods cross: the noise of DARE's rescaling, as a share of the weights' deviation "
-        "(delta's deviation times the root of rate / density), and what each method keeps.",
-        tabulate_noise(group),
-        "DARE with DPA (Table 3).",
+        "## Table 3: DARE with DPA",
         tabulate_single_models(group, (80, 90), (*dare, "dare_dpa", "dppa")),
-        "Factors that the search found.",
+        "## Where methods cross",
+        "The noise of DARE's rescaling, as a share of the weights' deviation (delta's deviation "
+        "times the root of rate / density), and what each method keeps.",
+        tabulate_noise(group),
+        "## Factors that the search found",
         _tabulate_factors(group),
-        *merged,
-        f"Deltas of all linears{quantiles} (Tables 4 and 8), and their deviation relative to the "
-        "weights'.",
+    ]
+    for domains in group.merged_domains:
+        parts += [
+            f"## Table {5 if len(domains) > 2 else 6}: merges of {' + '.join(domains)}",
+            MERGED_NOTE,
+            tabulate_merges(group, domains),
+        ]
+    parts += [
+        "## Tables 4 and 8: the deltas",
+        f"Of all linears{quantiles}, and their deviation relative to the weights'.",
         _tabulate_offsets(group),
-        "Scores of single tasks by pruning rate (Appendix A).",
+        "## Appendix A: scores of single tasks by pruning rate",
         tabulate_scores(group),
     ]
-    if {20, 30, 40} <= set(group.rates):
-        parts += ["The paper's, of LLaMA-2-7B's fine-tuned models.", _tabulate_appendix_a()]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -218,9 +221,3 @@ def tabulate_scores(group: Group) -> str:
                 rows.append([*head, *(f"{cell:.1f}" for cell in cells), f"{unpruned:.1f}"])
     head = ["task", "pruned by", *(LABELS[method] for method in LADDER), "not pruned"]
     return table(head, rows, names=2)
-
-
-def _tabulate_appendix_a() -> str:
-    rows = [[task, f"{rate} %", *scores] for task, rate, *scores in read_appendix_a()]
-    head = [LABELS[method] for method in ("magnitude", "owl", "dp", "dare")]
-    return table(["task", "pruned by", *head], rows, names=2)

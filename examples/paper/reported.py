@@ -1,9 +1,9 @@
-"""The paper's own numbers: arXiv 2403.02799, Tables 1 to 6 and 8; Domain-Ratios in percent."""
+"""The paper's own numbers: arXiv 2403.02799, Tables 1 to 6 and 8; Domain-Ratios in percent.
+
+`appendix_a.csv` has the scores of single tasks, of Appendix A.
+"""
 
 from __future__ import annotations
-
-import csv
-from pathlib import Path
 
 DOMAINS = ("math", "finance", "law")
 
@@ -87,9 +87,3 @@ OFFSETS: dict[str, tuple[float, ...]] = {
     ),
 }
 """Domain -> least delta, deciles, largest delta (Table 8; Table 4 is a part of it)."""
-
-
-def read_appendix_a() -> list[list[str]]:
-    """Return rows of task, pruning rate, and scores in percent after magnitude, OWL, DP, DARE."""
-    with Path(__file__).with_name("appendix_a.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))[1:]

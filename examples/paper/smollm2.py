@@ -5,7 +5,7 @@
     python examples/paper/smollm2.py FOLDER --models MODELS
 
 Repeats the paper's measurements of the experts in MODELS by the public commands. FOLDER then holds
-`results.json`, `tables.md`, `samples.md` and `figures/`. It takes hours without a GPU. If it is
+`results.json`, `tables/`, `samples.md` and `figures/`. It takes hours without a GPU. If it is
 killed, run the same command again to resume.
 """
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import quotes
 
 from dppa_mergekit.analysis.advice import merge_verdict, verdict
 from dppa_mergekit.analysis.evidence import (
@@ -26,7 +27,8 @@ from dppa_mergekit.analysis.results import (
     Offsets,
 )
 
-RESULTS = Path(__file__).parents[2] / "examples" / "paper" / "RESULTS.md"
+QUOTES = quotes.Quotes(quotes.read_tables(quotes.HERE / "tables"))
+README = Path(__file__).parents[2] / "README.md"
 
 
 def model(relative: float, density: float, name: str = "math") -> ModelAnalysis:
@@ -121,65 +123,53 @@ def test_the_verdict_on_a_merge() -> None:
     assert "1.5 by a sum with one weight a model (dp, weight 0.3)" in measured
 
 
-def test_the_tables_are_those_of_the_results() -> None:
+TRAININGS = ("smollm2_simple", "smollm2_hard", "miniature")
+"""The files of the tables of PRUNED's first rows."""
+
+
+@pytest.mark.parametrize("number", range(3), ids=TRAININGS)
+def test_what_pruning_kept_is_what_the_results_say(number: int) -> None:
     """Every share is in the tables that are their source."""
-    text = RESULTS.read_text(encoding="utf-8")
-    cell = r" +(\S+) ± \S+ \|"
-    row = rf"^\| \w+ +\| \d+ % +\| +[\d.]+ \| +\S+ ± \S+ \|{cell * 3}"
-    crossings = [
-        [float(share) for share in shares] for shares in re.findall(row, text, flags=re.MULTILINE)
-    ]
-    assert len(crossings) == 36
-    # Of each training, light, hard and tiny: math, finance and law at four rates.
-    for training, known in enumerate(PRUNED[:3]):
-        of_training = crossings[12 * training : 12 * training + 12]
-        for place, kept in enumerate(known.kept.values()):
-            rows = of_training[place::4]
-            for column, method in enumerate(("dp", "dare_dpa", "dare_linear")):
-                shares = [row[column] for row in rows]
-                least, largest = kept[method]
-                assert abs(min(shares) - least) <= 0.6, (known.what, method)
-                assert abs(max(shares) - largest) <= 0.6, (known.what, method)
-
-
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_what_dppa_kept_is_what_the_results_say(number: int) -> None:
-    table = RESULTS.read_text(encoding="utf-8").split("One model pruned (Table 1).\n\n")[number]
-    head, _, *lines = [_cells(line) for line in table.split("\n\n")[0].splitlines()]
-    rows = [dict(zip(head, line, strict=True)) for line in lines]
-    for density, rate in ((0.2, "80 %"), (0.1, "90 %")):
-        found = [float(row["DPPA"].split(" ± ")[0]) for row in rows if row["pruned by"] == rate]
-        least, largest = PRUNED[number - 1].kept[density]["dppa"]
-        assert abs(min(found) - least) <= 0.6
-        assert abs(max(found) - largest) <= 0.6
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    for density, kept in PRUNED[number].kept.items():
+        rows = [f"{domain}, {100 - 100 * density:.0f} %" for domain in ("math", "finance", "law")]
+        for method, (least, largest) in kept.items():
+            table, column = {
+                "dare_linear": ("Where methods cross", "DARE"),
+                "dare_dpa": ("Where methods cross", "DARE, linears alone"),
+                "dp": ("Where methods cross", "DP"),
+                "dppa": ("Table 1: one model pruned", "DPPA"),
+            }[method]
+            cells = QUOTES.cells(f"{TRAININGS[number]}: {table}", rows, [column])
+            shares = [cell.value for cell in cells]
+            assert abs(min(shares) - least) <= 0.6, method
+            assert abs(max(shares) - largest) <= 0.6, method
 
 
 @dataclass(frozen=True)
 class MergeTable:
-    """A table of merges: how it is found, the columns of the rows' names, and those of shares."""
+    """A table of merges: its name, the columns of the rows' names, and those of shares."""
 
-    after: str
+    name: str
     names: tuple[int, ...] = (0,)
     shares: tuple[int, ...] = (3,)
-    number: int = 1
 
 
-THREE = "Merges of math + finance + law (Table 5)"
+THREE = "Table 5: merges of math + finance + law"
 TABLES = {
-    "three light fine-tunes of SmolLM2-135M": [MergeTable(THREE, (0, 2), (6,), 1)],
-    "three hard fine-tunes of SmolLM2-135M": [MergeTable(THREE, (0, 2), (6,), 2)],
-    "three hard fine-tunes of tiny Llamas": [MergeTable(THREE, (0, 2), (6,), 3)],
-    "three short fine-tunes of SmolLM2-135M": [MergeTable("Instruct, three short fine-tunes\n")],
-    "two short fine-tunes of SmolLM2-135M": [MergeTable("# Two of them\n")],
-    "two short fine-tunes of SmolLM2-135M that rehearsed": [MergeTable("# Two that rehearsed\n")],
+    "three light fine-tunes of SmolLM2-135M": [
+        MergeTable(f"smollm2_simple: {THREE}", (0, 2), (6,))
+    ],
+    "three hard fine-tunes of SmolLM2-135M": [MergeTable(f"smollm2_hard: {THREE}", (0, 2), (6,))],
+    "three hard fine-tunes of tiny Llamas": [MergeTable(f"miniature: {THREE}", (0, 2), (6,))],
+    "three short fine-tunes of SmolLM2-135M": [MergeTable("smollm2_short: Three")],
+    "two short fine-tunes of SmolLM2-135M": [MergeTable("smollm2_short: Two")],
+    "two short fine-tunes of SmolLM2-135M that rehearsed": [
+        MergeTable("smollm2_short: Two that rehearsed")
+    ],
     "six hard fine-tunes of a tiny Llama": [
         # Of the densities, those down to 0.1; of the granularities, all but a number a model.
-        MergeTable("# Six experts of a tiny base\n", shares=(1, 2, 3)),
-        MergeTable("# Finer weights and factors\n", (0, 1), (4, 5, 6)),
+        MergeTable("six_experts: Merges", shares=(1, 2, 3)),
+        MergeTable("six_experts: Finer weights and factors", (0, 1), (4, 5, 6)),
     ],
 }
 
@@ -195,12 +185,9 @@ ROWS = {
 
 @pytest.mark.parametrize("merged", MERGED, ids=lambda one: one.what)
 def test_what_merges_kept_is_what_the_results_say(merged: Merged) -> None:
-    text = RESULTS.read_text(encoding="utf-8")
     found: dict[str, list[float]] = {}
     for table in TABLES[merged.what]:
-        lines = text.split(table.after)[table.number].split("\n|", 1)[1].split("\n\n")[0]
-        for line in lines.splitlines():
-            cells = _cells(line)
+        for cells in QUOTES.tables[table.name].rows:
             name = ", ".join(cells[column] for column in table.names)
             for combination, pattern in ROWS.items():
                 if re.fullmatch(pattern, name):
@@ -213,7 +200,7 @@ def test_what_merges_kept_is_what_the_results_say(merged: Merged) -> None:
 
 
 def test_the_readme_has_the_same_table() -> None:
-    readme = (RESULTS.parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = README.read_text(encoding="utf-8")
     written = [
         (float(density), [cell.strip() for cell in cells.split("|")])
         for density, cells in re.findall(
