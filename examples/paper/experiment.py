@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from merges import Merges
-from plan import Plain, Plan, Subject
+from plan import Domains, Plain, Plan, Subject
 from single_models import AMPLIFIED, SingleModels
 from subject_folder import SubjectFolder, join
 
@@ -52,20 +52,20 @@ class Experiment:
         for domain in self._folder.domains:
             yield partial(self._single_models.score_pruned, domain)
         yield self._single_models.measure_offsets
-        for domains in self.plan.sets:
+        for domains in self.plan.mergings:
             yield partial(self._merges.score_base, domains)
 
     def list_factor_parts(self) -> Iterator[Part]:
         """Yield the parts that need factors: weights of merges, scores of amplified models."""
-        for domains in self.plan.sets:
+        for domains in self.plan.mergings:
             yield from self._merges.list_weighings(domains)
         for domain in self._folder.domains:
             yield partial(self._single_models.score_amplified, domain)
 
     def list_weight_parts(self) -> Iterator[Part]:
         """Yield the parts that need weights: scores of merges."""
-        for domains in self.plan.sets:
-            for group in self._merges.groups:
+        for domains in self.plan.mergings:
+            for group in self._merges.list_groups(domains):
                 yield partial(self._merges.score, group, domains)
 
     def list_final_parts(self) -> Iterator[Part]:
@@ -86,14 +86,14 @@ class Experiment:
                 for method in AMPLIFIED
             },
             "amplified": {domain: single.score_amplified(domain) for domain in domains},
-            "merged": {join(merged): self._score_merges(merged) for merged in self.plan.sets},
+            "merged": {join(merged): self._score_merges(merged) for merged in self.plan.mergings},
         }
         write_whole(Path("results.json"), json.dumps(results, indent=1) + "\n")
 
-    def _score_merges(self, domains: Sequence[str]) -> Plain:
+    def _score_merges(self, domains: Domains) -> Plain:
         """Return the scores of the merges of some domains' models, by all methods."""
         scores = self._merges.score_base(domains)
-        for group in self._merges.groups:
+        for group in self._merges.list_groups(domains):
             scores |= self._merges.score(group, domains)
         return scores
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from plan import LEARNED, Merging, Plain
+from plan import LEARNED, Domains, Merging, Plain
 from single_models import read_factors
 from subject_folder import SubjectFolder, count_candidates, join, read_parameters, to_density
 
@@ -43,7 +44,7 @@ class Merges:
 
     def observe(self) -> float:
         """Observe the inputs of every model on prompts of its training; return the seconds."""
-        if not any(map(_is_observed, self.folder.plan.mergings)):
+        if not any(map(_is_observed, chain(*self.folder.plan.mergings.values()))):
             return 0.0
         recipe = "recipes/observed.yml"
         alike: dict[str, Plain] = {domain: {"density": 0.2} for domain in self.folder.domains}
@@ -60,12 +61,12 @@ class Merges:
         Path(OBSERVED).parent.mkdir(exist_ok=True)
         return self.folder.run("activations", recipe, "--output", OBSERVED, *options)
 
-    def list_weighings(self, domains: Sequence[str]) -> Iterator[partial[Plain]]:
+    def list_weighings(self, domains: Domains) -> Iterator[partial[Plain]]:
         """Yield what finds the weights of each merge of some domains' models."""
-        for merging in self.folder.plan.mergings:
+        for merging in self.folder.plan.mergings[domains]:
             yield partial(self.find_weights, merging, domains)
 
-    def find_weights(self, merging: Merging, domains: Sequence[str]) -> Plain:
+    def find_weights(self, merging: Merging, domains: Domains) -> Plain:
         """Write the recipe of a merge with the weights that its way finds, and return their cost.
 
         The cost is the number of `candidates`, or states, that were scored, and the `seconds` that
@@ -97,18 +98,19 @@ class Merges:
         seconds = self.folder.run(command, recipe, "--tasks", tasks, "--output", output, *options)
         return {"candidates": count_candidates(output), "seconds": seconds}
 
-    def score_base(self, domains: Sequence[str]) -> Plain:
+    def score_base(self, domains: Domains) -> Plain:
         """Return the test scores of the base model on some domains' tasks."""
         base, folder = self.folder.subject.base, f"merged/{join(domains)}/base"
         scores = self.folder.evaluate(domains, folder, (), "guarded", models=(base,))
         return {"base": scores[base], "dense": scores["dense"]}
 
-    def score(self, group: str, domains: Sequence[str]) -> Plain:
+    def score(self, group: str, domains: Domains) -> Plain:
         """Return the test scores of a group of merges of some domains' models.
 
         The scores of a merge also hold what its weights cost, as `find_weights` returns it.
         """
-        own = [merging for merging in self.folder.plan.mergings if _find_group(merging) == group]
+        all_ways = self.folder.plan.mergings[domains]
+        own = [merging for merging in all_ways if _find_group(merging) == group]
         names = [merging.name for merging in own]
         scores = self.folder.evaluate(domains, f"merged/{join(domains)}/{group}", names, "guarded")
         for merging in own:
@@ -117,12 +119,11 @@ class Merges:
             found |= self.find_weights(merging, domains)
         return scores
 
-    @property
-    def groups(self) -> list[str]:
-        """The groups that the plan has merges of."""
-        return list(dict.fromkeys(map(_find_group, self.folder.plan.mergings)))
+    def list_groups(self, domains: Domains) -> list[str]:
+        """Return the groups of the merges of some domains' models."""
+        return list(dict.fromkeys(map(_find_group, self.folder.plan.mergings[domains])))
 
-    def _write_start(self, path: str, merging: Merging, domains: Sequence[str]) -> None:
+    def _write_start(self, path: str, merging: Merging, domains: Domains) -> None:
         """Write the recipe of a merge as it is before its weights are found."""
         parameters = {domain: self._start(merging, domain) for domain in domains}
         shared: Plain = {}
@@ -150,7 +151,7 @@ def _is_observed(merging: Merging) -> bool:
     return merging.observed and method_table.is_by_inputs(merging.method)
 
 
-def _name_recipe(merging: Merging, domains: Sequence[str]) -> str:
+def _name_recipe(merging: Merging, domains: Domains) -> str:
     return f"merged/{join(domains)}/{_find_group(merging)}/{merging.name}.yml"
 
 

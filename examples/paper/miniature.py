@@ -24,7 +24,7 @@ import quickstart
 from domains import DOMAINS, TASKS, TASKS_FOLDER
 from items import draw_prompts
 from measurements import Group
-from plan import Plain, Plan, Subject, combine
+from plan import Merging, Plain, Plan, Subject, combine
 from report import write_report
 from running import measure
 from training import Training
@@ -32,18 +32,21 @@ from training import Training
 TUNING = Training(steps=300, batch_size=64, learning_rate=2e-3)
 """Moves the weights by a fifth of their own deviation; the quickstart moves them by a third."""
 
+THREE, TWO = ("math", "finance", "law"), ("math", "finance")
+
+MERGINGS: tuple[Merging, ...] = (
+    *combine(["task_arithmetic"], [0], ["shared", "search"]),
+    *combine(["dp"], [0], ["block"]),
+    *combine(["ties", "dare_linear", "dare_ties", "della"], [90, 80], ["search"]),
+    *combine(["dare_dpa", "dppa"], [90, 80], ["search", "block"]),
+    *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"]),
+)
+
 PLAN = Plan(
     rates=(10, 20, 30, 40, 50, 60, 70, 80, 90),
     beyond=(95, 98),
     searched=(90, 80),
-    sets=(("math", "finance", "law"), ("math", "finance")),
-    mergings=(
-        *combine(["task_arithmetic"], [0], ["shared", "search"]),
-        *combine(["dp"], [0], ["block"]),
-        *combine(["ties", "dare_linear", "dare_ties", "della"], [90, 80], ["search"]),
-        *combine(["dare_dpa", "dppa"], [90, 80], ["search", "block"]),
-        *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"]),
-    ),
+    mergings={THREE: MERGINGS, TWO: MERGINGS},
     factors=(0.6, 1.4, 1.8, 2.2, 2.6, 3.0),
     candidates=30,
     weighings=16,
@@ -57,11 +60,12 @@ SMOKE_PLAN = replace(
     rates=(10, 90),
     beyond=(98,),
     searched=(90,),
-    sets=(("math", "finance"),),
-    mergings=(
-        *combine(["dppa"], [90], ["search", "block"]),
-        *combine(["dppa_regmean"], [90], ["given"]),
-    ),
+    mergings={
+        TWO: (
+            *combine(["dppa"], [90], ["search", "block"]),
+            *combine(["dppa_regmean"], [90], ["given"]),
+        )
+    },
     factors=(2.0,),
     candidates=2,
     weighings=2,

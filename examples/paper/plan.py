@@ -11,6 +11,9 @@ from typing import Literal, TypeAlias
 Plain: TypeAlias = "dict[str, object]"
 """The content of a YAML or JSON file."""
 
+Domains: TypeAlias = tuple[str, ...]
+"""A set of domains whose models are merged."""
+
 Way: TypeAlias = Literal["given", "shared", "search", "model", "block", "linear", "partition"]
 """How the weights of a merge are found. `given`: the merge is as it starts. `search`: a weight for
 each model, `shared`: one for all. The others are granularities of AdaMerging."""
@@ -57,8 +60,7 @@ class Plan:
         rates: Pruning rates, in percent, of single models without factors.
         beyond: Pruning rates above the paper's highest, which show where methods fail.
         searched: Pruning rates at which factors are searched.
-        sets: The sets of domains that are merged.
-        mergings: The ways in which each set is merged.
+        mergings: Set of domains -> the ways in which it is merged.
         factors: Factors of the 90 partition for curves of score against factor, beside 1, which is
             DP; empty for no curves.
         candidates: Candidates of a search of factors, for each domain.
@@ -73,8 +75,7 @@ class Plan:
     rates: tuple[int, ...]
     beyond: tuple[int, ...]
     searched: tuple[int, ...]
-    sets: tuple[tuple[str, ...], ...]
-    mergings: tuple[Merging, ...]
+    mergings: Mapping[Domains, tuple[Merging, ...]]
     factors: tuple[float, ...]
     candidates: int
     weighings: int

@@ -39,29 +39,31 @@ THREE, TWO = ("math", "finance", "law"), ("math", "finance")
 MERGINGS: tuple[Merging, ...] = (
     *combine(["task_arithmetic"], [0], ["shared", "search"]),
     # AdaMerging only knows this package's methods; `dp` at 0 % is task arithmetic.
-    *combine(["dp"], [0], ["model", "block", "linear"]),
-    *combine(["ties", "dare_linear", "dare_ties", "della"], [90, 80], ["search"]),
+    *combine(["dp"], [0], ["block"]),
+    *combine(["ties", "dare_linear", "dare_ties", "della", "dare_regmean"], [90, 80], ["search"]),
     *combine(["dare_dpa", "dppa", "dppa_regmean"], [90, 80], ["search", "block"]),
-    # At 90 %, the only partition of a linear is all that is kept of it.
-    *combine(["dare_dpa", "dppa", "dppa_regmean"], [80], ["model", "linear", "partition"]),
-    *combine(["dare_regmean"], [90, 80], ["search"]),
     *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"]),
     *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"], observed=False),
+)
+
+OTHER_GRANULARITIES: tuple[Merging, ...] = (
+    *combine(["dp"], [0], ["model", "linear"]),
+    # At 90 %, the only partition of a linear is all that is kept of it.
+    *combine(["dare_dpa", "dppa", "dppa_regmean"], [80], ["model", "linear", "partition"]),
 )
 
 PLAN = Plan(
     rates=(10, 80, 90),
     beyond=(95, 98),
     searched=(90, 80),
-    sets=(THREE, TWO),
-    mergings=MERGINGS,
+    mergings={THREE: (*MERGINGS, *OTHER_GRANULARITIES), TWO: MERGINGS},
     factors=(1.5, 2.0, 2.5, 3.0),
     candidates=16,
     weighings=16,
     steps=36,
     states=4,
     learning_rate=2e-2,
-    dev_items=40,
+    dev_items=32,
     test_items=150,
 )
 
