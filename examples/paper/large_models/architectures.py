@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
 GEMMA_2_NORMS = (*LLAMA_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
@@ -155,19 +155,8 @@ LLAMA_3_2_3B = Architecture(
     settings=LLAMA_3_SETTINGS,
 )
 
-LLAMA_3_1_8B = Architecture(
-    class_name="LlamaForCausalLM",
-    model_type="llama",
-    layers=32,
-    hidden=4096,
-    intermediate=14336,
-    heads=32,
-    key_value_heads=8,
-    head_width=128,
-    vocabulary=128256,
-    context=131072,
-    tied=False,
-    settings=LLAMA_3_SETTINGS,
+LLAMA_3_1_8B = replace(
+    LLAMA_3_2_3B, layers=32, hidden=4096, intermediate=14336, heads=32, tied=False
 )
 
 GEMMA_2_SETTINGS = {
@@ -198,18 +187,6 @@ GEMMA_2_2B = Architecture(
     settings=GEMMA_2_SETTINGS,
 )
 
-GEMMA_2_9B = Architecture(
-    class_name="Gemma2ForCausalLM",
-    model_type="gemma2",
-    layers=42,
-    hidden=3584,
-    intermediate=14336,
-    heads=16,
-    key_value_heads=8,
-    head_width=256,
-    vocabulary=256000,
-    context=8192,
-    tied=True,
-    norms=GEMMA_2_NORMS,
-    settings=GEMMA_2_SETTINGS,
+GEMMA_2_9B = replace(
+    GEMMA_2_2B, layers=42, hidden=3584, intermediate=14336, heads=16, key_value_heads=8
 )

@@ -98,15 +98,24 @@ class Costs:
         return 60.0 * len(self._pool.domains)
 
     @property
+    def sum_seconds(self) -> float:
+        """Seconds of a sum of deltas: a fit on four models, by the bytes that are read.
+
+        The README's fit is 4.9 s, and 27.9 s for each 1e9 parameters of a base and three models, of
+        two bytes an element.
+        """
+        read = sum(self.model_set.models[model].bytes for model in self._pool.inputs)
+        return 4.9 + 27.9e-9 * read / (4 * 2)
+
+    @property
     def merge_seconds(self) -> float:
-        """Seconds of a merge: a fit on four models of two bytes an element, by the bytes read.
+        """Seconds of a merge.
 
         By inputs, 20 s for each 1e9 parameters come on top with three models of rank 96, and in
         proportion to the columns of all moments otherwise.
         """
-        read = sum(self.model_set.models[model].bytes for model in self._pool.inputs)
         combined = self._columns * REGRESSED * self._parameters if self._by_inputs else 0
-        return 4.9 + 27.9e-9 * read / (4 * 2) + combined
+        return self.sum_seconds + combined
 
     @property
     def merge_memory(self) -> float:

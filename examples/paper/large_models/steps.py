@@ -116,7 +116,7 @@ def list_steps(
         Step(
             (TOOL, "analyze", paths.start, "--output", analysis),
             analysis,
-            1.5 * costs.merge_seconds,
+            1.5 * costs.sum_seconds,
             costs.reading_memory + costs.pickled_bytes,
         ),
         *_list_tuning(model_set, costs, paths, on_device),
