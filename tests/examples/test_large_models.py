@@ -145,8 +145,8 @@ def test_recipes_and_tasks_fit(model_set: ModelSet, name: str, tmp_path: Path) -
     assert recipe.fine_tuned() == pool.experts
     assert (recipe.method == "dppa_regmean") == name.endswith("by_inputs")
     (rate,) = [part for part in name.split("_") if part in ("80", "90")]
-    densities = {recipe.parameters(model)["density"] for model in pool.experts}
-    assert densities == {pytest.approx(1 - int(rate) / 100)}
+    for model in pool.experts:
+        assert recipe.parameters(model)["density"] == pytest.approx(1 - int(rate) / 100)
     tasks = TasksFile.read(tmp_path / "tasks" / f"{model_set.pool_name(name)}.yml")
     assert {domain.model for domain in tasks.domains.values()} <= set(pool.experts)
     assert tasks.batch_size == model_set.batch_size
