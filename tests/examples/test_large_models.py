@@ -214,6 +214,20 @@ def test_the_readmes_state_the_needs_of_all_steps(model_set: ModelSet, names: li
         assert f"| {size / 1e9:.0f} GB |" in text
 
 
+def test_the_readme_states_the_needs_of_every_pool_of_mergebench() -> None:
+    text = (MERGEBENCH.folder / "README.md").read_text(encoding="utf-8")
+    for name, pool in MERGEBENCH.pools.items():
+        listed = steps.list_steps(MERGEBENCH, f"{name}_80_by_inputs", "cuda", 250, None)
+        sizes = (
+            sum(MERGEBENCH.models[model].bytes for model in pool.inputs),
+            max(step.memory for step in listed),
+            max(step.device_memory for step in listed),
+        )
+        needs = " | ".join(f"{size / 1e9:.0f} GB" for size in sizes)
+        hours = steps.format_duration(sum(step.seconds for step in listed))
+        assert f"| {name} | {needs} | {hours} |" in text
+
+
 def list_all(model_set: ModelSet, name: str) -> list[steps.Step]:
     runs = (("cuda", None), ("cuda", "me/merged"), ("cpu", None))
     listed = [
