@@ -86,6 +86,10 @@ class Experiment:
                 for method in AMPLIFIED
             },
             "amplified": {domain: single.score_amplified(domain) for domain in domains},
+            "interference": {
+                join(merged): self._merges.measure_interference(merged)
+                for merged in self.plan.mergings
+            },
             "merged": {join(merged): self._score_merges(merged) for merged in self.plan.mergings},
         }
         write_whole(Path("results.json"), json.dumps(results, indent=1) + "\n")

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from statistics import mean
 
+from interference import measure_interference
 from plan import LEARNED, Domains, Merging, Plain
 from single_models import read_factors
-from subject_folder import SubjectFolder, count_candidates, join, read_parameters, to_density
+from subject_folder import (
+    SubjectFolder,
+    count_candidates,
+    join,
+    read_json,
+    read_parameters,
+    to_density,
+)
 
 from dppa_mergekit import method_table
+from dppa_mergekit.analysis.results import Overlap
 
 SUM_START, INPUTS_START = 0.3, 1.0
 """Weight of each model where a way to find weights begins: of a sum, and of a combination by
@@ -60,6 +70,31 @@ class Merges:
             options += ["--prompts", str(path)]
         Path(OBSERVED).parent.mkdir(exist_ok=True)
         return self.folder.run("activations", recipe, "--output", OBSERVED, *options)
+
+    def measure_interference(self, domains: Domains) -> Plain:
+        """Return how far the models of some domains disturb each other.
+
+        `shared` and `conflict` are means over pairs, at every rate that `analyze` knows: the share
+        that both keep of what either keeps, and the share of opposite signs in what both keep.
+        `angle` and `crosstalk` are those of `Interference`; only observed inputs tell them.
+        """
+        analysis = read_json(Path("analysis/analysis.json"))
+        pairs = [
+            {rate: Overlap(**overlap) for rate, overlap in pair["overlaps"].items()}
+            for pair in analysis["pairs"]  # type: ignore[attr-defined]
+            if {Path(model).name for model in pair["models"]} <= set(domains)
+        ]
+        found: Plain = {
+            "shared": {rate: mean(pair[rate].shared for pair in pairs) for rate in pairs[0]},
+            "conflict": {rate: mean(pair[rate].conflict for pair in pairs) for rate in pairs[0]},
+        }
+        if self.observe():
+            given = read_parameters(OBSERVED)
+            models = {name: Path(str(self.folder.domains[name]["model"])) for name in domains}
+            files = {name: str(given[name]["activations"]) for name in domains}
+            base = Path(self.folder.subject.base)
+            found |= asdict(measure_interference(base, models, files))
+        return found
 
     def list_weighings(self, domains: Domains) -> Iterator[partial[Plain]]:
         """Yield what finds the weights of each merge of some domains' models."""

@@ -49,6 +49,12 @@ def format_tables(group: Group) -> str:
         "The noise of DARE's rescaling, as a share of the weights' deviation (delta's deviation "
         "times the root of rate / density), and what each method keeps.",
         tabulate_noise(group),
+        "## Interference",
+        "Of the deltas, unpruned and pruned by 80 and 90 %: what both of two models keep, of what "
+        "either keeps, and the share of opposite signs in it. The mean angle between the leading "
+        "inputs of two models, in degrees, and the cross-talk: what a delta does on the inputs of "
+        "another model, relative to what that model's own delta does there.",
+        tabulate_interference(group),
         "## Factors that the search found",
         _tabulate_factors(group),
     ]
@@ -102,6 +108,27 @@ def tabulate_noise(group: Group) -> str:
                 rows.append([domain, f"{rate} %", f"{noise:.2f}", *ratios])
     head = [LABELS[method] for method in methods]
     return table(["domain", "pruned by", "noise", *head], rows, names=2)
+
+
+def tabulate_interference(group: Group) -> str:
+    """Return how far the models of every set of domains disturb each other."""
+    rows = []
+    for domains in group.merged_domains:
+        found = [results["interference"]["_".join(domains)] for results in group.results.values()]
+        for rate in ("unpruned", "80", "90"):
+            cells = [
+                Sample([100 * each[kind][rate] for each in found], [0.0]).to_cell()
+                for kind in ("shared", "conflict")
+            ]
+            measured = rate == "unpruned" and "angle" in found[0]
+            angle, crosstalk = (
+                f"{mean(each[kind] for each in found):.{decimals}f}" if measured else ""
+                for kind, decimals in (("angle", 0), ("crosstalk", 2))
+            )
+            pruned = rate if rate == "unpruned" else f"{rate} %"
+            rows.append([" + ".join(domains), pruned, *cells, angle, crosstalk])
+    head = ["merge", "pruned by", "shared, %", "opposite, %", "angle", "cross-talk"]
+    return table(head, rows, names=2)
 
 
 def _tabulate_factors(group: Group) -> str:
