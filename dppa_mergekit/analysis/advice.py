@@ -7,7 +7,7 @@ models decides in its place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import mean
 
 from dppa_mergekit.analysis.evidence import (
@@ -19,12 +19,15 @@ from dppa_mergekit.analysis.evidence import (
     MERGED,
     METHODS,
     PRUNED,
+    RESCALED,
     SIGNS,
     SUM,
     WOULD_DO,
     Kept,
     Merged,
     Pruned,
+    bound_noise,
+    noise_of,
 )
 from dppa_mergekit.analysis.results import Analysis, Divergences, MergeDivergences, ModelAnalysis
 from dppa_mergekit.report.phrases import join_names
@@ -40,7 +43,7 @@ def verdict(found: ModelAnalysis) -> str:
         return "Nothing is kept at density 0, by any method."
     if found.divergences is not None:
         return _verdict_measured(found.divergences, found.density)
-    return _verdict_by_evidence(found.offsets.relative, found.density)
+    return _verdict_by_evidence(found)
 
 
 def _verdict_measured(measured: Divergences, density: float) -> str:
@@ -58,64 +61,59 @@ def _verdict_measured(measured: Divergences, density: float) -> str:
     )
 
 
-def _verdict_by_evidence(relative: float, density: float) -> str:
+def _verdict_by_evidence(found: ModelAnalysis) -> str:
     """Return the verdict on one model from what was measured of others."""
+    for method in RESCALED:
+        largest, kept = bound_noise(method)
+        if found.noise <= largest:
+            return (
+                f"{_conclude(method)}: at density {found.density:.2g}, the noise of DARE's "
+                f"rescaling is {found.noise:.2g} of the base's weights (its deltas deviate by "
+                f"{found.offsets.relative:.2g}), and up to a noise of {largest:.2g}, {method} kept "
+                f"{_range(kept)} of all models that were measured."
+            )
+    return _verdict_by_magnitude(found.offsets.relative, found.density)
+
+
+def _conclude(method: str) -> str:
+    """Return that a method would do, and whether the simplest one may not."""
+    plain = METHODS[0]
+    return f"{method} would probably do" + ("" if method == plain else f", {plain} may not")
+
+
+def _verdict_by_magnitude(relative: float, density: float) -> str:
+    """Return the verdict on a model on which the noise of DARE's rescaling is too large."""
     like = _most_like(relative)
     rows = [each.kept[nearest_density(each, density)] for each in like]
     beyond = relative > LIKE * like[-1].relative
     lower = any(density * LIKE < min(each.kept) for each in like)
-    higher = any(density > LIKE * max(each.kept) for each in like)
-    conclusion, chosen = _conclude(rows, not (beyond or lower), not higher)
+    least = {
+        method: min(row[method][0] for row in rows)
+        for method in METHODS
+        if method not in RESCALED and all(method in row for row in rows)
+    }
+    chosen = next((method for method in least if least[method] >= WOULD_DO), None)
+    conclusion = "No method is sure to do at this density; prune less"
+    if chosen is not None:
+        sure = "may do" if beyond or lower else "would probably do"
+        conclusion = f"{chosen} {sure}, {METHODS[0]} may not"
+    best = chosen or max(least, key=lambda method: least[method])
     parts = [
-        f"{each.what} ({each.relative:g}), of which {chosen} kept {_range(row[chosen])} at density "
+        f"{each.what} ({each.relative:g}), of which {best} kept {_range(row[best])} at density "
         f"{nearest_density(each, density):g}"
         for each, row in zip(like, rows, strict=True)
     ]
     place = "about as much as those of"
     if len(like) > 1:
         place = "between those of"
-    elif relative * LIKE < like[0].relative:
-        place = "less than any that were measured; the nearest are"
     elif beyond:
         place = "more than any that were measured; the nearest are"
     return (
         f"{conclusion}: its deltas deviate by {relative:.2g} of the base's weights, {place} "
-        f"{', and '.join(parts)}."
+        f"{', and '.join(parts)}; the noise of DARE's rescaling is "
+        f"{noise_of(relative, density):.2g} of the weights."
         + (" No density as low was measured." if lower else "")
-        + (" No density as high was measured." if higher else "")
     )
-
-
-def _conclude(rows: Sequence[Mapping[str, Kept]], probable: bool, refused: bool) -> tuple[str, str]:
-    """Return which methods would do, and the method to choose.
-
-    A method would do that keeps enough in each row; of those that need no factors, the simplest is
-    chosen, or the one that keeps most where none would do.
-
-    Args:
-        rows: What methods kept, of one or two trainings.
-        probable: Whether that a method keeps enough there makes it probable that it does here.
-        refused: Whether one that keeps too little there would do so here.
-    """
-    sure = "would probably do" if probable else "may do"
-    least = {
-        method: min(row[method][0] for row in rows)
-        for method in METHODS
-        if all(method in row for row in rows)
-    }
-    may = [
-        method
-        for method in least
-        if least[method] < WOULD_DO <= max(row[method][0] for row in rows)
-    ]
-    would = [method for method in least if least[method] >= WOULD_DO]
-    if not would:
-        best = max(least, key=lambda method: least[method])
-        return "No method is sure to do at this density; prune less", best
-    if would[0] == METHODS[0]:
-        return f"{METHODS[0]} {sure}", METHODS[0]
-    plain = "may not" if METHODS[0] in may or not refused else "would not"
-    return f"{would[0]} {sure}, {METHODS[0]} {plain}", would[0]
 
 
 def _most_like(relative: float) -> list[Pruned]:

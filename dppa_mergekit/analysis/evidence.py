@@ -7,8 +7,10 @@ is the least and the largest of several models, seeds or ways of choosing weight
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypeAlias
 
 Kept: TypeAlias = tuple[int, int]
@@ -25,7 +27,12 @@ of PRUNED lie 1.6 to 3.2 apart, and densities 2 to 2.5, so that what lies betwee
 CLOSE = 1.25
 """Up to this multiple of the least, a divergence counts as no worse. It is a choice, too."""
 
-METHODS = ("dare_linear", "dare_dpa", "dp", "dppa")
+RESCALED = ("dare_linear", "dare_dpa")
+"""The methods that prune at random and rescale. What they keep falls as the noise of the rescaling
+grows, whatever the models and the density; no quantity of the deltas was found that tells what the
+others keep."""
+
+METHODS = (*RESCALED, "dp", "dppa")
 """The methods that prune one model, the simplest first. `dare_dpa` at factors 1 is DARE on the
 linears alone; `dppa` is `dp` with factors that a search found."""
 
@@ -43,6 +50,18 @@ class Pruned:
     what: str
     relative: float
     kept: Mapping[float, Mapping[str, Kept]]
+
+
+def noise_of(relative: float, density: float) -> float:
+    """Return the deviation that DARE's random choice adds, relative to the base's weights.
+
+    DARE turns a delta x into x / d with probability d, else into 0: a variance of x^2 (1 - d) / d.
+
+    Args:
+        relative: The deviation of the deltas, relative to that of the base's weights.
+        density: d, above 0.
+    """
+    return relative * math.sqrt((1 - density) / density)
 
 
 def _row(*kept: Kept) -> dict[str, Kept]:
@@ -92,6 +111,23 @@ PRUNED = (
 )
 """Tables "Where methods cross" and 1 in examples/paper/tables: three models each (one seed; of the
 tiny ones means over three). The last are those of README.md, "Finding the factors"."""
+
+
+def list_by_noise(method: str) -> list[tuple[float, Kept]]:
+    """Return noise -> kept of a method, from the least noise on."""
+    return sorted(
+        (noise_of(each.relative, density), kept[method])
+        for each in PRUNED
+        for density, kept in each.kept.items()
+        if method in kept
+    )
+
+
+def bound_noise(method: str) -> tuple[float, Kept]:
+    """Return the largest noise up to which a method always kept enough, and what it kept there."""
+    known = list(takewhile(lambda point: point[1][0] >= WOULD_DO, list_by_noise(method)))
+    shares = [share for _, kept in known for share in kept]
+    return known[-1][0], (min(shares), max(shares))
 
 
 @dataclass(frozen=True)

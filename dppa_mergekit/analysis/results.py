@@ -14,6 +14,8 @@ from pathlib import PurePath
 import numpy
 from numpy.typing import NDArray
 
+from dppa_mergekit.analysis.evidence import noise_of
+
 RATES = (90, 80)
 """The pruning rates at which kept elements are analysed, in percent."""
 
@@ -231,14 +233,8 @@ class ModelAnalysis:
 
     @property
     def noise(self) -> float:
-        """The deviation that DARE's random choice adds, relative to the base's weights.
-
-        DARE turns a delta x into x / d with probability d, else into 0: a variance of
-        x^2 (1 - d) / d.
-        """
-        if self.density == 0:
-            return math.inf
-        return self.offsets.relative * math.sqrt((1 - self.density) / self.density)
+        """The deviation that DARE's random choice adds, relative to the base's weights."""
+        return noise_of(self.offsets.relative, self.density) if self.density else math.inf
 
 
 @dataclass(frozen=True)

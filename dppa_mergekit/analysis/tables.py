@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from statistics import mean
 
 from dppa_mergekit.analysis.advice import describe_kept, merge_verdict, verdict
-from dppa_mergekit.analysis.evidence import COMBINATIONS, MERGED, METHODS, PRUNED
+from dppa_mergekit.analysis.evidence import COMBINATIONS, MERGED, METHODS, PRUNED, noise_of
 from dppa_mergekit.analysis.results import (
     RATES,
     Analysis,
@@ -49,7 +49,8 @@ def _overview(found: Analysis) -> Iterator[str]:
     if (of_merge := merge_verdict(found)) is not None:
         yield f"The merge: {of_merge}"
     yield "\nSkill kept by models that were pruned and merged elsewhere, in percent"
-    yield "(examples/paper/RESULTS.md); deviation of the deltas relative to the base's.\n"
+    yield "(examples/paper/RESULTS.md); deviation of the deltas, and noise of DARE's rescaling,"
+    yield "relative to the base's weights.\n"
     yield _pruned_table()
     yield _merged_table()
     yield "Deltas of all linears: minimum, quantiles (to 0.4 % of their value), maximum, zeros.\n"
@@ -77,13 +78,14 @@ def _pruned_table() -> str:
             each.what,
             f"{each.relative:g}",
             f"{density:g}",
+            f"{noise_of(each.relative, density):.2f}",
             *(describe_kept(kept.get(method)) for method in METHODS),
         ]
         for each in PRUNED
         for density, kept in each.kept.items()
     ]
     head = [*METHODS[:-1], f"{METHODS[-1]}, factors searched"]
-    return table(["pruned one by one", "deviation", "density", *head], rows)
+    return table(["pruned one by one", "deviation", "density", "noise", *head], rows)
 
 
 def _merged_table() -> str:
@@ -115,7 +117,10 @@ def _offsets(model: ModelAnalysis) -> list[str]:
 
 def _kept_table(found: Analysis, names: Mapping[str, str]) -> str:
     return table(
-        ["model", "deviation", "density", "lowest", "highest", "whole or none", "kept", "of"],
+        [
+            *("model", "deviation", "density", "noise of DARE"),
+            *("lowest", "highest", "whole or none", "kept", "of"),
+        ],
         [[names[model.model], *_kept(model)] for model in found.models],
     )
 
@@ -125,6 +130,7 @@ def _kept(model: ModelAnalysis) -> list[str]:
     return [
         f"{model.offsets.relative:.3f}",
         f"{model.density:.3f}",
+        f"{model.noise:.2f}",
         f"{min(densities, default=0):.3f}",
         f"{max(densities, default=0):.3f}",
         str(model.clipped),

@@ -16,7 +16,9 @@ from dppa_mergekit.analysis.evidence import (
     PRUNED,
     SIGNS,
     SUM,
+    WOULD_DO,
     Merged,
+    bound_noise,
 )
 from dppa_mergekit.analysis.results import (
     Analysis,
@@ -40,37 +42,51 @@ def model(relative: float, density: float, name: str = "math") -> ModelAnalysis:
 @pytest.mark.parametrize(
     ("relative", "density", "beginning"),
     [
-        # The rows of the tables themselves.
+        # Little noise, at any density.
+        (0.002, 0.1, "dare_linear would probably do: "),
         (0.022, 0.1, "dare_linear would probably do: "),
         (0.022, 0.05, "dare_linear would probably do: "),
-        (0.022, 0.02, "dare_dpa would probably do, dare_linear would not: "),
-        (0.064, 0.1, "dare_dpa would probably do, dare_linear would not: "),
-        (0.064, 0.05, "No method is sure to do at this density; prune less: "),
-        (0.205, 0.2, "dare_linear would probably do: "),
-        (0.205, 0.1, "dp would probably do, dare_linear would not: "),
-        # Between two of them, as the paper's models are.
+        (0.1, 0.9, "dare_linear would probably do: "),
+        # More of it, which embeddings and norms do not bear.
+        (0.022, 0.02, "dare_dpa would probably do, dare_linear may not: "),
         (0.04, 0.1, "dare_dpa would probably do, dare_linear may not: "),
-        # Nearer than any, and farther.
-        (0.002, 0.1, "dare_linear would probably do: "),
-        (0.33, 0.2, "dp would probably do, dare_linear would not: "),
-        (0.6, 0.1, "dp may do, dare_linear would not: "),
-        # Densities beyond those that were measured.
-        (0.022, 0.001, "dare_dpa may do, dare_linear would not: "),
-        (0.33, 0.02, "dp may do, dare_linear would not: "),
-        (0.33, 0.9, "dp would probably do, dare_linear may not: "),
+        (0.064, 0.1, "dare_dpa would probably do, dare_linear may not: "),
+        # Too much.
+        (0.064, 0.05, "No method is sure to do at this density; prune less: "),
+        (0.205, 0.2, "dp would probably do, dare_linear may not: "),
+        (0.205, 0.1, "dp would probably do, dare_linear may not: "),
+        (0.33, 0.2, "dp would probably do, dare_linear may not: "),
+        (0.6, 0.1, "dp may do, dare_linear may not: "),
+        (0.022, 0.001, "No method is sure to do at this density; prune less: "),
+        (0.33, 0.02, "dp may do, dare_linear may not: "),
     ],
 )
 def test_the_verdict_on_one_model(relative: float, density: float, beginning: str) -> None:
     said = verdict(model(relative, density))
     assert said.startswith(beginning)
-    assert f"deviate by {relative:.2g} of the base's weights" in said
+    assert f"deviate by {relative:.2g}" in said
+    noise = relative * ((1 - density) / density) ** 0.5
+    assert re.search(rf"noise of DARE's rescaling is {noise:.2g} of the (base's )?weights", said)
     assert ("more than any" in said) == (relative == 0.6)
-    assert ("less than any" in said) == (relative == 0.002)
-    assert said.count("fine-tunes of") == (2 if relative == 0.04 else 1), said
-    beyond = density in (0.001, 0.9) or (relative, density) == (0.33, 0.02)
-    assert (f" % at density {density:g}" in said) == (not beyond)
-    assert ("No density as low was measured." in said) == (beyond and density < 0.1)
-    assert ("No density as high was measured." in said) == (beyond and density > 0.1)
+    assert ("No density as low was measured." in said) == (
+        (relative, density) in ((0.022, 0.001), (0.33, 0.02))
+    )
+
+
+def test_the_bounds_of_noise_are_those_of_the_tables() -> None:
+    """Below them the methods kept enough of every model in the tables, right above not."""
+    for method, column in (("dare_linear", "DARE"), ("dare_dpa", "DARE, linears alone")):
+        points = []
+        for training in TRAININGS:
+            table = f"{training}: Where methods cross"
+            noises, shares = (QUOTES.column(table, name) for name in ("noise", column))
+            points += [(one.value, two.value) for one, two in zip(noises, shares, strict=True)]
+        largest, (least, _) = bound_noise(method)
+        # Deviations of three models lie within a tenth of their mean.
+        below = [share for noise, share in points if noise <= 0.9 * largest]
+        above = sorted(point for point in points if point[0] > 1.1 * largest)
+        assert min(below) >= least - 0.6 >= WOULD_DO - 0.6, method
+        assert min(share for _, share in above[:6]) < WOULD_DO, method
 
 
 def test_nothing_to_advise() -> None:
