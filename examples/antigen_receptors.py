@@ -61,7 +61,7 @@ from tqdm import tqdm
 from dppa_mergekit.report.markdown_tables import table
 
 DENSITIES = (0.2, 0.1)
-DRAWN: Mapping[Part, int] = {"dev": 48, "test": 150}
+DRAWN: Mapping[Part, int] = {"dev": 60, "test": 150}
 """Domains of each kind at most."""
 
 SEEDS = (0, 1, 2)
@@ -71,8 +71,8 @@ EXPERT_FOR = {"TCR": "tcr", "VNAR": "shark", "antibody": "shark"}
 """Kind -> the fine-tuned model to which merges are compared; the fine-tune for sharks still numbers
 antibodies as the base does."""
 
-Scores: TypeAlias = dict[str, tuple[float, float]]
-"""Kind -> percentage of domains numbered rightly as a whole, and of residues."""
+Scores: TypeAlias = dict[str, float]
+"""Kind -> percentage."""
 
 Record: TypeAlias = dict[str, Any]
 
@@ -118,17 +118,24 @@ class Bench:
         ]
 
     def score(self, weights: Weights, part: Part, numbering: Numbering | None = None) -> Scores:
-        """Score a model on a part of the domains.
+        """Return the share of domains that a model numbers rightly as a whole.
 
         Args:
             weights: Its tensors.
-            part: The part.
+            part: The part of the domains.
             numbering: How it numbers, if it has target words of its own.
         """
         numbering = numbering or self.aligned[1]
         return {
-            kind: compare(domains, numbering.number(weights, domains)[1])
+            kind: compare(domains, numbering.number(weights, domains, give_up=True)[1])[0]
             for kind, domains in self._domains[part].items()
+        }
+
+    def score_residues(self, weights: Weights) -> Scores:
+        """Return the share of the residues of test domains that a model numbers rightly."""
+        return {
+            kind: compare(domains, self.aligned[1].number(weights, domains)[1])[1]
+            for kind, domains in self._domains["test"].items()
         }
 
     @cache  # noqa: B019  # there is one bench
@@ -142,47 +149,41 @@ class Bench:
 
     def ratio(self, scores: Scores, part: Part) -> float:
         """Return the mean over kinds of wholly right domains, in percent of the expert's."""
-        own = {kind: self.shipped(part)[EXPERT_FOR[kind]][kind][0] for kind in scores}
-        return mean(100 * whole / own[kind] for kind, (whole, _) in scores.items())
+        own = {kind: self.shipped(part)[EXPERT_FOR[kind]][kind] for kind in scores}
+        return mean(100 * scores[kind] / own[kind] for kind in scores)
 
     def test(self, row: Row, settings: Settings) -> list[Record]:
         """Merge with each seed that makes a difference, and return what is found on test."""
-        models, _ = self.aligned
         found = []
         for seed in SEEDS if row.method in RANDOM else SEEDS[:1]:
-            merged = merge(models, row, settings, seed)
-            scores = self.score(merged, "test")
-            found.append(
-                {
-                    "scores": scores,
-                    "ratio": self.ratio(scores, "test"),
-                    "changed": changed_share(models["base"], merged),
-                }
-            )
+            scores = self.score(self.merge(row, settings, seed), "test")
+            found.append({"domains": scores, "ratio": self.ratio(scores, "test")})
         return found
+
+    def merge(self, row: Row, settings: Settings, seed: int = SEEDS[0]) -> Weights:
+        """Merge the experts with target words that all have."""
+        return merge(self.aligned[0], row, settings, seed)
 
     def measure(self, row: Row, kept: Path) -> None:
         """Choose and test a row's numbers, shared and then for each expert; add both to a file."""
 
         @cache
         def score(settings: Settings) -> float:
-            merged = merge(self.aligned[0], row, settings, SEEDS[0])
-            return self.ratio(self.score(merged, "dev"), "dev")
+            return self.ratio(self.score(self.merge(row, settings), "dev"), "dev")
 
         settings, tried = choose(row, score)
         finer, more = refine(settings, score)
         record: Record = {"key": row.key}
-        for name, chosen, number in (
-            ("shared", settings, tried),
-            ("each", finer, tried + more),
-        ):
-            tests = record["shared"]["test"] if chosen == settings and name == "each" else None
+        for name, chosen, number in (("shared", settings, tried), ("each", finer, tried + more)):
             record[name] = {
                 "settings": asdict(chosen),
                 "tried": number,
                 "dev": score(chosen),
-                "test": tests or self.test(row, chosen),
+                "test": self.test(row, chosen),
             }
+        merged = self.merge(row, settings)
+        record["shared"]["residues"] = self.score_residues(merged)
+        record["shared"]["changed"] = changed_share(self.aligned[0]["base"], merged)
         kept.write_text(json.dumps([*read(kept), record], indent=1) + "\n", encoding="utf-8")
 
 
@@ -240,44 +241,48 @@ def _cell(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}{spread}"
 
 
-def _score_cells(found: Sequence[Scores]) -> list[str]:
-    return [
-        _cell([scores[kind][number] for scores in found]) for kind in found[0] for number in (0, 1)
-    ]
+def _describe(record: Record, name: str) -> list[str]:
+    """Return the cells of a row's numbers."""
+    settings = record[name]["settings"]
+    numbers = [f"{weight:g}" for weight in settings["weights"]]
+    numbers += [f"factor {settings['factor']:g}"] * (settings["factor"] != 1)
+    numbers += [f"lambda {settings['scale']:g}"] * ("regmean" in record["key"])
+    return [record["key"], ", ".join(numbers), str(record[name]["tried"])]
+
+
+def _domain_cells(tests: Sequence[Record]) -> list[str]:
+    kinds = tests[0]["domains"]
+    cells = [_cell([test["domains"][kind] for test in tests]) for kind in kinds]
+    return [*cells, _cell([test["ratio"] for test in tests])]
 
 
 def print_tables(bench: Bench, records: Sequence[Record]) -> None:
     """Print the models, and a table each of shared and of own weights."""
-    kinds = list(bench.shipped("test")["base"])
-    heads = [f"{kind} {what}" for kind in kinds for what in ("domains", "residues")]
-    aligned, _ = bench.aligned
+    shipped = bench.shipped("test")
+    kinds = list(shipped["base"])
+    residues = [f"{kind} residues" for kind in kinds]
     lines = []
-    for name, scores in bench.shipped("test").items():
-        lines.append([f"{name}, as shipped", *_score_cells([scores])])
-        lines.append([f"{name}, all words", *_score_cells([bench.score(aligned[name], "test")])])
-    click.echo(table(["model", *heads], lines))
-    for name, title in (("shared", "one weight"), ("each", "a weight each")):
-        lines = []
-        for record in records:
-            found = record[name]
-            tests = found["test"]
-            settings = found["settings"]
-            numbers = [f"{weight:g}" for weight in settings["weights"]]
-            numbers += [f"factor {settings['factor']:g}"] * (settings["factor"] != 1)
-            numbers += [f"lambda {settings['scale']:g}"] * ("regmean" in record["key"])
-            lines.append(
-                [
-                    record["key"],
-                    ", ".join(numbers),
-                    str(found["tried"]),
-                    _cell([test["changed"] for test in tests]),
-                    *_score_cells([test["scores"] for test in tests]),
-                    _cell([test["ratio"] for test in tests]),
-                ]
-            )
-        click.echo(
-            table([f"merge, {title}", "tcr, shark", "tried", "changed", *heads, "ratio"], lines)
-        )
+    for name, weights in bench.aligned[0].items():
+        scores = bench.score(weights, "test")
+        found = [*scores.values(), *bench.score_residues(weights).values()]
+        lines.append([name, *(f"{value:.1f}" for value in [*shipped[name].values(), *found])])
+    with_all = [f"{kind}, all words" for kind in kinds]
+    click.echo(table(["model", *kinds, *with_all, *residues], lines))
+    lines = [
+        [
+            *_describe(record, "shared"),
+            *_domain_cells(record["shared"]["test"]),
+            *(f"{record['shared']['residues'][kind]:.1f}" for kind in kinds),
+            f"{record['shared']['changed']:.0f}",
+        ]
+        for record in records
+    ]
+    head = ["tcr, shark", "tried", *kinds, "ratio"]
+    click.echo(table(["merge, one weight", *head, *residues, "changed"], lines))
+    lines = [
+        [*_describe(record, "each"), *_domain_cells(record["each"]["test"])] for record in records
+    ]
+    click.echo(table(["merge, a weight each", *head], lines))
 
 
 @click.command()

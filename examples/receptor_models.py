@@ -177,13 +177,15 @@ class Numbering:
         return self.anarcii.tokenizer("protein_antibody")  # all models have the same
 
     def number(
-        self, weights: Weights, domains: Sequence[Domain]
+        self, weights: Weights, domains: Sequence[Domain], give_up: bool = False
     ) -> tuple[list[str], list[list[int | None]]]:
         """Return the chain of each domain, and the position of each of its residues.
 
         Args:
             weights: A model whose target words are `words`.
             domains: Domains; their own numbers, if they are known, only save time.
+            give_up: Whether what stands behind a domain's first wrong number does not matter, which
+                saves most of the time where many are wrong.
 
         Returns:
             The first word that the model writes, and for each residue a position from 1 to 128, or
@@ -196,9 +198,10 @@ class Numbering:
         source = pad_sequence(sources, batch_first=True)
         lengths = torch.tensor([len(each) for each in sources])
         guess = pad_sequence([self._guess(domain) for domain in domains], batch_first=True)
-        found = decode(
-            self.anarcii.make_model(weights), source, guess, lengths, self._index("<EOS>")
-        )
+        known = torch.tensor([isinstance(word, int) for word in self.words])
+        wanted = torch.where(known[guess], guess, -1) if give_up else torch.full_like(guess, -1)
+        model = self.anarcii.make_model(weights)
+        found = decode(model, source, guess, lengths, self._index("<EOS>"), wanted)
         return self._read(found, domains)
 
     def _index(self, word: Word) -> int:
@@ -224,7 +227,12 @@ class Numbering:
 
 @torch.no_grad()
 def decode(
-    model: Any, source: torch.Tensor, guess: torch.Tensor, lengths: torch.Tensor, end: int
+    model: Any,
+    source: torch.Tensor,
+    guess: torch.Tensor,
+    lengths: torch.Tensor,
+    end: int,
+    wanted: torch.Tensor,
 ) -> torch.Tensor:
     """Return what greedy decoding writes, found by repeated correction of a guess.
 
@@ -238,9 +246,12 @@ def decode(
         guess: Words, (domains, letters + 1), int64, the first being the start.
         lengths: Letters of each domain, with start and end, (domains,).
         end: The word behind which nothing counts.
+        wanted: Words of which the first that is missed ends a row, in the shape of `guess`; -1
+            where any word will do.
 
     Returns:
-        (domains, letters + 1) int64; right up to the first `end` of a row, or up to its length.
+        (domains, letters + 1) int64; right up to the first `end` of a row, its first missed word,
+        or its length.
     """
     words = guess.clone()
     mask = model.make_src_mask(source)
@@ -255,7 +266,10 @@ def decode(
         ended = (likeliest == end).cumsum(dim=1) - (likeliest == end).long() > 0
         changed = (likeliest != words[rows, 1:]) & ~ended & counted[rows]
         words[rows, 1:] = likeliest
-        rows = rows[changed.any(dim=1)]
+        # The first word that changes follows from words that do not, so it is final.
+        final = changed.cumsum(dim=1) - changed.long() == 0
+        missed = (likeliest != wanted[rows, 1:]) & (wanted[rows, 1:] >= 0) & final
+        rows = rows[changed.any(dim=1) & ~missed.any(dim=1)]
         if not len(rows):
             return words
     words[rows] = _decode_by_word(model, encoded[rows], mask[rows], words[rows])
