@@ -23,7 +23,7 @@ EXPERTS = ("tcr", "shark")
 SHARED = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 """Candidates for the number that both experts share: a weight or a lambda."""
 
-STEPS = (0.5, 0.75, 1.25, 1.5)
+STEPS = (0.5, 1.5)
 """Candidates for the weight of each expert in turn, in multiples of the shared one."""
 
 FACTORS = (1.5, 2.0, 2.5)
@@ -83,12 +83,18 @@ class Settings:
 
 def rows(densities: Sequence[float]) -> list[Row]:
     """Return every row of the first table."""
-    methods = ("ties", *RANDOM[:3], "dp", "dare_dpa", "dppa_regmean", "dare_regmean")
+    methods = ("dp", "ties", *RANDOM[:4], "dppa_regmean", "dare_regmean")
     return [
         Row("task_arithmetic"),
-        *(Row(method, density) for method in methods for density in densities),
-        *(Row("dppa", density, amplified=True) for density in densities),
-        *(Row(method, density, True) for method in ("dp", "dare_dpa") for density in densities),
+        *(
+            row
+            for density in densities
+            for row in (
+                Row("dppa", density, amplified=True),
+                *(Row(method, density) for method in methods),
+                *(Row(method, density, attention=True) for method in ("dp", "dare_dpa")),
+            )
+        ),
     ]
 
 

@@ -12,6 +12,7 @@ import click
 import pytest
 import receptor_models
 import torch
+from antigen_receptors import Bench
 from click.testing import CliRunner
 from receptor_domains import (
     CHAINS,
@@ -265,3 +266,45 @@ def test_numbering_agrees_with_the_package(tmp_path: Path) -> None:
         theirs = [number for (number, _), residue in result["numbering"] if residue != "-"]
         assert (result["chain_type"], theirs) == (chain, own)
     assert compared > 30
+
+
+class MadeUpBench(Bench):
+    """A bench on which the first number of a merge says how good it is for TCRs."""
+
+    @property
+    def aligned(self) -> Any:
+        return {name: {"w": torch.zeros(2)} for name in ("base", "tcr", "shark")}, None
+
+    def merge(self, row: Row, settings: Settings, seed: int = 0) -> dict[str, torch.Tensor]:
+        return {"w": torch.tensor([settings.weights[0] + seed, settings.weights[1]])}
+
+    def score(self, weights: Any, part: Any, numbering: Any = None) -> dict[str, float]:
+        return {"TCR": float(weights["w"][0]), "antibody": -float(weights["w"][1])}
+
+    def score_residues(self, weights: Any) -> dict[str, float]:
+        return {"TCR": 99.0, "antibody": 98.0}
+
+    def shipped(self, part: Any) -> Any:
+        return {name: {"TCR": 2.0, "antibody": 4.0} for name in ("base", "tcr", "shark")}
+
+
+def test_rows_are_chosen_on_dev_kept_and_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = MadeUpBench(Anarcii(tmp_path), tmp_path, None)
+    kept = tmp_path / "results.json"
+    for row in (Row("task_arithmetic"), Row("dare_linear", 0.2)):
+        bench.measure(row, kept)
+    plain, random = antigen_receptors.read(kept)
+    # TCRs count for more: 100 x (w / 2 - w / 4) / 2 grows with a shared weight.
+    assert plain["shared"]["settings"]["weights"] == [SHARED[-1]] * 2
+    assert plain["shared"]["test"][0]["ratio"] == pytest.approx(100 * (1.2 / 2 - 1.2 / 4) / 2)
+    assert plain["each"]["settings"]["weights"] == pytest.approx([1.8, 0.6])
+    assert [test["domains"]["TCR"] for test in random["shared"]["test"]] == pytest.approx(
+        [1.2, 2.2, 3.2]
+    )
+    assert len(random["each"]["test"]) == 1
+    antigen_receptors.print_tables(bench, [plain, random])
+    printed = capsys.readouterr().out
+    assert printed.count("| dare_linear, density 0.2") == 2
+    assert "2.2 ± 1.0" in printed
