@@ -309,15 +309,15 @@ def main(folder: Path, vnars: Path | None) -> None:
     germlines = find_package("anarci", packages) / "germlines.py"
     bench = Bench(anarcii, germlines, vnars)
     kept = folder / ("results_with_vnars.json" if vnars else "results.json")
-    done = {record["key"] for record in read(kept)}
     folder.mkdir(parents=True, exist_ok=True)
-    for row in tqdm([row for row in rows(DENSITIES) if row.key not in done], desc="merges"):
+    wanted = rows(DENSITIES)
+    done = {record["key"] for record in read(kept)}
+    for row in tqdm([row for row in wanted if row.key not in done], desc="merges"):
         bench.measure(row, kept)
-    records = read(kept)
-    print_tables(bench, records)
+    measured = {record["key"]: record for record in read(kept)}
+    print_tables(bench, [measured[row.key] for row in wanted])
     row = Row("dppa", DENSITIES[0], amplified=True)
-    (record,) = (record for record in records if record["key"] == row.key)
-    found = record["each"]["settings"]
+    found = measured[row.key]["each"]["settings"]
     settings = Settings(**{**found, "weights": tuple(found["weights"])})
     unequal = count_unequal(folder / "by_command", bench.aligned[0], row, settings)
     click.echo(f"Tensors of {row.key} that mergekit-pytorch writes otherwise: {unequal}.")
