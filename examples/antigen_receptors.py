@@ -216,6 +216,7 @@ def count_unequal(folder: Path, models: Mapping[str, Weights], row: Row, setting
     Raises:
         click.ClickException: The command fails.
     """
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for name, weights in models.items():
         save_file(weights, folder / f"{name}.safetensors")

@@ -206,23 +206,37 @@ def test_rows_have_keys_and_candidates() -> None:
     assert (finer.weights, more) == ((STEPS[-1] * 0.4, STEPS[0] * 0.4), 2 * len(STEPS))
 
 
+SHAPES = {
+    f"encoder.layers.0.attention{ATTENTION}": (96, 32),
+    "encoder.layers.0.fc.weight": (64, 32),
+    "encoder.layers.0.fc.bias": (64,),
+    "fc_out.weight": (20, 32),
+}
+
+
+def draw_models() -> dict[str, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    base = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    return {
+        name: {key: tensor + share * torch.randn_like(tensor) for key, tensor in base.items()}
+        for name, share in (("base", 0.0), ("tcr", 0.1), ("shark", 0.1))
+    }
+
+
+def test_the_command_writes_what_is_merged_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    row, settings = Row("dppa", 0.2, amplified=True), Settings((0.5, 0.7), factor=1.5)
+    assert antigen_receptors.count_unequal(Path("out"), draw_models(), row, settings) == 0
+
+
 @pytest.mark.parametrize("row", rows((0.2,)), ids=lambda row: row.key)
 def test_every_row_merges(row: Row) -> None:
-    torch.manual_seed(0)
-    shapes = {
-        f"encoder.layers.0.attention{ATTENTION}": (96, 32),
-        "encoder.layers.0.fc.weight": (64, 32),
-        "encoder.layers.0.fc.bias": (64,),
-        "fc_out.weight": (20, 32),
-    }
-    base = {name: torch.randn(shape) for name, shape in shapes.items()}
-    models = {"base": base}
-    for expert in ("tcr", "shark"):
-        models[expert] = {
-            name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in base.items()
-        }
+    models = draw_models()
+    base = models["base"]
     merged = merge(models, row, Settings((0.5, 0.5)), seed=0)
-    assert {name: tuple(tensor.shape) for name, tensor in merged.items()} == shapes
+    assert {name: tuple(tensor.shape) for name, tensor in merged.items()} == SHAPES
     assert changed_share(base, base) == 0 < changed_share(base, merged) <= 100
     if row.method == "dp":
         # This package prunes torch's projection of attention by another name alone.
