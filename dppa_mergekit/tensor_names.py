@@ -1,8 +1,9 @@
 """Tensor names: the block that a tensor belongs to, and whether the tensor is pruned.
 
 A name is cut at its first all-digit component: ``model.layers.3.mlp.up_proj.weight`` is in stack
-``model.layers``, block 3. A linear is a 2-D floating-point ``.weight`` inside a block; a 3-D tensor
-of stacked experts holds one linear for each expert. All other tensors are dense: never pruned.
+``model.layers``, block 3. A linear is a 2-D floating-point ``.weight`` inside a block, or one of
+the projections that ``torch.nn.MultiheadAttention`` keeps itself; a 3-D tensor of stacked experts
+holds one linear for each expert. All other tensors are dense: never pruned.
 """
 
 import re
@@ -26,6 +27,9 @@ per_layer_input_gate is a linear like others."""
 
 VOCABULARY = frozenset({"lm_head", "lm_heads", "shared_head"})
 """Name components of output heads that some models keep inside a block."""
+
+PROJECTIONS = frozenset({"in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"})
+"""The weights of `torch.nn.MultiheadAttention` that belong to no module of their own."""
 
 TABLES = {"embed": "embedding", "norm": "norm", "bias": "bias"}
 """Parts of the name components of embeddings, norms, and tables of positions or relative biases."""
@@ -186,7 +190,7 @@ def _dense_by_name(components: list[str]) -> str | None:
 def _linears_by_shape(components: list[str], shape: Sequence[int]) -> int:
     is_weight = components[-1] == "weight"
     if len(shape) == 2:
-        return int(is_weight)
+        return int(is_weight or components[-1] in PROJECTIONS)
     if len(shape) == 3:
         convolution = any("conv" in component for component in _last_two(components))
         if "experts" in components or (is_weight and not convolution):

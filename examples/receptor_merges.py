@@ -32,10 +32,6 @@ FACTORS = (1.5, 2.0, 2.5)
 RANDOM = ("dare_linear", "dare_ties", "della", "dare_dpa", "dare_regmean")
 RATES = (90, 80, 70, 60, 50, 40, 30, 20, 10, 0)
 
-ATTENTION, LIKE_A_LINEAR = ".in_proj_weight", ".in_proj.weight"
-"""The name of the inputs' projection in torch.nn.MultiheadAttention, and one by which this package
-prunes it."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -44,21 +40,17 @@ class Row:
     Attributes:
         method: The merge method.
         density: Density of both deltas; None if the method has none.
-        attention: Whether the inputs' projections of attention are renamed, so that this package
-            prunes them.
         amplified: Whether a factor is chosen, too.
     """
 
     method: str
     density: float | None = None
-    attention: bool = False
     amplified: bool = False
 
     @property
     def label(self) -> str:
         """The name of the row, without its density."""
-        ends = [", in_proj pruned"] * self.attention + [", factor searched"] * self.amplified
-        return "".join([self.method, *ends])
+        return f"{self.method}{', factor searched' * self.amplified}"
 
     @property
     def key(self) -> str:
@@ -92,7 +84,6 @@ def rows(densities: Sequence[float]) -> list[Row]:
             for row in (
                 Row("dppa", density, amplified=True),
                 *(Row(method, density) for method in methods),
-                *(Row(method, density, attention=True) for method in ("dp", "dare_dpa")),
             )
         ),
     ]
@@ -125,12 +116,11 @@ def merge(models: Mapping[str, Weights], row: Row, settings: Settings, seed: int
         settings: Its numbers.
         seed: The seed of a random method.
     """
-    given = {name: _rename(models[name], row.attention) for name in ("base", *EXPERTS)}
     torch.manual_seed(seed)
     merged: Weights = merge_state_dicts(
-        given, row.method, parameters=parameters(row, settings, seed), base="base"
+        dict(models), row.method, parameters=parameters(row, settings, seed), base="base"
     )
-    return {name.replace(LIKE_A_LINEAR, ATTENTION): tensor for name, tensor in merged.items()}
+    return merged
 
 
 def choose(row: Row, score: Callable[[Settings], float]) -> tuple[Settings, int]:
@@ -175,9 +165,3 @@ def changed_share(base: Weights, merged: Weights) -> float:
 
 def _kept(row: Row, rate: int) -> bool:
     return row.density is not None and rate >= 100 * (1 - row.density) - 1e-6
-
-
-def _rename(weights: Weights, attention: bool) -> Weights:
-    if not attention:
-        return dict(weights)
-    return {name.replace(ATTENTION, LIKE_A_LINEAR): tensor for name, tensor in weights.items()}

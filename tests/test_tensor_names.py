@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from dppa_mergekit.tensor_names import (
     Block,
@@ -58,11 +59,28 @@ NAMES = [
     ("backbone.layers.0.mixer.conv1d.weight", (8, 1, 4), Block("backbone.layers", 0), 0),
     ("model.layers.0.conv.conv.weight", (8, 1, 4), Block("model.layers", 0), 0),
     ("model.layers.0.conv.in_proj.weight", (8, 4), Block("model.layers", 0), 1),
+    # torch.nn.MultiheadAttention keeps the projections of its inputs itself.
+    ("layers.0.self_attn.in_proj_weight", (12, 4), Block("layers", 0), 1),
+    ("layers.0.self_attn.k_proj_weight", (4, 2), Block("layers", 0), 1),
+    ("layers.0.self_attn.in_proj_bias", (12,), Block("layers", 0), 0),
+    ("layers.0.mamba.x_proj_weight", (2, 3, 4), Block("layers", 0), 0),
     ("backbone.layers.0.mixer.A_log", (8, 4), Block("backbone.layers", 0), 0),
     ("backbone.layers.0.mixer.D", (8,), Block("backbone.layers", 0), 0),
     ("model.layers.61.shared_head.head.weight", (9, 4), Block("model.layers", 61), 0),
     ("model.layers.0.mlp.up_proj.weight", (0, 4), Block("model.layers", 0), 0),
 ]
+
+
+def test_the_matrices_of_a_transformer_of_torch_are_linears() -> None:
+    layer = torch.nn.TransformerDecoderLayer(8, 2, 16)
+    layer.self_attn = torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=6)
+    shapes = {
+        name: tensor.shape
+        for name, tensor in torch.nn.TransformerDecoder(layer, 2).state_dict().items()
+    }
+    matrices = {name for name, shape in shapes.items() if len(shape) == 2}
+    assert len(matrices) == 2 * 8
+    assert {name for name, shape in shapes.items() if linears_in(name, shape)} == matrices
 
 
 @pytest.mark.parametrize(("name", "shape", "block", "linears"), NAMES)
