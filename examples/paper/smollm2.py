@@ -37,19 +37,20 @@ from subject_folder import join
 THREE, TWO = ("math", "finance", "law"), ("math", "finance")
 
 MERGINGS: tuple[Merging, ...] = (
-    *combine(["task_arithmetic"], [0], ["shared", "search"]),
+    *combine(["task_arithmetic"], [0], ["search"]),
     # AdaMerging only knows this package's methods; `dp` at 0 % is task arithmetic.
     *combine(["dp"], [0], ["block"]),
-    *combine(["ties", "dare_linear", "dare_ties", "della", "dare_regmean"], [90, 80], ["search"]),
-    *combine(["dare_dpa", "dppa", "dppa_regmean"], [90, 80], ["search", "block"]),
+    *combine(["dare_linear"], [90, 80], ["search"]),
+    *combine(["ties", "dare_ties", "della"], [80], ["search"]),
+    *combine(["dare_dpa", "dppa"], [90, 80], ["search", "block"]),
     *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"]),
-    *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"], observed=False),
+    *combine(["dppa_regmean"], [80], ["search", "block"]),
+    *combine(["dppa_regmean"], [80], ["given"], observed=False),
 )
 
 OTHER_GRANULARITIES: tuple[Merging, ...] = (
-    *combine(["dp"], [0], ["model", "linear"]),
     # At 90 %, the only partition of a linear is all that is kept of it.
-    *combine(["dare_dpa", "dppa", "dppa_regmean"], [80], ["model", "linear", "partition"]),
+    *combine(["dppa", "dppa_regmean"], [80], ["model", "linear", "partition"]),
 )
 
 PLAN = Plan(
@@ -58,13 +59,13 @@ PLAN = Plan(
     searched=(90, 80),
     mergings={THREE: (*MERGINGS, *OTHER_GRANULARITIES), TWO: MERGINGS},
     factors=(1.5, 2.0, 2.5, 3.0),
-    candidates=16,
-    weighings=16,
-    steps=36,
-    states=4,
+    candidates=12,
+    weighings=12,
+    steps=24,
+    states=3,
     learning_rate=2e-2,
-    dev_items=32,
-    test_items=150,
+    dev_items=24,
+    test_items=100,
 )
 
 PROMPTS = 32
