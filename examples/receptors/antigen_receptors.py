@@ -1,6 +1,6 @@
 """Merge fine-tunes that others have made, and score them on data that others have made.
 
-    python examples/antigen_receptors.py FOLDER
+    python examples/receptors/antigen_receptors.py FOLDER
 
 ANARCII's models number the residues of antigen receptors by IMGT's scheme. The base numbers
 antibodies; one fine-tune numbers T-cell receptors (TCRs), the other the receptors of sharks
