@@ -12,7 +12,7 @@ from reported import MERGED, OFFSETS, PRUNED
 
 from dppa_mergekit.report.markdown_tables import table
 
-WAYS = {
+WAYS: dict[str, str] = {
     "given": "as it starts",
     "shared": "search of one",
     "search": "search",

@@ -195,9 +195,9 @@ def merge_for_samples(subject: Subject) -> dict[str, Path]:
     }
     for name, recipe in SAMPLED.items():
         output = folder / "sampled" / Path(recipe).name
-        command = [Path(sys.executable).with_name("mergekit-yaml")]
-        command += [f"merged/{join(THREE)}/{recipe}.yml", output, "--quiet"]
-        subprocess.run(command, cwd=folder, check=True)
+        command = str(Path(sys.executable).with_name("mergekit-yaml"))
+        path = f"merged/{join(THREE)}/{recipe}.yml"
+        subprocess.run([command, path, str(output), "--quiet"], cwd=folder, check=True)
         models[name] = output
     return models
 
