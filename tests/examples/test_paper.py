@@ -16,6 +16,7 @@ import miniature
 import numpy as np
 import problems
 import pytest
+import quotes
 import rehearsal
 import smollm2
 import smollm2_experts
@@ -352,10 +353,20 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     commands = (tmp_path / "seed_0" / "commands.txt").read_text().splitlines()
-    assert {line.split()[1] for line in commands} == {"analyze", "evaluate", "search", "adamerge"}
-    text = (tmp_path / "tables.md").read_text()
-    for table in ("Table 1", "Table 2", "Table 3", "Tables 4 and 8", "Table 6", "Appendix A"):
-        assert table in text
+    assert {line.split()[1] for line in commands} == {
+        *("activations", "adamerge", "analyze", "evaluate", "search"),
+    }
+    tables = tmp_path / "tables" / "miniature.md"
+    text = tables.read_text()
+    for table in (
+        *("Table 1:", "Table 2:", "Table 3:", "Tables 4 and 8:", "Table 6:", "Appendix A:"),
+        *("Where methods cross", "Interference", "Factors that the search found"),
+    ):
+        assert f"## {table}" in text
+    by_inputs = quotes.Quotes(quotes.read_tables(tables.parent)).cell(
+        "miniature: Table 6: merges of math + finance", "DPPA, by inputs, 90 %", "mean"
+    )
+    assert by_inputs.value > 0
     figures = {path.name.removeprefix("miniature_") for path in (tmp_path / "figures").iterdir()}
     assert figures == {
         f"{name}.png" for name in ("density", "structure", "offsets", "ladder", "factors")
@@ -372,7 +383,7 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "seed_0" / "commands.txt").read_text().splitlines() == commands
-    assert (tmp_path / "tables.md").read_text() == text
+    assert tables.read_text() == text
     # Measurements of other models are refused.
     other = subprocess.run(
         [*command[:-1], "--seed", "0"], capture_output=True, text=True, check=False

@@ -68,7 +68,8 @@ def test_few_inputs_are_exact() -> None:
     delta = draw(20, 0.5)[:, :50].contiguous()
     values = delta.double().numpy()
     found = dense(moment_of(delta))
-    np.testing.assert_allclose(found, values.T @ values, rtol=0, atol=1e-3)
+    # Products are of float32, whose sums every processor rounds in its own way.
+    np.testing.assert_allclose(found, values.T @ values, rtol=5e-6, atol=1e-3)
 
 
 def test_a_delta_of_zero() -> None:
