@@ -28,9 +28,9 @@ CLOSE = 1.25
 """Up to this multiple of the least, a divergence counts as no worse. It is a choice, too."""
 
 RESCALED = ("dare_linear", "dare_dpa")
-"""The methods that prune at random and rescale. What they keep falls as the noise of the rescaling
-grows, whatever the models and the density; no quantity of the deltas was found that tells what the
-others keep."""
+"""The methods that prune at random and rescale. What they keep of a model falls as the noise of the
+rescaling grows, of some models later than of others: `bound_noise` holds for all that were
+measured. No quantity of the deltas was found that tells what the other methods keep."""
 
 METHODS = (*RESCALED, "dp", "dppa")
 """The methods that prune one model, the simplest first. `dare_dpa` at factors 1 is DARE on the

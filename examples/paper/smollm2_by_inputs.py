@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from random import Random
 
 import click
 import torch
@@ -39,7 +38,7 @@ from contest import (
     measure_missing,
     read_results,
 )
-from items import choose_draw
+from items import choose_draw, draw_prompts
 from problems import TASKS
 from rehearsal import Rehearsal, write_texts
 from smollm2 import make_tasks, write_tasks
@@ -150,13 +149,11 @@ def fine_tune(folder: Path, domain: str, rehearse: bool) -> None:
         start = output
 
 
-def draw_prompts(domains: Sequence[str], number: int) -> dict[str, list[Prompt]]:
+def make_prompts(domains: Sequence[str], number: int) -> dict[str, list[Prompt]]:
     """Return domain -> prompts of its training, without answers."""
-    prompts = {}
-    for domain in domains:
-        draw, random = choose_draw(TASKS, domain), Random(f"observed {domain}")
-        prompts[domain] = [Prompt(draw(random).prompt) for _ in range(number)]
-    return prompts
+    return {
+        domain: [Prompt(text) for text in draw_prompts(TASKS, domain, number)] for domain in domains
+    }
 
 
 def observe(folder: Path, rank: int, domains: Sequence[str], number: int) -> Mapping[str, str]:
@@ -168,7 +165,7 @@ def observe(folder: Path, rank: int, domains: Sequence[str], number: int) -> Map
             "models": [{"model": str(folder / domain)} for domain in domains],
         }
     )
-    prompts = draw_prompts(domains, number)
+    prompts = make_prompts(domains, number)
     output = folder / f"observed_{number}.yml"
     observing = Observing(rank, Reading(ANSWER_TOKENS, batch_size=8))
     found = RecipeActivations(recipe, prompts, output, observing, AS_STORED).run()
@@ -201,7 +198,7 @@ def learn(
     assert learning is not None
     own = learning.label.removeprefix("AdaMerging").replace(", ", "_")
     output = folder / f"learned_{row.method}_{len(domains)}{own}.yml"
-    prompts = draw_prompts(domains, PROMPTS)
+    prompts = make_prompts(domains, PROMPTS)
     descent = replace(DESCENT, granularity=learning.granularity)
     run = AdaMerge(recipe, prompts, None, output, learning.objective, descent, FLOAT32)
     with merge_into_folder(run.run().recipe, folder) as merged:
