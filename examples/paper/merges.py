@@ -29,7 +29,7 @@ SUM_START, INPUTS_START = 0.3, 1.0
 """Weight of each model where a way to find weights begins: of a sum, and of a combination by
 inputs."""
 
-SIGNED = ("ties", "dare_ties", "della")
+NORMALIZED = ("ties", "della")
 """mergekit's methods that divide by the sum of the weights unless told not to. With that division,
 a common weight would change nothing."""
 
@@ -162,7 +162,7 @@ class Merges:
         """Write the recipe of a merge as it is before its weights are found."""
         parameters = {domain: self._start(merging, domain) for domain in domains}
         shared: Plain = {}
-        if merging.method in SIGNED:
+        if merging.method in NORMALIZED:
             shared["normalize"] = False
         if merging.method == "della":
             # Its densities lie within epsilon of the density, and have to be above 0.

@@ -102,7 +102,7 @@ def parameters(row: Row, settings: Settings, seed: int) -> dict[str, object]:
         found["seed"] = seed
     if row.method == "della":
         found["epsilon"] = 0.5 * (row.density or 1)  # must be below the density
-    if row.method in ("ties", "dare_ties", "della"):
+    if row.method in ("ties", "della"):
         found["normalize"] = False  # a common weight would change nothing
     return found
 
