@@ -30,7 +30,7 @@ FOLD_ITEMS = 8
 """The least number of a task's items in a fold; fewer carry no information."""
 
 LEAST_FOLDS = 3
-"""Folds wanted at least, so that some choose and others confirm."""
+"""Folds wanted at least, so that two thirds of the items choose and the others confirm."""
 
 
 class BudgetError(Exception):
@@ -46,22 +46,33 @@ def deal(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, 
         batch: Number of items that are scored at once. A fold with fewer takes nearly as long.
 
     Returns:
-        1 to FOLDS folds, task -> indices of items in each; an item is in exactly one fold.
+        1 to FOLDS folds, task -> indices of items in each; an item is in exactly one fold. One is
+        for tasks of too few items to confirm a choice. Of two, the first chooses: a race would save
+        no time, since one batch has room for all that choose.
     """
     filled = max(LEAST_FOLDS, sum(items.values()) // batch)
-    number = max(1, min(FOLDS, filled, min(items.values()) // FOLD_ITEMS))
+    number = min(FOLDS, filled, min(items.values()) // FOLD_ITEMS)
+    if number < LEAST_FOLDS:
+        number = 1
     folds: list[dict[str, list[int]]] = [{} for _ in range(number)]
     for task, count in items.items():
         order = list(range(count))
         Random(f"{seed} {task}").shuffle(order)
         for first, fold in enumerate(folds):
             fold[task] = sorted(order[first::number])
+    choosing = [folds[fold] for fold in choosing_folds(number)]
+    if (
+        number == LEAST_FOLDS
+        and sum(len(own) for fold in choosing for own in fold.values()) <= batch
+    ):
+        joined = {task: sorted(item for fold in choosing for item in fold[task]) for task in items}
+        return [joined, *folds[len(choosing) :]]
     return folds
 
 
 def choosing_folds(number: int) -> range:
-    """Return which folds choose, of a number of folds: the first two thirds."""
-    return range(number - number // 3)
+    """Return which folds choose, of a number: the first two thirds, or the first of two."""
+    return range(max(1, number - max(1, number // 3)))
 
 
 @dataclass

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Raise this number whenever the content of entries changes; older journals are then refused."""
 
 Entry = dict[str, object]

@@ -64,7 +64,7 @@ PLAN = Plan(
     steps=24,
     states=3,
     learning_rate=2e-2,
-    dev_items=24,
+    dev_items=36,
     test_items=100,
 )
 

@@ -14,7 +14,7 @@ from dppa_mergekit.scoring.tasks import TasksError
 from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import Proposal, weight_candidates
 from dppa_mergekit.search.options import Options
-from dppa_mergekit.search.racing import Contest, deal
+from dppa_mergekit.search.racing import Contest, choosing_folds, deal
 from dppa_mergekit.search.results import SearchResult
 from dppa_mergekit.search.strategies import Space, _tune
 
@@ -258,6 +258,18 @@ def test_items_are_dealt_out_once() -> None:
     # A fold fills a batch, unless too few were left to choose and to confirm.
     assert len(deal({"a": 250, "b": 61}, seed=3, batch=64)) == 4
     assert len(deal({"a": 50, "b": 50}, seed=3, batch=64)) == 3
+    # Where one batch has room for all that choose, none is given up before it is scored on them.
+    chosen, confirming = deal({"a": 48, "b": 48}, seed=3, batch=64)
+    thirds = deal({"a": 48, "b": 48}, seed=3, batch=63)
+    assert chosen == {task: sorted(thirds[0][task] + thirds[1][task]) for task in "ab"}
+    assert confirming == thirds[2]
+    assert [list(choosing_folds(number)) for number in (1, 2, 3, 6)] == [
+        [0],
+        [0],
+        [0, 1],
+        [0, 1, 2, 3],
+    ]
+    assert len(deal({"a": 23, "b": 50}, seed=3)) == 1
     assert len(deal({"a": 50, "b": 10}, seed=3, batch=64)) == 1
 
 
