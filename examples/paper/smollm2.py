@@ -57,7 +57,10 @@ PLAN = Plan(
     rates=(10, 80, 90),
     beyond=(95, 98),
     searched=(90, 80),
-    mergings={THREE: (*MERGINGS, *OTHER_GRANULARITIES), TWO: MERGINGS},
+    mergings={
+        THREE: (*MERGINGS, *OTHER_GRANULARITIES),
+        TWO: tuple(merging for merging in MERGINGS if merging.rate != 90),
+    },
     factors=(1.5, 2.0, 2.5, 3.0),
     candidates=12,
     weighings=12,
