@@ -145,16 +145,29 @@ def choose_draw(domain: str) -> Callable[[Random], Item]:
 
 def train_models(output: Path, seed: int, base: Training, tuning: Training) -> None:
     """Write the checkpoints base, math, finance and law to `output`."""
+    train_base(output / "base", seed, base)
+    for number, domain in enumerate(DOMAINS, start=1):
+        draw = choose_draw(domain)
+        fine_tune(output / "base", output / domain, draw, tuning, seed + number)
+
+
+def train_base(output: Path, seed: int, training: Training) -> None:
+    """Write a base model that knows the words and forms of all tasks."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
-    train(model, tokenizer, draw_for_base, base, seed, "training base")
-    save(model, tokenizer, output / "base")
-    for number, domain in enumerate(DOMAINS, start=1):
-        model = load(output / "base", torch.float32)
-        title = f"fine-tuning {domain}"
-        train(model, tokenizer, choose_draw(domain), tuning, seed + number, title)
-        save(model, tokenizer, output / domain)
+    train(model, tokenizer, draw_for_base, training, seed, "training base")
+    save(model, tokenizer, output)
+
+
+def fine_tune(
+    base: Path, output: Path, draw: Callable[[Random], Item], training: Training, seed: int
+) -> None:
+    """Write a base model that is fine-tuned on items."""
+    model = load(base, torch.float32)
+    tokenizer = make_tokenizer()
+    train(model, tokenizer, draw, training, seed, f"fine-tuning {output.name}")
+    save(model, tokenizer, output)
 
 
 def load(folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:

@@ -28,12 +28,12 @@ from quickstart import (
     OTHERS_REPLAY,
     TRUE_SHARE,
     TUNING,
-    draw_for_base,
+    fine_tune,
     load,
+    train_base,
 )
 from scoring import GENERAL, Scorer, Scores
-from tiny_llama import make_model, make_tokenizer
-from training import save, train
+from tiny_llama import make_tokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from dppa_mergekit.live.placement import AS_STORED
@@ -95,18 +95,13 @@ def choose_draw(own: Task) -> Callable[[Random], Item]:
 
 def train_experts(folder: Path, seed: int) -> None:
     """Write the checkpoints base, addition, function, ... that are not there yet."""
-    tokenizer = make_tokenizer()
-    if not (folder / "base").exists():
-        torch.manual_seed(seed)
-        model = make_model(tokenizer)
-        train(model, tokenizer, draw_for_base, BASE_TRAINING, seed, "training base")
-        save(model, tokenizer, folder / "base")
+    base = folder / "base"
+    if not base.exists():
+        train_base(base, seed, BASE_TRAINING)
     for number, task in enumerate(EXPERTS, start=1):
-        if not (folder / task.name).exists():
-            model = load(folder / "base", torch.float32)
-            title = f"fine-tuning {task.name}"
-            train(model, tokenizer, choose_draw(task), TUNING, seed + number, title)
-            save(model, tokenizer, folder / task.name)
+        output = folder / task.name
+        if not output.exists():
+            fine_tune(base, output, choose_draw(task), TUNING, seed + number)
 
 
 def draw_prompts(number: int) -> dict[str, list[Prompt]]:

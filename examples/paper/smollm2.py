@@ -27,31 +27,15 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules of the 
 from domains import TASKS_FOLDER
 from items import PARTS, Item, draw_prompts, write_held_out
 from measurements import Group
-from plan import Merging, Plain, Plan, Subject, combine
+from plan import Plain, Plan, Subject
 from problems import DOMAINS, GUARD, TASKS
 from report import write_report
 from running import measure
 from smollm2_experts import SETTINGS, Expert, read_record
 from subject_folder import join
+from ways_to_merge import MERGINGS, OTHER_GRANULARITIES
 
 THREE, TWO = ("math", "finance", "law"), ("math", "finance")
-
-MERGINGS: tuple[Merging, ...] = (
-    *combine(["task_arithmetic"], [0], ["search"]),
-    # AdaMerging only knows this package's methods; `dp` at 0 % is task arithmetic.
-    *combine(["dp"], [0], ["block"]),
-    *combine(["dare_linear"], [90, 80], ["search"]),
-    *combine(["ties", "dare_ties", "della"], [80], ["search"]),
-    *combine(["dare_dpa", "dppa"], [90, 80], ["search", "block"]),
-    *combine(["dare_regmean", "dppa_regmean"], [90, 80], ["given"]),
-    *combine(["dppa_regmean"], [80], ["search", "block"]),
-    *combine(["dppa_regmean"], [80], ["given"], observed=False),
-)
-
-OTHER_GRANULARITIES: tuple[Merging, ...] = (
-    # At 90 %, the only partition of a linear is all that is kept of it.
-    *combine(["dppa", "dppa_regmean"], [80], ["model", "linear", "partition"]),
-)
 
 PLAN = Plan(
     rates=(10, 80, 90),

@@ -20,7 +20,9 @@ from dppa_mergekit.cli import main as cli
 
 
 def subject(folder: Path, name: str = "one", made: Plain | None = None) -> Subject:
-    return Subject(name, folder, "./base", miniature.read_tasks(smoke=True), {}, made or {})
+    return Subject(
+        name, folder, "./base", miniature.make_tasks(miniature.SMOKE.tasks, "."), {}, made or {}
+    )
 
 
 @pytest.fixture

@@ -352,7 +352,7 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), str(tmp_path), "--smoke"]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
-    commands = (tmp_path / "seed_0" / "commands.txt").read_text().splitlines()
+    commands = (tmp_path / "miniature_seed_0" / "commands.txt").read_text().splitlines()
     assert {line.split()[1] for line in commands} == {
         *("activations", "adamerge", "analyze", "evaluate", "search"),
     }
@@ -373,7 +373,7 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     }
     found = json.loads((tmp_path / "results.json").read_text())["Miniature"]
     assert set(found["means"]) == {"pruned", "amplified", "math_finance"}
-    found = found["subjects"]["seed_0"]
+    found = found["subjects"]["miniature_seed_0"]
     # At a rate of 10 % little is lost, by whatever method; at 90 % DARE loses most.
     law = found["pruned"]["law"]
     assert {"magnitude_90", "magnitude_98"} <= set(law)
@@ -382,7 +382,7 @@ def test_a_small_run_of_the_miniature(tmp_path: Path) -> None:
     # Commands that have ended do not run again.
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert (tmp_path / "seed_0" / "commands.txt").read_text().splitlines() == commands
+    assert (tmp_path / "miniature_seed_0" / "commands.txt").read_text().splitlines() == commands
     assert tables.read_text() == text
     # Measurements of other models are refused.
     other = subprocess.run(
