@@ -93,7 +93,7 @@ def tabulate_single_models(group: Group, rates: Sequence[int], methods: Sequence
 def tabulate_noise(group: Group) -> str:
     """Return the noise of DARE's rescaling beside the Domain-Ratios at rates of 80 % and above."""
     rows = []
-    methods = ("magnitude", "dp", "dare_linears", "dare")
+    methods = ("magnitude", "owl", "dp", "dare_linears", "dare")
     for domain in group.domains:
         relative = mean(
             results["offsets"][domain]["relative"] for results in group.results.values()
@@ -169,7 +169,7 @@ def tabulate_merges(group: Group, domains: tuple[str, ...]) -> str:
         ]
         rows.append(
             [
-                LABELS["task_arithmetic" if rate == "0" else method],
+                _name_merge(method, rate),
                 f"{rate} %" if rate != "0" and rate else "",
                 WAYS.get(way, ""),
                 *ratios,
@@ -181,6 +181,13 @@ def tabulate_merges(group: Group, domains: tuple[str, ...]) -> str:
     guard = [task.removesuffix("_test") for task in _guard_tasks(merges)]
     head = ["merge", "pruned by", "weights by", *domains, "mean", *guard, "scored", "seconds"]
     return table(head, rows, names=3)
+
+
+def _name_merge(method: str, rate: str) -> str:
+    """Return the name of a method among merges, where factors of `dare_dpa` are not searched."""
+    if rate == "0":
+        return LABELS["task_arithmetic"]
+    return LABELS["dare_linears" if method == "dare_dpa" else method]
 
 
 def _cost_cells(group: Group, section: str, name: str) -> list[str]:

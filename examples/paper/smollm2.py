@@ -63,9 +63,9 @@ SAMPLES = 3
 
 SAMPLED = {
     "task arithmetic by AdaMerging": "unpruned/dp_0_block",
-    "DARE at 90 % by AdaMerging": "dare/dare_dpa_90_block",
-    "DPPA at 90 % by AdaMerging": "dppa/dppa_90_block",
-    "DPPA at 90 % by inputs": "inputs/dppa_regmean_90_given",
+    "DPPA at 80 % by AdaMerging": "dppa/dppa_80_block",
+    "DPPA at 80 % by inputs": "inputs/dppa_regmean_80_given",
+    "DPPA at 80 % by inputs, by AdaMerging": "inputs/dppa_regmean_80_block",
 }
 """Name of a merge of three domains whose answers are written down -> its recipe."""
 

@@ -47,9 +47,10 @@ def model(relative: float, density: float, name: str = "math") -> ModelAnalysis:
         (0.022, 0.1, "dare_linear would probably do: "),
         (0.022, 0.05, "dare_linear would probably do: "),
         (0.1, 0.9, "dare_linear would probably do: "),
+        (0.04, 0.1, "dare_linear would probably do: "),
         # More of it, which embeddings and norms do not bear.
         (0.022, 0.02, "dare_dpa would probably do, dare_linear may not: "),
-        (0.04, 0.1, "dare_dpa would probably do, dare_linear may not: "),
+        (0.05, 0.1, "dare_dpa would probably do, dare_linear may not: "),
         (0.064, 0.1, "dare_dpa would probably do, dare_linear may not: "),
         # Too much.
         (0.064, 0.05, "No method is sure to do at this density; prune less: "),
@@ -190,11 +191,14 @@ TABLES = {
 }
 
 ROWS = {
-    SUM: "task_arithmetic|dare_linear|dare_dpa|dppa|(task arithmetic|`dare_linear`|D[AP].*), sea.*",
-    SIGNS: "ties|TIES, summed, search",
-    LEARNED: "(dare_dpa|dppa|DARE|DPPA|DP), (AdaMerging.*|distill|hidden)",
-    INPUTS: "(dare|dppa)_regmean, (25|32|100) prompts",
-    LEARNED_INPUTS: "(dare|dppa)_regmean, (32 prompts, AdaMerging.*|distill|hidden)",
+    SUM: "task_arithmetic|dare_linear|dare_dpa|dppa|"
+    "(task arithmetic|`dare_linear`|DARE(, linears alone)?|DPPA), search( of one)?",
+    SIGNS: "ties|TIES(, summed)?, search",
+    LEARNED: "(dare_dpa|dppa|DARE(, linears alone)?|DPPA|DP|task arithmetic), "
+    "(AdaMerging.*|distill|hidden)",
+    INPUTS: "(dare|dppa)_regmean, (25|32|100) prompts|(DARE|DPPA), by inputs, as it starts",
+    LEARNED_INPUTS: "(dare|dppa)_regmean, (32 prompts, AdaMerging.*|distill|hidden)|"
+    "DPPA, by inputs, AdaMerging, .*",
 }
 """Combination -> the names of its rows."""
 

@@ -50,7 +50,7 @@ def test_merges_have_the_mean_over_domains() -> None:
     lines = tabulate_merges(Group("One", found), ("math", "law")).splitlines()
     head, _, _, row = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert dict(zip(head, row, strict=True)) == {
-        "merge": "DARE + DPA",
+        "merge": "DARE, linears alone",
         "pruned by": "90 %",
         "weights by": "search",
         "math": "20.0 ± 3.0",
