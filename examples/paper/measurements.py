@@ -35,6 +35,11 @@ Results: TypeAlias = Mapping[str, Any]
 """The content of a subject's `results.json`."""
 
 
+def make_slug(title: str) -> str:
+    """Return a title as part of the name of a file or folder."""
+    return title.lower().replace(" ", "_")
+
+
 @dataclass(frozen=True)
 class Sample:
     """The same number of every subject that has it, with its standard errors."""
@@ -80,7 +85,7 @@ class Group:
     @property
     def slug(self) -> str:
         """The title as part of a file name."""
-        return self.title.lower().replace(" ", "_")
+        return make_slug(self.title)
 
     @property
     def domains(self) -> list[str]:

@@ -27,7 +27,7 @@ import quickstart
 import six_experts
 from domains import DOMAINS, TASKS, TASKS_FOLDER
 from items import PARTS, Item, Task, draw_prompts
-from measurements import Group
+from measurements import Group, make_slug
 from plan import Domains, Plain, Plan, Subject, combine
 from report import write_report
 from running import measure, run_trainings
@@ -96,7 +96,7 @@ class Setting:
     @property
     def slug(self) -> str:
         """The title as the name of a folder."""
-        return self.title.lower().replace(" ", "_")
+        return make_slug(self.title)
 
 
 def _choose_draw_of_expert(name: str) -> Callable[[Random], Item]:

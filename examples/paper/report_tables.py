@@ -9,7 +9,9 @@ from typing import Any
 from measurements import LABELS, LADDER, Group, Sample
 from plan import LEARNED
 from reported import MERGED, OFFSETS, PRUNED
+from subject_folder import to_density
 
+from dppa_mergekit.analysis.evidence import noise_of
 from dppa_mergekit.report.markdown_tables import table
 
 WAYS: dict[str, str] = {
@@ -104,7 +106,7 @@ def tabulate_noise(group: Group) -> str:
                     group.domain_ratios("pruned", f"{method}_{rate}", domain).to_cell()
                     for method in methods
                 ]
-                noise = relative * (rate / (100 - rate)) ** 0.5
+                noise = noise_of(relative, to_density(rate))
                 rows.append([domain, f"{rate} %", f"{noise:.2f}", *ratios])
     head = [LABELS[method] for method in methods]
     return table(["domain", "pruned by", "noise", *head], rows, names=2)
