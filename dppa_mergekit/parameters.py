@@ -1,7 +1,7 @@
 """Every parameter of a recipe, once: name, scope, allowed values, default, sentence.
 
 The merge methods build mergekit's parameter specifications from this table, the error texts come
-from it, and a test holds the README's tables against it.
+from it, and a test holds the tables of the guide to it.
 """
 
 from collections.abc import Mapping

@@ -234,14 +234,17 @@ def merge(output: Path, recipe: Recipe) -> None:
     run(output, command, f"{recipe.name}.yml", recipe.name, "--random-seed", "0", "--quiet")
 
 
-def observe(output: Path, recipe: Recipe, seed: int) -> None:
-    """Observe a recipe's models on prompts of their domains, and merge by these inputs."""
-    prompts = []
-    for name in recipe.models:
+def write_prompts(output: Path, seed: int) -> None:
+    """Write `OBSERVED` prompts of each domain to a file that is named after its model."""
+    for name in DOMAINS:
         draw, random = choose_own(name), Random(seed)
         lines = [draw(random).prompt for _ in range(OBSERVED)]
         (output / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        prompts += ["--prompts", f"{name}.txt"]
+
+
+def observe(output: Path, recipe: Recipe) -> None:
+    """Observe a recipe's models on the prompts of their domains, and merge by these inputs."""
+    prompts = [part for name in recipe.models for part in ("--prompts", f"{name}.txt")]
     (output / "recipe.yml").write_text(recipe.to_yaml(), encoding="utf-8")
     command = Path(sys.executable).with_name("mergekit-dppa")
     observed = f"{recipe.name}.yml"
@@ -300,13 +303,14 @@ def main(output: Path, seed: int) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own bar per checkpoint
     torch.set_num_threads(1)  # sums, and so the trained weights, depend on the number
     train_models(output, seed, BASE_TRAINING, TUNING)
+    write_prompts(output, seed)
     tokenizer = make_tokenizer()
     recipes = choose_recipes(output, tokenizer)
     with ThreadPoolExecutor(max_workers=2) as pool:
         merges = pool.map(partial(merge, output), recipes)
         list(tqdm(merges, total=len(recipes), desc="merging"))
     by_inputs = merge_by_inputs()
-    observe(output, by_inputs, seed)
+    observe(output, by_inputs)
     recipes.append(by_inputs)
     scorer = Scorer.load("test")
     folders = {name: name for name in ["base", *DOMAINS]}

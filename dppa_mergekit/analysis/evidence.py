@@ -110,7 +110,7 @@ PRUNED = (
     ),
 )
 """Tables "Where methods cross" and 1 in examples/paper/tables: three models each (one seed; of the
-tiny ones means over three). The last are those of README.md, "Finding the factors"."""
+tiny ones means over three). The last are those of examples/guides/tuning.md, "Factors"."""
 
 
 def list_by_noise(method: str) -> list[tuple[float, Kept]]:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import yaml
+
 from dppa_mergekit.moments.activations_file import Observation
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.recipes.inputs import values_in
@@ -28,8 +30,9 @@ Merging" ([arXiv 2403.02799](https://arxiv.org/abs/2403.02799)). This merge was 
 `dppa-mergekit`, a plugin for mergekit.
 
 ```bibtex
-@article{dppa2024,
+@article{zhu2024dppa,
   title = {DPPA: Pruning Method for Large Language Model to Model Merging},
+  author = {Zhu, Yaochen and Xia, Rui and Zhang, Jiajun},
   journal = {arXiv preprint arXiv:2403.02799},
   year = {2024}
 }
@@ -81,7 +84,7 @@ class Facts:
         plot: The file name of the plot of densities; None if there is none.
         measurements: The scores of this model.
         observed: Fine-tuned model -> how its inputs were observed; empty if they were not.
-        recipe: The text of the recipe.
+        recipe: The text of the recipe; it is added where mergekit's card does not have it.
         versions: Package -> version.
         license: The license of the model; None if it is not known.
     """
@@ -126,8 +129,8 @@ def complete_card(text: str, facts: Facts) -> str:
         )
         for score in facts.measurements.scores
     ] or None
-    body = "\n\n".join(_section(facts))
     written = card.text.strip() or f"# {facts.name}"
+    body = "\n\n".join(_section(facts, _has_recipe(written, facts.recipe)))
     front = data.to_yaml(line_break="\n")
     return f"---\n{front}\n---\n\n{written}\n\n{BEGIN}\n\n{body}\n\n{END}\n"
 
@@ -137,8 +140,14 @@ def _without_marks(text: str) -> str:
     return between.sub("\n", text)
 
 
-def _section(facts: Facts) -> Iterator[str]:
-    """Yield the paragraphs that are added to a card."""
+def _has_recipe(text: str, recipe: str) -> bool:
+    """Return whether a card shows a recipe already, as mergekit's does."""
+    shown = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    return any(yaml.safe_load(block) == yaml.safe_load(recipe) for block in shown)
+
+
+def _section(facts: Facts, has_recipe: bool) -> Iterator[str]:
+    """Yield the paragraphs that are added to a card, which may have the recipe already."""
     if facts.is_dppa:
         yield "## Method"
         yield METHOD
@@ -176,7 +185,8 @@ def _section(facts: Facts) -> Iterator[str]:
     yield from _scores(facts.measurements)
     yield "## How to reproduce this"
     yield ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."
-    yield f"```yaml\n{facts.recipe.strip()}\n```"
+    if not has_recipe:
+        yield f"```yaml\n{facts.recipe.strip()}\n```"
     yield "```sh\nmergekit-yaml recipe.yml merged/\n```"
 
 

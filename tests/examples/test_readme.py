@@ -1,19 +1,19 @@
-"""The README says what the package does."""
+"""README and guides say what the package does."""
 
 import re
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
-from checkpoints import save_family
+from quotes import HERE, Quotes, read_tables
 
 from dppa_mergekit import method_table
 from dppa_mergekit import parameters as recipe
-from dppa_mergekit.scoring.tasks import TasksFile
+from dppa_mergekit.analysis import evidence
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = ROOT / "examples" / "guides"
+METHODS = (GUIDES / "methods_and_parameters.md").read_text(encoding="utf-8")
 
 PER_MODEL = (
     recipe.WEIGHT,
@@ -36,9 +36,9 @@ SHARED = (
 )
 
 
-def rows(after: str) -> list[list[str]]:
+def rows(after: str, page: str = METHODS) -> list[list[str]]:
     """The cells of the table that follows a sentence."""
-    table = README.split(after)[1].split("\n\n")[1]
+    table = page.split(after)[1].split("\n\n")[1]
     return [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
     ]
@@ -81,57 +81,79 @@ def test_defaults_that_differ_by_method() -> None:
     }
     assert defaults["owl", "significance"] == "count"
     assert defaults["dppa_ties", "normalize"] is True
-    assert "magnitude (`owl`: count)" in README
+    assert "magnitude (`owl`: count)" in METHODS
     assert defaults["dppa_regmean", "normalize"] is True
     assert defaults["dppa_regmean", "weight"] == 1
-    assert "false (`dppa_ties`, by inputs: true)" in README
-    assert "required (by inputs: 1)" in README
+    assert "false (`dppa_ties`, by inputs: true)" in METHODS
+    assert "required (by inputs: 1)" in METHODS
 
 
 def test_method_table() -> None:
-    listed = [row[0].strip("`") for row in rows("## Methods")]
-    assert listed == [variant.name for variant in method_table.METHODS]
+    choosing = (GUIDES / "choosing_a_method.md").read_text(encoding="utf-8")
+    listed = rows("# Methods and parameters")
+    assert [row[0].strip("`") for row in listed] == [row.name for row in method_table.METHODS]
+    assert rows("## All methods", choosing) == listed
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+HARD, SIX = "smollm2_hard: Table 5: merges of math + finance + law", "six_experts: Merges"
+FINER = "six_experts: Finer weights and factors"
+MERGES = {
+    "`task_arithmetic`": ("task arithmetic, , search", SIX, "task_arithmetic", "all deltas"),
+    "`ties`": ("TIES, 80 %, search", SIX, "ties", "density 0.2"),
+    "`dare_linear`": ("`dare_linear`, 80 %, search", SIX, "dare_linear", "density 0.2"),
+    "`dare_dpa`": ("DARE, linears alone, 80 %, search", SIX, "dare_dpa", "density 0.2"),
+    "`dppa`": ("DPPA, 80 %, search", SIX, "dppa", "density 0.2"),
+    "`dppa`, weights learned": (
+        "DPPA, 80 %, AdaMerging, block",
+        FINER,
+        "dppa, distill",
+        "linear",
+    ),
+    "`dppa_regmean`": (
+        "DPPA, by inputs, 80 %, as it starts",
+        SIX,
+        "dppa_regmean, 25 prompts",
+        "density 0.2",
+    ),
+    "`dppa_regmean`, factors learned": (
+        "DPPA, by inputs, 80 %, AdaMerging, block",
+        FINER,
+        "dppa_regmean, distill",
+        "linear",
+    ),
+}
+"""Row of the README -> its row of the hard merges; its table, row and column of six experts."""
 
 
-def test_the_recipe_is_one() -> None:
-    recipe_text, _ = blocks("yaml")
-    content = yaml.safe_load(recipe_text)
-    known = {parameter.name: parameter for parameter in PER_MODEL}
-    assert content["merge_method"] == "dppa"
-    for model in content["models"]:
-        for name, value in model["parameters"].items():
-            assert known[name].check(value) == value
+def test_merges_are_those_of_the_tables() -> None:
+    quotes = Quotes(read_tables(HERE / "tables"))
+
+    listed = rows("as many candidates for every method.", README)
+    assert len(listed) == len(MERGES)
+    for (name, hard, six), (start, (row, *cell)) in zip(listed, MERGES.items(), strict=True):
+        assert name.startswith(start)
+        assert hard == quotes.cell(HARD, row, "mean").with_spread
+        assert six == quotes.cell(*cell).with_spread
 
 
-def test_the_python_runs() -> None:
-    _, _, *merging = blocks("python")
-    names: dict[str, object] = {}
-    exec("\n".join(merging), names)
-    pruned, deltas = names["pruned"], names["deltas"]
-    assert int((pruned != 0).sum()) == round(0.2 * pruned.numel())  # type: ignore[attr-defined]
-    assert torch.equal(deltas[names["name"]], pruned)  # type: ignore[index]
+def test_prunings_are_those_that_advice_is_drawn_from() -> None:
+    """The tables of one model are rows of `evidence.PRUNED`."""
+    known = {each.what: each.kept for each in evidence.PRUNED}
 
+    def spans(what: str, density: float) -> list[str]:
+        kept = known[what][density]
+        pairs = [kept.get(method) for method in evidence.METHODS]
+        return [
+            "" if pair is None else " to ".join(map(str, dict.fromkeys(pair))) for pair in pairs
+        ]
 
-def test_the_tasks_file_is_one(tmp_path: Path) -> None:
-    _, text = blocks("yaml")
-    (tmp_path / "tasks").mkdir()
-    path = tmp_path / "tasks.yml"
-    path.write_text(text, encoding="utf-8")
-    assert list(TasksFile.read(path).domains) == ["math"]
-
-
-def test_search_and_learning_in_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_family(tmp_path)
-    (tmp_path / "recipe.yml").write_text(blocks("yaml")[0], encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec("\n".join(blocks("python")[:2]), names)
-    assert names["found"].before.value == 100.0  # type: ignore[attr-defined]
-    assert list(names["learned"].coefficients) == ["./math", "./law"]  # type: ignore[attr-defined]
+    for what, *cells in rows("`dppa` with weights of 0.3 to 0.6.", README):
+        assert cells == spans(what, 0.1)
+    choosing = (GUIDES / "choosing_a_method.md").read_text(encoding="utf-8")
+    what = ""
+    for models, density, *cells in rows("each, pruned one by one:", choosing):
+        what = models.partition(", ")[2] or what
+        assert cells == spans(what, float(density))
 
 
 def test_continuous_integration_runs_the_command_of_the_readme() -> None:

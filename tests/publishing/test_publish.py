@@ -55,6 +55,8 @@ def test_upload_and_download(merged: Path, hub: Hub) -> None:
         assert "org/math" in text
     assert "This is a merge of pre-trained language models" in card.text
     assert "2403.02799" in card.text
+    assert "Zhu, Yaochen" in card.text
+    assert card.text.count("merge_method:") == 1
     assert "[org/law](https://huggingface.co/org/law)" in card.text
     (row,) = [line for line in card.text.splitlines() if line.startswith("| [org/math](")]
     assert sorted(row.split()[3::2]) == ["0.2", "0.6", "1.4", "2.1"]

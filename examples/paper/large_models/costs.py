@@ -1,6 +1,6 @@
 """Estimates of the time and memory of each step; none of them is measured at this size.
 
-Time and memory of merges follow the fits in the README, "Larger models" and "Speed", by the bytes
+Time and memory of merges follow the fits in the guide "Performance", by the bytes
 that are read. Memory of the other steps follows from what they hold: on the GPU the model, its kept
 deltas, and the keys and values of a batch of the longest texts.
 """
@@ -101,7 +101,7 @@ class Costs:
     def sum_seconds(self) -> float:
         """Seconds of a sum of deltas: a fit on four models, by the bytes that are read.
 
-        The README's fit is 4.9 s, and 27.9 s for each 1e9 parameters of a base and three models, of
+        The guide's fit is 4.9 s, and 27.9 s for each 1e9 parameters of a base and three models, of
         two bytes an element.
         """
         read = sum(self.model_set.models[model].bytes for model in self._pool.inputs)
