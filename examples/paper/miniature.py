@@ -229,7 +229,7 @@ def main(folder: Path, seeds: tuple[int, ...], jobs: int, smoke: bool) -> None:
             partial(fine_tune, models[seed], seed, setting.title, setting.tuning) for seed in seeds
         ]
         groups.append(Group(setting.title, measure(subjects, trainings, setting.plan, jobs)))
-    write_report(folder, groups)
+        write_report(folder, groups)
 
 
 if __name__ == "__main__":

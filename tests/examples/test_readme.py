@@ -147,7 +147,7 @@ def test_prunings_are_those_that_advice_is_drawn_from() -> None:
             "" if pair is None else " to ".join(map(str, dict.fromkeys(pair))) for pair in pairs
         ]
 
-    for what, *cells in rows("`dppa` with weights of 0.3 to 0.6.", README):
+    for what, *cells in rows("or a sum with weights of 0.3 to 0.6.", README):
         assert cells == spans(what, 0.1)
     choosing = (GUIDES / "choosing_a_method.md").read_text(encoding="utf-8")
     what = ""
