@@ -159,6 +159,7 @@ class HashedKeys:
         hash_indices: Returns the keys of (length,) int64 indices, which it may overwrite.
         largest: An upper bound of the keys.
         idle: -1, since every element counts.
+        words: Select these keys in the compiled passes; None if those do not know the hash.
     """
 
     numel: int
@@ -166,6 +167,7 @@ class HashedKeys:
     hash_indices: Callable[[torch.Tensor], torch.Tensor]
     largest: int = MASK32
     idle: int = -1
+    words: tuple[int, int] | None = None
 
     def sample(self, stride: int) -> torch.Tensor:
         """Return the keys of every `stride`-th element; all keys at stride 1."""

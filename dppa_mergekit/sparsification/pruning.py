@@ -16,7 +16,7 @@ import torch
 
 from dppa_mergekit.deltas.delta import Buffer, Delta, DeltaChunks, buffers, delta_chunks
 from dppa_mergekit.deltas.kernel import AmplifiedDelta, CombinePass, passes_over
-from dppa_mergekit.deltas.keys import Cut, Keys, MagnitudeKeys
+from dppa_mergekit.deltas.keys import Cut, HashedKeys, Keys, MagnitudeKeys
 from dppa_mergekit.deltas.threads import share
 from dppa_mergekit.errors import ParameterError
 from dppa_mergekit.sparsification.selections import Selection
@@ -118,11 +118,14 @@ class Pruned:
 
     def amplified(self, weight: float) -> AmplifiedDelta | None:
         """The delta as the compiled pass takes it; None if that pass does not know it."""
-        known = isinstance(self.pruning.keys, MagnitudeKeys | None) and self.pruning.divisor == 1
+        keys, divisor = self.pruning.keys, self.pruning.divisor
+        words = keys.words if isinstance(keys, HashedKeys) else None
+        known = words is not None or isinstance(keys, MagnitudeKeys | None)
         passes = passes_over(self.pruning.delta) if known else None
         if passes is None:
             return None
-        return AmplifiedDelta(passes, self.cuts or (Cut(-1),), self.pruning.factors, weight)
+        cuts = self.cuts or (Cut(-1),)
+        return AmplifiedDelta(passes, cuts, self.pruning.factors, weight, divisor, words)
 
 
 def prune(prunings: Sequence[Pruning]) -> list[Pruned]:

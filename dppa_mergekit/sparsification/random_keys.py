@@ -28,7 +28,8 @@ def random_keys(delta: Delta, seed: int, name: Sequence[str]) -> HashedKeys:
     """
     text = "\0".join([str(seed), *name]).encode("utf-8", "surrogateescape")
     first, second = struct.unpack("<II", hashlib.sha256(text).digest()[:8])
-    return HashedKeys(delta.numel, delta.device, partial(_random, first, second))
+    hash_indices = partial(_random, first, second)
+    return HashedKeys(delta.numel, delta.device, hash_indices, words=(first, second))
 
 
 def _random(first: int, second: int, index: torch.Tensor) -> torch.Tensor:

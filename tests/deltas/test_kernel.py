@@ -4,6 +4,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy
 import oracle
@@ -170,9 +171,11 @@ def cuts_of(keys: numpy.ndarray, number: int) -> list[Cut]:
     return [Cut(bound, 2**31 if i % 2 else -1) for i, bound in enumerate(above)]
 
 
-def amplified(values: numpy.ndarray, cuts: list[Cut], factors: list[float]) -> numpy.ndarray:
+def amplified(
+    values: numpy.ndarray, keys: numpy.ndarray, cuts: list[Cut], factors: list[float]
+) -> numpy.ndarray:
     """Each value times the factor of the first set that keeps it, or zero; one by one."""
-    keys, result = numpy.abs(values).view(numpy.int32), numpy.zeros_like(values)
+    result = numpy.zeros_like(values)
     hashes = oracle.hash_indices(len(values))
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
         for cut, factor in zip(cuts, factors, strict=True):
@@ -182,9 +185,14 @@ def amplified(values: numpy.ndarray, cuts: list[Cut], factors: list[float]) -> n
     return result
 
 
+WORD = st.integers(0, 2**32 - 1)
+Words: TypeAlias = tuple[int, int] | None
 MODELS = st.lists(
     st.tuples(
-        st.lists(st.floats(0, 3, width=32), min_size=1, max_size=10), st.floats(-2, 2, width=32)
+        st.lists(st.floats(0, 3, width=32), min_size=1, max_size=10),
+        st.floats(-2, 2, width=32),
+        st.none() | st.tuples(WORD, WORD),
+        st.sampled_from([1.0, 0.1, 0.35]),
     ),
     min_size=1,
     max_size=4,
@@ -199,18 +207,26 @@ MODELS = st.lists(
 )  # fmt: skip
 def test_combine(
     dtype: torch.dtype, length: int, seed: int, start: int,
-    models: list[tuple[list[float], float]], consensus: bool, normalize: bool, lambda_: float,
+    models: list[tuple[list[float], float, Words, float]],
+    consensus: bool, normalize: bool, lambda_: float,
 ) -> None:  # fmt: skip
     _, base = pair(dtype, start + length, seed)
     parts, weighted = [], []
-    for number, (factors, weight) in enumerate(models):
+    for number, (factors, weight, words, divided) in enumerate(models):
         moved, origin = pair(dtype, start + length, 100 + seed + number)
         fine_tuned = (base.float() + moved.float() - origin.float()).to(dtype)
-        values = delta(fine_tuned, base)
-        cuts = cuts_of(numpy.abs(values).view(numpy.int32), len(factors))
-        parts.append(AmplifiedDelta(passes(fine_tuned, base), cuts, factors, weight))
-        weighted.append(amplified(values, cuts, factors) * numpy.float32(weight))
-    weights = [numpy.float32(weight) for _, weight in models]
+        values = delta(fine_tuned, base) / numpy.float32(divided)
+        keys = numpy.abs(values).view(numpy.int32)
+        if words is not None:
+            keys = oracle.hash_indices(len(values), words).astype(numpy.int64)
+        cuts = cuts_of(keys, len(factors))
+        if len(factors) % 3 == 0:
+            cuts[-1] = Cut(-1)  # all elements
+        parts.append(
+            AmplifiedDelta(passes(fine_tuned, base), cuts, factors, weight, divided, words)
+        )
+        weighted.append(amplified(values, keys, cuts, factors) * numpy.float32(weight))
+    weights = [numpy.float32(weight) for _, weight, *_ in models]
     expected = numpy.zeros(start + length, numpy.float32)
     for values in weighted:
         expected += values

@@ -213,12 +213,14 @@ def partition_counts(
     return {key: {r: step.counts[key] for r, step in steps.items()} for key in statistics.linears}
 
 
-def hash_indices(size: int) -> npt.NDArray[np.uint64]:
-    """32-bit finaliser of MurmurHash3 of 0 ... size - 1 (section 1, Ties and zeros)."""
-    h = np.arange(size, dtype=np.uint64) % np.uint64(2**32)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
-        h ^= h >> np.uint64(shift)
-        h = h * np.uint64(factor) % np.uint64(2**32)
+def hash_indices(size: int, words: Sequence[int] = (0,)) -> npt.NDArray[np.uint64]:
+    """MurmurHash3's 32-bit finaliser of 0 ... size - 1, a round for each word (section 1)."""
+    h = np.arange(size, dtype=np.uint64)
+    for word in words:
+        h = (h ^ np.uint64(word)) % np.uint64(2**32)
+        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+            h ^= h >> np.uint64(shift)
+            h = h * np.uint64(factor) % np.uint64(2**32)
     return np.asarray(h, dtype=np.uint64)
 
 

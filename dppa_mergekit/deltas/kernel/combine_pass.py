@@ -9,8 +9,9 @@ import torch
 
 from dppa_mergekit.deltas.kernel import library
 from dppa_mergekit.deltas.kernel.delta_passes import DeltaPasses
-from dppa_mergekit.deltas.kernel.library import BLOCK, FLOAT, INT32, INT64, POINTER
+from dppa_mergekit.deltas.kernel.library import BLOCK, FLOAT, INT32, INT64, POINTER, UINT32
 from dppa_mergekit.deltas.keys import Cut
+from dppa_mergekit.deltas.tie_order import MASK32
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,24 @@ class AmplifiedDelta:
         cuts: Nested kept sets, the smallest first.
         factors: (cuts,) each multiplies the elements of its set that are in no smaller set.
         weight: Multiplies the amplified delta.
+        divisor: Divides the delta before it is amplified.
+        words: Select the random keys of the elements; None if keys are those of the magnitudes.
     """
 
     passes: DeltaPasses
     cuts: Sequence[Cut]
     factors: Sequence[float]
     weight: float
+    divisor: float = 1.0
+    words: tuple[int, int] | None = None
+
+    def cuts_of_int32(self) -> list[Cut]:
+        """Return the cuts as the library compares keys: those of 32 bits are less 2^31."""
+        if self.words is None:
+            return list(self.cuts)
+        # No key is below 0: what is above -1 is 0, whatever its hash, or above 0.
+        above_zero = [Cut(0, MASK32) if cut.above < 0 else cut for cut in self.cuts]
+        return [Cut(cut.above - 2**31, cut.last) for cut in above_zero]
 
 
 class _AmplifiedDelta(ctypes.Structure):
@@ -40,6 +53,9 @@ class _AmplifiedDelta(ctypes.Structure):
         ("factor", POINTER),
         ("cuts", INT64),
         ("weight", FLOAT),
+        ("divisor", FLOAT),
+        ("random", INT32),
+        ("words", UINT32 * 2),
     )
 
 
@@ -86,12 +102,9 @@ class CombinePass:
         self._amplify = library.function_of_dtype(first.compiled, "amplify", first.base.dtype)
         self._products = library.function_of_dtype(first.compiled, "products", first.base.dtype)
         # The library gets addresses only: the arrays must live as long as this object.
-        self._above = [
-            numpy.array([cut.above for cut in model.cuts], numpy.int32) for model in models
-        ]
-        self._last = [
-            numpy.array([cut.last for cut in model.cuts], numpy.int64) for model in models
-        ]
+        cuts = [model.cuts_of_int32() for model in models]
+        self._above = [numpy.array([cut.above for cut in own], numpy.int32) for own in cuts]
+        self._last = [numpy.array([cut.last for cut in own], numpy.int64) for own in cuts]
         self._factors = [numpy.array(model.factors, numpy.float32) for model in models]
         self._weighted = numpy.empty((len(models), BLOCK), numpy.float32)
         self._amplified = (_AmplifiedDelta * len(models))(
@@ -103,6 +116,9 @@ class CombinePass:
                     factors.ctypes.data,
                     len(above),
                     model.weight,
+                    model.divisor,
+                    model.words is not None,
+                    (UINT32 * 2)(*(model.words or (0, 0))),
                 )
                 for model, above, last, factors in zip(
                     models, self._above, self._last, self._factors, strict=True

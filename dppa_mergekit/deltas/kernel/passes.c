@@ -108,11 +108,16 @@ int64_t hash_ties(const int32_t *index, const int32_t *keys, int64_t length, int
     return found;
 }
 
-/* Replace each index by a random number of 32 bits, which two words select. */
+/* The random number of 32 bits of an index, which two words select. */
+INLINE uint32_t random_of(uint32_t index, uint32_t first, uint32_t second) {
+    return hash_of(hash_of(index ^ first) ^ second);
+}
+
+/* Replace each index by its random number. */
 FOR_THIS_PROCESSOR
 void randomize(int64_t *index, int64_t length, uint32_t first, uint32_t second) {
     for (int64_t i = 0; i < length; i++)
-        index[i] = hash_of(hash_of((uint32_t)index[i] ^ first) ^ second);
+        index[i] = random_of((uint32_t)index[i], first, second);
 }
 
 /* Pack a block's mask of zeros and ones into bits; the first element is the lowest bit. */
@@ -142,14 +147,17 @@ static inline uint64_t bits_from(const uint8_t *bits, int64_t left) {
 
 /* The delta of one model, its kept sets and their factors. A cut n keeps the elements with a key
    above above[n], and of those with this very key the ones whose hash is at most last[n]; none if
-   last[n] is -1. */
+   last[n] is -1. A key is that of the magnitude or, of a random selection, the random number that
+   `words` select, less 2^31. */
 struct amplified_delta {
     const void *fine_tuned;
     const int32_t *above;
     const int64_t *last;
     const float *factor;
     int64_t cuts;
-    float weight;
+    float weight, divisor;
+    int32_t random;
+    uint32_t words[2];
 };
 
 struct combination {

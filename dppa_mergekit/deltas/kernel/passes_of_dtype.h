@@ -147,8 +147,8 @@ int64_t OF_DTYPE(find_keys)(const DTYPE *fine_tuned, const DTYPE *base, int64_t 
     return found;
 }
 
-/* Compute weight * (factor * delta) of a block, with the factor of the first cut that keeps the
-   element, and 0 where no cut does. The base is widened already; `first` is the index of the
+/* Compute weight * (factor * (delta / divisor)) of a block, with the factor of the first cut that
+   keeps the element, and 0 where no cut does. The base is widened already; `first` is the index of the
    block's first element. The hashes are computed when a model needs them, and serve all models. */
 INLINE void OF_DTYPE(weight_delta)(const DTYPE *fine_tuned, const float *base, int size,
                                    const struct amplified_delta *model, uint32_t first,
@@ -161,8 +161,18 @@ INLINE void OF_DTYPE(weight_delta)(const DTYPE *fine_tuned, const float *base, i
     else
         for (int i = 0; i < BLOCK; i++)
             delta[i] = i < size ? WIDEN(fine_tuned[i]) - base[i] : 0.0f;
-    for (int i = 0; i < BLOCK; i++)
-        key[i] = key_of(delta[i]);
+    if (model->divisor != 1.0f) {
+        float divisor = model->divisor;
+        for (int i = 0; i < BLOCK; i++)
+            delta[i] /= divisor;
+    }
+    if (model->random) {
+        uint32_t one = model->words[0], other = model->words[1];
+        for (int i = 0; i < BLOCK; i++)
+            key[i] = (int32_t)(random_of(first + (uint32_t)i, one, other) ^ 0x80000000u);
+    } else
+        for (int i = 0; i < BLOCK; i++)
+            key[i] = key_of(delta[i]);
     for (int64_t cuts = model->cuts, n = cuts - 1; n >= 0; n--) {
         int32_t threshold = model->above[n], equal = 0;
         int64_t last = model->last[n];
