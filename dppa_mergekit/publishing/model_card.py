@@ -143,7 +143,16 @@ def _without_marks(text: str) -> str:
 def _has_recipe(text: str, recipe: str) -> bool:
     """Return whether a card shows a recipe already, as mergekit's does."""
     shown = re.findall(r"^```yaml\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return any(yaml.safe_load(block) == yaml.safe_load(recipe) for block in shown)
+    wanted = yaml.safe_load(recipe)
+    return any(_read_yaml(block) == wanted for block in shown)
+
+
+def _read_yaml(text: str) -> object:
+    """Return the content of a block of YAML; None if it is no document, or several."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _section(facts: Facts, has_recipe: bool) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import quotes
@@ -30,7 +29,6 @@ from dppa_mergekit.analysis.results import (
 )
 
 QUOTES = quotes.Quotes(quotes.read_tables(quotes.HERE / "tables"))
-README = Path(__file__).parents[2] / "README.md"
 
 
 def model(relative: float, density: float, name: str = "math") -> ModelAnalysis:

@@ -12,6 +12,8 @@ from hub_names import NAMES
 from hub_process import Hub
 from huggingface_hub import ModelCard
 
+from dppa_mergekit.publishing.publish import Publishing
+
 LOAD = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,6 +67,18 @@ def test_upload_and_download(merged: Path, hub: Hub) -> None:
     assert config["models"][0]["model"] == "org/math"
     # What mergekit left is still what it left.
     assert str(merged) in (merged / "out" / "mergekit_config.yml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", ["a: [", "a: 1\n---\nb: 2"], ids=["broken", "several documents"])
+def test_other_yaml_in_a_card_is_kept(merged: Path, block: str) -> None:
+    card = merged / "out" / "README.md"
+    written = f"{card.read_text(encoding='utf-8')}\n```yaml\n{block}\n```\n"
+    card.write_text(written, encoding="utf-8")
+    names = {str(merged / name): f"org/{name}" for name in ("base", "math", "law")}
+    Publishing(merged / "out", "me/merge", None, names, "mit").prepare(dry_run=True)
+    completed = card.read_text(encoding="utf-8")
+    assert f"```yaml\n{block}\n```" in completed
+    assert completed.count("merge_method:") == 1
 
 
 def test_twice_changes_nothing(merged: Path, hub: Hub) -> None:

@@ -148,8 +148,9 @@ int64_t OF_DTYPE(find_keys)(const DTYPE *fine_tuned, const DTYPE *base, int64_t 
 }
 
 /* Compute weight * (factor * (delta / divisor)) of a block, with the factor of the first cut that
-   keeps the element, and 0 where no cut does. The base is widened already; `first` is the index of the
-   block's first element. The hashes are computed when a model needs them, and serve all models. */
+   keeps the element, and 0 where no cut does. The base is widened already; `first` is the index of
+   the block's first element. The hashes are computed when a model needs them, and serve all
+   models. */
 INLINE void OF_DTYPE(weight_delta)(const DTYPE *fine_tuned, const float *base, int size,
                                    const struct amplified_delta *model, uint32_t first,
                                    uint32_t *hash, int *hashed, float *delta) {
