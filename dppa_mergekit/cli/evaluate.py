@@ -11,6 +11,7 @@ from dppa_mergekit.cli import options
 
 if TYPE_CHECKING:
     from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+    from dppa_mergekit.scoring.engines import EngineName
     from dppa_mergekit.scoring.tasks import Part
 
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 )
 @options.page_option
 @options.placement_options
+@options.engine_option
 @options.scoring_options
 def evaluate(
     models: tuple[str, ...],
@@ -54,6 +56,7 @@ def evaluate(
     html: bool,
     device: str,
     dtype: str,
+    engine: EngineName,
     batch_size: int | None,
     limit: int | None,
     loading: LoadingOptions,
@@ -84,7 +87,7 @@ def evaluate(
     options.quiet_transformers()
     named_models = [*models, *(name for recipe in read for name in recipe.models())]
     with options.placing(named_models, workspace, placed) as placement:
-        found = score_models(models, tasks, read, part, output, placement, workspace)
+        found = score_models(models, tasks, read, part, output, placement, workspace, engine)
     click.echo(as_markdown(found))
     if html and output is not None:
         bars = {f"{FILE}.png": "Domain-Ratios, with standard errors; 100 is the fine-tuned model."}

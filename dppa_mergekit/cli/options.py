@@ -98,6 +98,17 @@ def scoring_options(command: Command) -> Command:
     return command
 
 
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="The library that runs models for lm-eval; vllm needs the extra `vllm`, and chooses the "
+    "device itself.",
+)
+"""The option for the engine; see `scoring.engines`."""
+
+
 def tasks_of(path: Path, batch_size: int | None, limit: int | None) -> TasksFile:
     """Read a tasks file; settings that are given override its own."""
     from dppa_mergekit.scoring.tasks import TasksFile

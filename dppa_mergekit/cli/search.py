@@ -12,6 +12,7 @@ from dppa_mergekit.cli import options, search_choices
 
 if TYPE_CHECKING:
     from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+    from dppa_mergekit.scoring.engines import EngineName
     from dppa_mergekit.search.recipe_search import RecipeSearch
     from dppa_mergekit.search.results import SearchResult
 
@@ -127,6 +128,7 @@ CURVES = (
 )
 @click.option("--tune-dense", is_flag=True, help="For factors: tune amplify_dense too.")
 @options.placement_options
+@options.engine_option
 @options.scoring_options
 @click.option(
     "--score-command",
@@ -164,6 +166,7 @@ def search(
     dtype: str,
     batch_size: int | None,
     limit: int | None,
+    engine: EngineName,
     score_command: str | None,
     workers: int | None,
     ray_address: str | None,
@@ -189,7 +192,7 @@ def search(
     search_choices.refuse_idle_options(
         tune, methods, shared, by, guard_loss, tune_dense, per_block, prompts_file, strategy
     )
-    search_choices.check_scoring(score_command, workers, ray_address)
+    search_choices.check_scoring(score_command, engine, workers, ray_address)
     entering = None if methods is None else parse_methods(methods)
     options.check_first(recipe, loading)
     read = Recipe.read(recipe)
@@ -202,7 +205,7 @@ def search(
     cluster = None if workers is None else Cluster(workers, ray_address)
     options.quiet_transformers()
     with options.placing(read.models(), output.parent, placed) as placement:
-        given = (read, tasks, output, chosen, placement, score_command, cluster)
+        given = (read, tasks, output, chosen, placement, score_command, engine, cluster)
         if entering is not None:
             verdict = _hold_contest(given, entering, tune, by, guard_loss)
         else:

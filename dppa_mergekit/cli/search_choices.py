@@ -10,11 +10,14 @@ from dppa_mergekit.cli import options
 if TYPE_CHECKING:
     from dppa_mergekit.live.placement import Placement
     from dppa_mergekit.recipes.recipe import Recipe
+    from dppa_mergekit.scoring.engines import EngineName
     from dppa_mergekit.scoring.tasks import TasksFile
     from dppa_mergekit.search.options import Options
     from dppa_mergekit.search.workers import Cluster
 
-Given: TypeAlias = "tuple[Recipe, TasksFile, Path, Options, Placement, str | None, Cluster | None]"
+Given: TypeAlias = (
+    "tuple[Recipe, TasksFile, Path, Options, Placement, str | None, EngineName, Cluster | None]"
+)
 """The inputs that every search takes first."""
 
 
@@ -52,8 +55,10 @@ def refuse_idle_options(
         options.refuse_idle({"--prompts": prompts_file}, "--strategy distill")
 
 
-def check_scoring(score_command: str | None, workers: int | None, ray_address: str | None) -> None:
-    """Refuse a score command that gets no folder, and the address of a cluster without workers.
+def check_scoring(
+    score_command: str | None, engine: EngineName, workers: int | None, ray_address: str | None
+) -> None:
+    """Refuse a score command that gets no folder or an engine, and a cluster without workers.
 
     Raises:
         ParameterError: There is one.
@@ -64,6 +69,8 @@ def check_scoring(score_command: str | None, workers: int | None, ray_address: s
         raise ParameterError(
             f"--score-command {score_command!r} names no {{model}}, the folder that it scores."
         )
+    if score_command is not None:
+        options.refuse_idle({"--engine vllm": engine == "vllm"}, "scoring by lm-eval")
     if ray_address is not None and workers is None:
         raise ParameterError("--ray-address says where workers run; it needs --workers.")
 

@@ -96,11 +96,11 @@ class SourceModel:
         """Return a hash that changes with the checkpoint, and with how it reads and answers."""
         # The merge of a LoRA may be new in every run.
         dated = named(self.model).lora is None
-        return fingerprint(self.folder(), dated, self._tokenizer_folder())
+        return fingerprint(self.folder(), dated, self.tokenizer_folder())
 
     def content(self) -> str:
         """Return a hash that a copy of the checkpoint shares."""
-        return fingerprint(self.folder(), dated=False, beside=self._tokenizer_folder())
+        return fingerprint(self.folder(), dated=False, beside=self.tokenizer_folder())
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the model, in evaluation mode, and its tokenizer.
@@ -108,14 +108,18 @@ class SourceModel:
         Raises:
             DppaError: The model cannot be found or loaded, or does not fit the device.
         """
-        return load_model(self.folder(), self.placement, self._tokenizer_folder())
+        return load_model(self.folder(), self.placement, self.tokenizer_folder())
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the model. Raises DppaError as `load`."""
-        return load_tokenizer(self._tokenizer_folder(), self.placement)
+        return load_tokenizer(self.tokenizer_folder(), self.placement)
 
-    def _tokenizer_folder(self) -> Path:
-        """Return the folder of the tokenizer: of a LoRA's own where it has one, or its model's."""
+    def tokenizer_folder(self) -> Path:
+        """Return the folder of the tokenizer: of a LoRA's own where it has one, or its model's.
+
+        Raises:
+            DppaError: As `folder`.
+        """
         reference = named(self.model)
         if reference.lora is None:
             return self.folder()

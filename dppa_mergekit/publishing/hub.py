@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.publishing import benchmarks
 from dppa_mergekit.publishing.model_card import CARD
 
 LOG = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def find_license(model: str, name: str) -> str | None:
 
 
 def upload_folder(folder: Path, repository: str, private: bool) -> str:
-    """Upload a folder as one commit, and delete weights in the repository that it does not have.
+    """Upload a folder as one commit, and delete weights and scores in the repository that it lacks.
 
     Args:
         folder: The folder.
@@ -92,7 +93,7 @@ def upload_folder(folder: Path, repository: str, private: bool) -> str:
             folder_path=folder,
             commit_message="Upload a merge by mergekit",
             # The client does not delete what it uploads in the same commit.
-            delete_patterns=[name for name in existing if WEIGHTS.fullmatch(name)],
+            delete_patterns=[name for name in existing if _is_of_weights(name)],
         )
     # The client has no common error for refusals of the Hub, lost networks and failed parts.
     except Exception as problem:
@@ -101,6 +102,11 @@ def upload_folder(folder: Path, repository: str, private: bool) -> str:
             f"again to retry."
         ) from problem
     return str(created)
+
+
+def _is_of_weights(name: str) -> bool:
+    """Return whether a file holds weights, or scores that other weights had."""
+    return WEIGHTS.fullmatch(name) is not None or name == f"{benchmarks.FOLDER}/{benchmarks.FILE}"
 
 
 def _one_line(problem: Exception) -> str:

@@ -45,12 +45,14 @@ class CardScore:
 
     Attributes:
         task: The name of the task.
+        metric: Its metric and filter; empty if they are not known.
         value: The value of the task's metric.
         error: The standard error; None if it is not known.
         tuned_on: Whether factors or weights were chosen on the task.
     """
 
     task: str
+    metric: str
     value: float
     error: float | None
     tuned_on: bool
@@ -64,11 +66,13 @@ class Measurements:
         scores: The scores, task by task.
         ratios: Domain -> Domain-Ratio in percent.
         limit: At most the first so many items of each task were used; None for all.
+        shots: The number of examples in each prompt; None for each task's own number.
     """
 
     scores: Sequence[CardScore] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
     limit: int | None = None
+    shots: int | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -47,14 +47,37 @@ class RecordedTables:
 
 
 @dataclass(frozen=True)
+class RecordedParts:
+    """Tasks in a record.
+
+    Attributes:
+        test: Task -> its metric and filter.
+    """
+
+    test: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RecordedTasks:
     """The tasks in a record.
 
     Attributes:
         limit: The number of items used of each task; None for all.
+        num_fewshot: The number of examples in each prompt; None for each task's own number.
+        domains: Domain -> its tasks.
+        guard: The tasks of the guard.
     """
 
     limit: int | None
+    num_fewshot: int | None = None
+    domains: Mapping[str, RecordedParts] = field(default_factory=dict)
+    guard: RecordedParts = RecordedParts()
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """Test task -> its metric and filter."""
+        holders = [*self.domains.values(), self.guard]
+        return {task: metric for held in holders for task, metric in held.test.items()}
 
 
 @dataclass(frozen=True)
@@ -129,14 +152,21 @@ def _record_folders(folder: Path, recipe_file: Path | None) -> list[Path]:
 def _measurements(evaluation: RecordedEvaluation, state: str) -> Measurements | None:
     """Return the results of the model with a fingerprint; None if it was not evaluated."""
     (tables,) = evaluation.results
+    tasks = evaluation.tasks
     for name, model in tables.models.items():
         if evaluation.checkpoints.get(name) == state:
             scores = [
-                CardScore(task, score.value, score.error, task in tables.tuned_on)
+                CardScore(
+                    task,
+                    tasks.metrics.get(task, ""),
+                    score.value,
+                    score.error,
+                    task in tables.tuned_on,
+                )
                 for task, score in model.scores.items()
             ]
             ratios = {domain: ratio.value for domain, ratio in model.domain_ratios.items()}
-            return Measurements(scores, ratios, evaluation.tasks.limit)
+            return Measurements(scores, ratios, tasks.limit, tasks.num_fewshot)
     return None
 
 

@@ -21,6 +21,8 @@ from dppa_mergekit.moments.activations_file import (
     rename_observed_model,
 )
 from dppa_mergekit.parameters import ACTIVATIONS
+from dppa_mergekit.publishing.benchmarks import FOLDER as BENCHMARK_RESULTS
+from dppa_mergekit.publishing.benchmarks import write_benchmark_results
 from dppa_mergekit.publishing.density_plot import plot_densities
 from dppa_mergekit.publishing.hub import check_login, check_name, find_license, upload_folder
 from dppa_mergekit.publishing.model_card import CARD, Facts, complete_card
@@ -74,7 +76,7 @@ class Publishing:
     loading: LoadingOptions = DEFAULT_LOADING
 
     def prepare(self, dry_run: bool) -> list[Path]:
-        """Complete the card in the folder, and return the files to upload.
+        """Complete the card and the benchmarks' results in the folder; return what to upload.
 
         Args:
             dry_run: Whether there will be no upload, so that neither a login nor a license is
@@ -108,6 +110,7 @@ class Publishing:
         path = self.folder / CARD
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         write_whole(path, anonymize(complete_card(anonymize(text, shown), facts), shown))
+        write_benchmark_results(self.folder, facts.measurements)
         return sorted(self._files())
 
     def upload(self, files: Sequence[Path]) -> str:
@@ -222,7 +225,8 @@ class Publishing:
         facts, _ = inspect_folder(self.folder, str(self.folder))
         strays = find_strays(self.folder, set(facts.files.values()))
         for path in self.folder.rglob("*"):
-            is_hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+            parts = path.relative_to(self.folder).parts
+            is_hidden = any(part.startswith(".") for part in parts if part != BENCHMARK_RESULTS)
             stays = any(fnmatch(path.name, pattern) for pattern in LOCAL_FILES)
             if path.is_file() and not is_hidden and not stays and path not in strays:
                 yield path

@@ -10,29 +10,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.errors import CheckpointError, DppaError
-from dppa_mergekit.live.loading import load_model
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.source_model import SourceModel, fingerprint
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.plot_style import is_installed
+from dppa_mergekit.scoring.engines import EngineName, FolderScorer, make_engine
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.plots import draw_evaluation
-from dppa_mergekit.scoring.ratios import Score, Scores
+from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tables import FILE, Evaluation, as_markdown, as_plain
 from dppa_mergekit.scoring.tasks import Part, TasksError, TasksFile, check_fine_tuned_scores
 from dppa_mergekit.storage.output_files import check_output_folder, write_whole
 from dppa_mergekit.storage.run_record import read_records, write_record
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOG = logging.getLogger(__name__)
 
@@ -45,6 +41,7 @@ def evaluate(
     output: Path | None = None,
     placement: Placement = AS_STORED,
     workspace: Path | None = None,
+    engine: EngineName = "transformers",
 ) -> Evaluation:
     """Score models and merges on all tasks, and return their scores and ratios.
 
@@ -69,6 +66,7 @@ def evaluate(
         placement: The device and dtype of the live models.
         workspace: A folder on a disk with room for a merged model; None for the system's
             temporary folder.
+        engine: What runs the models; "vllm" needs the extra `vllm`.
 
     Raises:
         DppaError: A model, a recipe, a task or the output cannot be used; if possible, before the
@@ -83,12 +81,13 @@ def evaluate(
         output,
         placement,
         Path(tempfile.gettempdir()) if workspace is None else workspace,
+        engine,
     )
     _check_request(request)
     harness = Harness(chosen, chosen.metrics(part))
     if chosen.apply_chat_template:
         _check_chat_templates(request)
-    return _score_and_write(request, harness)
+    return _score_and_write(request, make_engine(engine, harness, placement, chosen))
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,7 @@ class EvaluationRequest:
     output: Path | None
     placement: Placement
     workspace: Path
+    engine: EngineName
 
     @property
     def names(self) -> list[str]:
@@ -196,13 +196,13 @@ def _template_donor(recipe: Recipe) -> str | None:
     return None if donor is None else str(donor)
 
 
-def _score_and_write(request: EvaluationRequest, harness: Harness) -> Evaluation:
+def _score_and_write(request: EvaluationRequest, scorer: FolderScorer) -> Evaluation:
     """Score everything, and write the tables anew after each model."""
     if request.output is not None:
         request.output.mkdir(parents=True, exist_ok=True)
     progress = _Progress()
     steps = tqdm(
-        _score_one_by_one(request, harness, progress),
+        _score_one_by_one(request, scorer, progress),
         desc="evaluate",
         total=len({*request.fine_tuned, *request.models}) + len(request.recipes),
         unit="model",
@@ -227,7 +227,7 @@ def _score_and_write(request: EvaluationRequest, harness: Harness) -> Evaluation
 
 
 def _score_one_by_one(
-    request: EvaluationRequest, harness: Harness, progress: _Progress
+    request: EvaluationRequest, scorer: FolderScorer, progress: _Progress
 ) -> Iterator[None]:
     """Score every model and merge, and yield after each, when `progress` has its scores.
 
@@ -237,7 +237,7 @@ def _score_one_by_one(
     for model, domains in request.fine_tuned.items():
         own = [task for name in domains for task in request.domains[name]]
         asked = tasks if model in request.models else own
-        scores = _score(harness, _load(request, model, progress), asked)
+        scores = _score_model(request, scorer, progress, model, asked)
         check_fine_tuned_scores({task: scores[task].value for task in own})
         progress.fine_tuned_scores.update((task, scores[task]) for task in own)
         if model in request.models:
@@ -245,40 +245,33 @@ def _score_one_by_one(
         yield
     for model in request.models:
         if model not in progress.models:
-            progress.models[model] = _score(harness, _load(request, model, progress), tasks)
+            progress.models[model] = _score_model(request, scorer, progress, model, tasks)
             yield
     for recipe in request.recipes:
-        progress.models[recipe.origin] = _score(harness, _merge(request, recipe), tasks)
+        loading = request.placement.loading
+        with merge_into_folder(recipe, request.workspace, None, loading) as folder:
+            progress.models[recipe.origin] = scorer.run(folder, _all_items(scorer, tasks))
         yield
 
 
-def _load(
-    request: EvaluationRequest, model: str, progress: _Progress
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model, and note the fingerprint of its folder."""
+def _score_model(
+    request: EvaluationRequest,
+    scorer: FolderScorer,
+    progress: _Progress,
+    model: str,
+    tasks: Sequence[str],
+) -> Scores:
+    """Score a model on all items of some tasks, and note the fingerprint of its folder."""
     if os.path.isdir(model):
         # mergekit finds no weights in a folder that only transformers can read.
         with suppress(CheckpointError):
             progress.checkpoints[model] = fingerprint(Path(model), dated=False)
-    return SourceModel(model, request.placement).load()
+    source = SourceModel(model, request.placement)
+    return scorer.run(source.folder(), _all_items(scorer, tasks), source.tokenizer_folder())
 
 
-def _merge(
-    request: EvaluationRequest, recipe: Recipe
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Merge a recipe into a temporary folder, and load the result."""
-    loading = request.placement.loading
-    with merge_into_folder(recipe, request.workspace, None, loading) as folder:
-        return load_model(folder, request.placement)
-
-
-def _score(
-    harness: Harness,
-    live: tuple[PreTrainedModel, PreTrainedTokenizerBase],
-    tasks: Sequence[str],
-) -> Scores:
-    """Score a live model on all items of some tasks."""
-    return harness.score(*live, {task: range(harness.item_count(task)) for task in tasks})
+def _all_items(scorer: FolderScorer, tasks: Sequence[str]) -> Items:
+    return {task: range(scorer.item_count(task)) for task in tasks}
 
 
 def _tabulate(request: EvaluationRequest, progress: _Progress) -> Evaluation:
@@ -340,5 +333,6 @@ def _write(
         "part": request.part,
         "checkpoints": dict(checkpoints),
         "dtype": str(request.placement.dtype),
+        "engine": request.engine,
     }
     write_record(path, "evaluate", subject, [plain])

@@ -18,6 +18,7 @@ from dppa_mergekit.scoring.ratios import Score, Scores
 from dppa_mergekit.scoring.tasks import Metrics, TasksError, TasksFile
 
 if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,12 +100,19 @@ class Harness:
         Raises:
             TasksError: A chat template is to be applied, and the tokenizer has none.
         """
+        with quiet():
+            language_model = self._language_model(model, tokenizer)
+        return self.score_by(language_model, items)
+
+    def score_by(self, language_model: TemplateLM, items: Mapping[str, Sequence[int]]) -> Scores:
+        """Return the scores of one of lm-eval's models; see `score`."""
         from lm_eval import evaluate
 
+        self._check_chat_template(language_model.tokenizer)
         self._reset_fewshot_seed(items)
-        with _quiet():
+        with quiet():
             results = evaluate(
-                self._language_model(model, tokenizer),
+                language_model,
                 {"tasks": {task: self._tasks[task] for task in items}, "groups": {}},
                 samples={task: sorted(chosen) for task, chosen in items.items()},
                 bootstrap_iters=0,
@@ -135,7 +143,7 @@ class Harness:
             TasksError: A chat template is to be applied, and the tokenizer has none.
         """
         self._reset_fewshot_seed(items)
-        with _quiet():
+        with quiet():
             language_model = self._language_model(model, tokenizer)
             texts: dict[str, None] = {}
             for task, chosen in items.items():
@@ -163,10 +171,13 @@ class Harness:
     def _language_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFLM:
         from lm_eval.models.huggingface import HFLM
 
+        self._check_chat_template(tokenizer)
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self._settings.batch_size)
+
+    def _check_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if self._settings.apply_chat_template and not tokenizer.chat_template:
             name = tokenizer.name_or_path or "the model"
             raise TasksError(f"apply_chat_template: the tokenizer of {name} has no chat template.")
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self._settings.batch_size)
 
     def _score(
         self, task: str, result: Mapping[str, object], samples: Iterable[Mapping[str, object]]
@@ -251,7 +262,7 @@ def _load_tasks(tasks: TasksFile, names: Collection[str]) -> dict[str, Configura
     loaded: dict[str, ConfigurableTask] = {}
     for task in names:
         try:
-            with _quiet():
+            with quiet():
                 loaded[task] = manager.load([task])["tasks"][task]
         # lm-eval and datasets raise many types for a faulty task file or missing data.
         except Exception as error:
@@ -282,7 +293,7 @@ def _explain_unknown(task: str, known: Sequence[str], include_defaults: bool) ->
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide lm-eval's progress bars and warnings, of which there are many for each model."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -89,6 +89,7 @@ class TasksFile(_Strict):
         fewshot_as_multiturn: As in lm-eval: whether few-shot examples are turns of a conversation.
         system_instruction: As in lm-eval: text before the prompt.
         gen_kwargs: As in lm-eval: changes to the tasks' own generation settings.
+        vllm_args: For `--engine vllm`: arguments of vLLM's engine, as in lm-eval's `--model_args`.
         domains: Domain -> its tasks, in the order of the file.
         guard: Tasks that the base model can do and a merge must not lose.
     """
@@ -102,6 +103,7 @@ class TasksFile(_Strict):
     fewshot_as_multiturn: bool = False
     system_instruction: str | None = None
     gen_kwargs: dict[str, pydantic.JsonValue] | None = None
+    vllm_args: dict[str, pydantic.JsonValue] = {}
     domains: dict[str, Domain]
     guard: Parts = Parts()
 

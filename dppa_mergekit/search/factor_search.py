@@ -18,6 +18,7 @@ from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.merge_objective import score_experts
 from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import Settings
@@ -36,7 +37,6 @@ from dppa_mergekit.search.trials import (
     CallableScorer,
     FolderTrials,
     MemoryTrials,
-    ScoreCommand,
     Trials,
 )
 from dppa_mergekit.storage.journal import Journal
@@ -67,10 +67,10 @@ class FactorSearch(RecipeSearch):
                 strategy needs a teacher that a score command lacks, or two domains have one model.
         """
         check_amplified(self.recipe, self.options)
-        if self.score_command is not None and STRATEGIES[self.options.strategy].needs_teacher:
+        if not self.teaches and STRATEGIES[self.options.strategy].needs_teacher:
             raise DppaError(
                 f"--strategy {self.options.strategy} needs the model in memory: give no "
-                f"--score-command."
+                f"--score-command and no --engine vllm."
             )
         super().check()
         domain_of: dict[str, str] = {}
@@ -115,7 +115,7 @@ class FactorSearch(RecipeSearch):
         model = self._model(domain)
         alone = self.recipe.with_only(model)
         references = partial(score_experts, {model: list(self.tasks.domains[domain].dev)})
-        if isinstance(scoring, ScoreCommand):
+        if not isinstance(scoring, Harness):
             loading = self.placement.loading
             return FolderTrials(
                 FolderFactors(alone, model, self.workspace, self.tune_dense, loading),
@@ -138,7 +138,7 @@ class FactorSearch(RecipeSearch):
     @property
     def teaches(self) -> bool:
         """Whether the trials have a teacher: those in memory do."""
-        return self.score_command is None
+        return self.score_command is None and self.engine == "transformers"
 
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
         """Return the recipe with the factors of domains."""

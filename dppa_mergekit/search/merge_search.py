@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.merge_objective import experts_of, objective_of, score_experts
 from dppa_mergekit.scoring.objectives import MergeObjective
 from dppa_mergekit.search.candidate_search import CandidateSearch
@@ -20,7 +21,6 @@ from dppa_mergekit.search.trials import (
     FolderTrials,
     LiveMerge,
     MemoryTrials,
-    ScoreCommand,
     Trials,
 )
 from dppa_mergekit.storage.journal import Journal
@@ -101,7 +101,7 @@ class MergeSearch(RecipeSearch):
     def trials(self, domain: str, scoring: Scoring) -> Trials:
         """Return the trials of the merge in this process."""
         references = partial(score_experts, experts_of(self.tasks, self.recipe))
-        if isinstance(scoring, ScoreCommand):
+        if not isinstance(scoring, Harness):
             return FolderTrials(
                 self.folder_merge(),
                 references,

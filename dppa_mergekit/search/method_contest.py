@@ -204,6 +204,7 @@ class MethodContest(RecipeTuning):
             ),
             self.placement,
             self.score_command,
+            self.engine,
             self.cluster,
             self.worst,
             self.guard_loss,

@@ -7,6 +7,7 @@ among workers, and write the recipe with its values, a summary, a plot and a run
 from __future__ import annotations
 
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,8 +20,10 @@ from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.live.source_model import activation_digests, fingerprints
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
+from dppa_mergekit.scoring.engines import EngineName, FolderScorer, make_engine
 from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
 from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash
+from dppa_mergekit.scoring.vllm_engine import vllm_version
 from dppa_mergekit.search.candidates import Settings
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.plots import draw
@@ -35,10 +38,13 @@ from dppa_mergekit.version import __version__
 
 LOG = logging.getLogger(__name__)
 
-Scoring: TypeAlias = Harness | ScoreCommand
-"""What scores candidates: lm-eval, in memory, or a user's command, in merged folders."""
+Scoring: TypeAlias = Harness | FolderScorer
+"""What scores candidates: lm-eval in memory, or vLLM or a user's command in merged folders."""
 
 Found = TypeVar("Found")
+
+WHOLE = sys.maxsize
+"""A number of items that is larger than that of any task."""
 
 Best: TypeAlias = dict[str, Settings]
 """Domain -> its best factors so far, or MERGE -> the best weights so far."""
@@ -55,6 +61,7 @@ class RecipeTuning(ABC):
         options: How to search.
         placement: Where and how models are held.
         score_command: A shell command that scores merged folders; None for lm-eval.
+        engine: What runs the models that lm-eval scores; vllm runs merged folders.
         cluster: Where workers try candidates; None to try them in this process.
     """
 
@@ -67,6 +74,7 @@ class RecipeTuning(ABC):
     options: Options
     placement: Placement
     score_command: str | None = None
+    engine: EngineName = "transformers"
     cluster: Cluster | None = None
 
     def tune(self, search: Callable[[Scoring, Journal, Best], Found]) -> Found:
@@ -136,10 +144,17 @@ class RecipeTuning(ABC):
         return self.tasks.metrics("dev", guard=self.guarded)
 
     def scoring(self) -> Scoring:
-        """Return what scores candidates. Raises DppaError where lm-eval lacks a task."""
+        """Return what scores candidates.
+
+        Raises:
+            DppaError: lm-eval lacks a task, or vLLM is not installed.
+        """
         if self.score_command is not None:
             return ScoreCommand(self.score_command)
-        return Harness(self.tasks, self.metrics())
+        harness = Harness(self.tasks, self.metrics())
+        if self.engine == "transformers":
+            return harness
+        return make_engine(self.engine, harness, self.placement, self.tasks)
 
     def subject(self) -> dict[str, object]:
         """Return the inputs of the search, part by part; the journal of others is not resumed."""
@@ -158,6 +173,8 @@ class RecipeTuning(ABC):
             "dtype": str(self.placement.dtype),
             "tune_dense": False,
             "score_command": self.score_command,
+            "engine": self.engine,
+            "vllm": vllm_version() if self.engine == "vllm" else None,
             "prompts": None,
             "merge": None,
         }
@@ -168,6 +185,7 @@ class RecipeTuning(ABC):
             mode="json",
             exclude={
                 "include_path": True,
+                "vllm_args": self.engine != "vllm",
                 "domains": {"__all__": {"test"}},
                 "guard": {"test"} if self.guarded else True,
             },
@@ -195,7 +213,12 @@ class RecipeTuning(ABC):
 
     @property
     def batch(self) -> int:
-        """The number of items that are scored at once; 1 where lm-eval chooses it."""
+        """The number of items that are scored at once; 1 where lm-eval chooses it.
+
+        A merged folder is made anew each time, so that vLLM is given many.
+        """
+        if self.engine == "vllm":
+            return WHOLE
         return 1 if self.tasks.batch_size == "auto" else self.tasks.batch_size
 
     @property

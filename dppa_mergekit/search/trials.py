@@ -1,4 +1,4 @@
-"""Where candidates are tried: in memory, or in a merged folder that a command scores.
+"""Where candidates are tried: in memory, or in a merged folder that vLLM or a command scores.
 
 Trials are composed. What is set, the factors of one model or the weights of a merge, is a
 `LiveMerge` or a `FolderMerge`, in `factor_trials` and `weight_trials`. Where it is scored is
@@ -23,6 +23,7 @@ from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.scoring.engines import FolderScorer
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.search.candidates import Proposal, Settings
 
@@ -150,19 +151,19 @@ class MemoryTrials(OneByOne):
 
 @dataclass(frozen=True)
 class FolderTrials(OneByOne):
-    """Trials in merged folders, which a user's command scores as a whole.
+    """Trials in merged folders.
 
     Attributes:
         merge: The merge.
         references: Scores the models before the merge.
-        command: Scores folders.
+        scorer: Scores folders.
         workspace: A folder on a disk that has room for the merged model.
         loading: How models are loaded.
     """
 
     merge: FolderMerge
     references: References
-    command: ScoreCommand
+    scorer: FolderScorer
     workspace: Path
     loading: LoadingOptions = DEFAULT_LOADING
 
@@ -171,7 +172,8 @@ class FolderTrials(OneByOne):
         placement = Placement(loading=self.loading)
 
         def score(model: str, own: Items) -> Scores:
-            return self.command.run(SourceModel(model, placement).folder(), own)
+            source = SourceModel(model, placement)
+            return self.scorer.run(source.folder(), own, source.tokenizer_folder())
 
         return self.references(items, score)
 
@@ -183,12 +185,12 @@ class FolderTrials(OneByOne):
         """Return the scores of the merged folder with settings."""
         recipe = self.merge.recipe_with(settings)
         with merge_into_folder(recipe, self.workspace, None, self.loading) as folder:
-            return self.command.run(folder, items)
+            return self.scorer.run(folder, items)
 
 
 @dataclass(frozen=True)
 class ScoreCommand:
-    """A user's shell command that scores a folder as a whole.
+    """A user's shell command that scores a folder as a whole; see `FolderScorer`.
 
     Attributes:
         text: The command, with {model} in place of the folder. It prints JSON, task -> score.
@@ -200,8 +202,8 @@ class ScoreCommand:
         """Return 0: the command scores every task as a whole."""
         return 0
 
-    def run(self, folder: Path, items: Items) -> Scores:
-        """Return the scores on some tasks.
+    def run(self, folder: Path, items: Items, tokenizer_folder: Path | None = None) -> Scores:
+        """Return the scores on some tasks; the command is given the model's folder alone.
 
         Raises:
             DppaError: The command fails, or prints something else than JSON with a finite score for

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from checkpoints import recipe
 from click.testing import CliRunner
 from commands import Merge
 from hub_names import NAMES
 from hub_process import Hub
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from search_models import save_search
 
 from dppa_mergekit.cli.main import main
@@ -90,6 +91,47 @@ def prepared(merged: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., tu
         return (folder / "README.md").read_text(encoding="utf-8"), caplog.text
 
     return prepare
+
+
+BENCHMARKS = {
+    "limit": None,
+    "num_fewshot": 5,
+    "domains": {"math": {"test": {"gsm8k": "exact_match,strict-match", "own": "acc,none"}}},
+}
+
+
+def of_benchmarks(out: Path, time: str, **changes: object) -> dict[str, object]:
+    """The record of an evaluation on a benchmark of the Hub's and a task of one's own."""
+    scores = {
+        "gsm8k": {"value": 0.51236, "error": 0.01, "items": 1319},
+        "own": {"value": 0.5, "error": 0.02, "items": 100},
+    }
+    tables = {
+        "tuned_on": [],
+        "models": {str(out): {"scores": scores, "domain_ratios": {}}},
+    }
+    return evaluated(out, out, time, **{"tasks": BENCHMARKS, "results": [tables], **changes})
+
+
+def test_benchmarks_of_the_hub(merged: Path, hub: Hub) -> None:
+    out = merged / "out"
+    options = ("out", "me/merge", "--license", "mit")
+    save_record(merged / "tables", of_benchmarks(out, "10:00"))
+    done = hub.publish(merged, *options, "--dry-run", *NAMES)
+    assert ".eval_results/dppa-mergekit.yaml" in done.stdout
+    done = hub.publish(merged, *options, *NAMES)
+    assert done.returncode == 0, done.stderr
+    uploaded = hub.root / "me" / "merge" / ".eval_results" / "dppa-mergekit.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(uploaded.read_text(encoding="utf-8")))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 51.24)
+    assert entry.notes == "lm-evaluation-harness, gsm8k, 5-shot, exact_match,strict-match"
+    # Part of a benchmark is no score on it; the file of other scores goes, here and on the Hub.
+    limited = {**BENCHMARKS, "limit": 9}
+    save_record(merged / "tables", of_benchmarks(out, "11:00", tasks=limited))
+    done = hub.publish(merged, *options, *NAMES)
+    assert done.returncode == 0, done.stderr
+    assert not (out / ".eval_results" / "dppa-mergekit.yaml").exists()
+    assert not uploaded.exists()
 
 
 def test_scores_of_other_weights_are_left_out(
