@@ -181,15 +181,17 @@ class RecipeTuning(ABC):
 
     def _tasks_seen(self) -> dict[str, object]:
         """Return the tasks file as plain data, without what the search does not see: test tasks."""
-        return self.tasks.model_dump(
+        seen: dict[str, object] = self.tasks.model_dump(
             mode="json",
             exclude={
                 "include_path": True,
-                "vllm_args": self.engine != "vllm",
                 "domains": {"__all__": {"test"}},
                 "guard": {"test"} if self.guarded else True,
             },
         )
+        if self.engine != "vllm":
+            del seen["vllm_args"]
+        return seen
 
     @contextmanager
     def open_trials(self, scoring: Scoring, at_once: int = 1) -> Iterator[Callable[[str], Trials]]:

@@ -109,7 +109,9 @@ def test_a_search_scores_merged_folders(
     tune: str, saved: Path, stand_in: type[StandIn], tmp_path: Path
 ) -> None:
     output = tmp_path / "tuned.yml"
-    given = [saved / "recipe.yml", "--tasks", saved / "tasks.yml", "--output", output]
+    arguments = {"vllm_args": {"max_model_len": 32}}
+    tasks = changed(saved, tmp_path, "tasks.yml", lambda content: content.update(arguments))
+    given = [saved / "recipe.yml", "--tasks", tasks, "--output", output]
     done = run("search", *given, "--engine=vllm", f"--tune={tune}", "--max-evaluations=4")
     assert done.exit_code == 0, done.output
     assert len(stand_in.started) >= 2 + 4
@@ -117,6 +119,7 @@ def test_a_search_scores_merged_folders(
     assert not list(tmp_path.glob(".dppa-*"))
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))
     assert record["tuned.yml"]["engine"] == "vllm"
+    assert all(each["max_model_len"] == 32 for each in stand_in.started)
 
 
 def test_reported_ratios_are_those_of_the_recipe(
