@@ -129,8 +129,13 @@ class AdaMerge:
         elif not self.prompts:
             raise DppaError("There are no prompts: give --prompts, or a tasks file with --tasks.")
         if self.objective in TAUGHT:
-            for name in self._names():
-                self._teacher(name)
+            taught = {self._teacher(name) for name in self._names()}
+            for model in self.recipe.fine_tuned():
+                if model not in taught:
+                    raise DppaError(
+                        f"There are no prompts for {model}, whose skill would be lost: give "
+                        f"--prompts {short_name(model)}.txt, or leave the model out of the recipe."
+                    )
         check_objective(self.objective, self.prompts)
 
     def _check_domains(self, tasks: TasksFile) -> None:
@@ -212,7 +217,7 @@ class AdaMerge:
         """Return all that the states depend on; a journal of another subject is refused."""
         tasks = None
         if self.tasks is not None:
-            tasks = self.tasks.model_dump(mode="json", exclude={"include_path"})
+            tasks = self.tasks.model_dump(mode="json", exclude={"include_path", "vllm_args"})
             for parts in (*tasks["domains"].values(), tasks["guard"]):
                 del parts["test"]
         descent = asdict(self.descent)

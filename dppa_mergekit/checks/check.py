@@ -21,7 +21,7 @@ from dppa_mergekit.checks.recipe_models import (
     find_input_lists,
     inspect_models,
 )
-from dppa_mergekit.checks.recipe_text import check_epsilon, check_keys, check_required
+from dppa_mergekit.checks.recipe_text import check_epsilon, check_kept, check_keys, check_required
 from dppa_mergekit.checks.recipe_yaml import parse
 from dppa_mergekit.checks.slices import check_gradients, check_layer_order, check_layer_ranges
 from dppa_mergekit.checks.tokenizer_choice import check_choice
@@ -209,6 +209,7 @@ def _check_text(content: Mapping[str, object], weighted: bool) -> Iterator[Findi
     yield from check_required(content, weighted)
     # A mistake in one slice may be in every other.
     yield from dict.fromkeys(check_epsilon(content))
+    yield from dict.fromkeys(check_kept(content))
     yield from dict.fromkeys(
         finding
         for models, base in find_input_lists(content)

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+from dppa_mergekit.checks import mergekit_schema
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_strays, inspect_folder, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.missing_tensors import can_plan, find_missing, report_missing
+from dppa_mergekit.checks.recipe_text import check_keys
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes.references import spell
 from dppa_mergekit.recipes.yaml_text import YAML_ERRORS
@@ -68,7 +70,15 @@ def check_merged_folder(folder: Path, loading: LoadingOptions) -> Iterator[Findi
             str(folder), f"without a readable {RECIPE}, it cannot be compared with its base model."
         )
         return
+    yield from _find_ignored(facts, recipe)
     yield from _compare_with_base(facts, recipe, loading)
+
+
+def _find_ignored(facts: CheckpointFacts, recipe: Mapping[str, object]) -> Iterator[Finding]:
+    """Yield the keys and parameters of the recipe that the merge did not heed."""
+    if recipe.get("merge_method") in mergekit_schema.METHODS:
+        for finding in check_keys(recipe):
+            yield warning(facts.model, f"its recipe: {finding.subject}: {finding.sentence}")
 
 
 def _check_vocabulary_size(facts: CheckpointFacts) -> Iterator[Finding]:

@@ -98,6 +98,17 @@ def check_epsilon(content: Node) -> Iterator[Finding]:
                 )
 
 
+def check_kept(content: Node) -> Iterator[Finding]:
+    """Yield every model of whose linears nothing is kept."""
+    method = mergekit_schema.METHODS.get(str(content.get("merge_method")))
+    if method is None or DENSITY.name not in method.per_model:
+        return
+    for model, given in _find_fine_tuned(content) or ():
+        densities = numbers_in(given.get(DENSITY.name))
+        if densities and not any(densities):
+            yield warning(model, "density is 0, so that nothing is kept of its linears' deltas.")
+
+
 def _find_fine_tuned(content: Node) -> list[tuple[str, Node]] | None:
     """Return every model of a recipe but bases, with its parameters; None without a base."""
     stated = [holder.get("base_model") for holder in holders(dict(content))]

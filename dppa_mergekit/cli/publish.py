@@ -72,7 +72,7 @@ def publish(
     if dry_run:
         click.echo(f"The card is in {folder / 'README.md'}. The upload to {repository} would be:")
         for file in files:
-            click.echo(f"{file.stat().st_size:>14,}  {file.relative_to(folder)}")
+            click.echo(f"{publishing.size(file):>14,}  {file.relative_to(folder)}")
         for path, name in publishing.activations().items() if with_activations else ():
             click.echo(f"{Path(path).stat().st_size:>14,}  {name}")
         return

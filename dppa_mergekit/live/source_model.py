@@ -70,7 +70,10 @@ class SourceModel:
         # The Hub's client raises many kinds of errors for a name that it cannot fetch.
         except Exception as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise DppaError(f"{self.model} cannot be found ({reason}).") from error
+            raise DppaError(
+                f"{self.model}: there is no such folder, and it cannot be found on the Hub "
+                f"({reason})."
+            ) from error
 
     def _folder_with_lora(self) -> Path:
         """Return the folder of the model with its LoRA merged. Raises DppaError as `folder`."""

@@ -23,6 +23,9 @@ BEGIN, END = "<!-- dppa-mergekit: begin -->", "<!-- dppa-mergekit: end -->"
 
 TAGS = ("mergekit", "merge")
 
+UNTITLED = "# Untitled Model (1)"
+"""The title of mergekit's card where the name of the output folder ends in a slash."""
+
 METHOD = """DPPA prunes the difference between each fine-tuned model and the base model by
 magnitude, at a rate of its own for each linear layer (DP), and amplifies the remaining parameters
 partition by partition (DPA). The paper is "DPPA: Pruning Method for Large Language Model to Model
@@ -89,6 +92,7 @@ class Facts:
         measurements: The scores of this model.
         observed: Fine-tuned model -> how its inputs were observed; empty if they were not.
         recipe: The text of the recipe; it is added where mergekit's card does not have it.
+        has_activations: Whether all activations that the recipe names are uploaded.
         versions: Package -> version.
         license: The license of the model; None if it is not known.
     """
@@ -102,6 +106,7 @@ class Facts:
     measurements: Measurements
     observed: Mapping[str, Observation]
     recipe: str
+    has_activations: bool
     versions: Mapping[str, str]
     license: str | None
 
@@ -133,7 +138,7 @@ def complete_card(text: str, facts: Facts) -> str:
         )
         for score in facts.measurements.scores
     ] or None
-    written = card.text.strip() or f"# {facts.name}"
+    written = card.text.strip().replace(UNTITLED, f"# {facts.name}") or f"# {facts.name}"
     body = "\n\n".join(_section(facts, _has_recipe(written, facts.recipe)))
     front = data.to_yaml(line_break="\n")
     return f"---\n{front}\n---\n\n{written}\n\n{BEGIN}\n\n{body}\n\n{END}\n"
@@ -200,7 +205,12 @@ def _section(facts: Facts, has_recipe: bool) -> Iterator[str]:
     yield ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + "."
     if not has_recipe:
         yield f"```yaml\n{facts.recipe.strip()}\n```"
-    yield "```sh\nmergekit-yaml recipe.yml merged/\n```"
+    if not facts.has_activations:
+        yield (
+            "The activations that the recipe names are not in this repository; "
+            "`mergekit-dppa activations` observes them from prompts."
+        )
+    yield "```sh\nmergekit-yaml mergekit_config.yml merged/\n```"
 
 
 def _scores(measurements: Measurements) -> Iterator[str]:

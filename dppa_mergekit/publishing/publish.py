@@ -42,7 +42,7 @@ from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.scoring.tables import FILE as EVALUATION
 from dppa_mergekit.storage.output_files import write_whole
-from dppa_mergekit.storage.run_record import FILE, versions
+from dppa_mergekit.storage.run_record import FILE, digest, read_records, versions, write_record
 
 LOG = logging.getLogger(__name__)
 
@@ -106,10 +106,13 @@ class Publishing:
         for finding in check_folder(self.folder, None, self.loading):
             if finding.severity == "error":
                 raise CheckpointError(f"{finding.subject}: {finding.sentence}")
+            if finding.severity == "warning":
+                LOG.warning("%s: %s", finding.subject, finding.sentence)
         facts = self._facts(recipe, names, merge_license)
         path = self.folder / CARD
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = self._written_card()
         write_whole(path, anonymize(complete_card(anonymize(text, shown), facts), shown))
+        write_record(path, "publish", {"card": text}, [])
         write_benchmark_results(self.folder, facts.measurements)
         return sorted(self._files())
 
@@ -127,9 +130,8 @@ class Publishing:
             # The recipe that mergekit left may name local folders.
             config = Path(staged) / RECIPE
             config.unlink(missing_ok=True)
-            recipe = self._recipe()
-            names = {**public_names(recipe.content, self.names), **self.activations()}
-            config.write_text(public_yaml(recipe, names), encoding="utf-8")
+            config.write_text(self._public_recipe(), encoding="utf-8")
+            names = {**public_names(self._recipe().content, self.names), **self.activations()}
             for activations, name in self.activations().items() if self.with_activations else ():
                 target = Path(staged) / name
                 target.parent.mkdir(exist_ok=True)
@@ -140,6 +142,29 @@ class Publishing:
         """Return each activations file of the recipe -> its public name."""
         folder = ACTIVATIONS.name if self.with_activations else ""
         return public_files(self._recipe().content, folder)
+
+    def size(self, file: Path) -> int:
+        """Return the size of a file as it is uploaded, in bytes."""
+        if file == self.folder / RECIPE:
+            return len(self._public_recipe().encode())
+        return file.stat().st_size
+
+    def _public_recipe(self) -> str:
+        """Return the text of the recipe that is uploaded."""
+        recipe = self._recipe()
+        return public_yaml(
+            recipe, {**public_names(recipe.content, self.names), **self.activations()}
+        )
+
+    def _written_card(self) -> str:
+        """Return the text of the card as it was before an earlier run, which may have had other
+        names; as it is now where it has been changed since then.
+        """
+        path = self.folder / CARD
+        record = read_records(self.folder).get(CARD)
+        if isinstance(record, dict) and record.get("sha256") == digest(path):
+            return str(record.get("card", ""))
+        return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def _recipe(self) -> Recipe:
         """Return the recipe. Raises RecipeError if the folder was merged from another one."""
@@ -215,7 +240,8 @@ class Publishing:
             plot=plot_densities(recipe, self.folder, self.loading) if is_dppa else None,
             measurements=last_measurements(self.folder, self.recipe_file),
             observed=_observations(recipe, public),
-            recipe=public_yaml(recipe, {**names, **self.activations()}),
+            recipe=self._public_recipe(),
+            has_activations=self.with_activations or not self.activations(),
             versions=versions(),
             license=merge_license,
         )

@@ -62,6 +62,8 @@ class Recipe:
             raise RecipeError(
                 f"{path} holds several recipes, as for mergekit-multi; allowed is one here."
             )
+        if "domains" in content and "merge_method" not in content:
+            raise RecipeError(f"{path} is a tasks file; allowed is a recipe, with merge_method.")
         recipe = cls(content, str(path))
         recipe.configuration()
         return recipe

@@ -156,6 +156,11 @@ def _check_request(request: EvaluationRequest) -> None:
     if not request.domains:
         raise DppaError("The tasks file has no domains; ratios need at least one.")
     domains = request.tasks.domains.values()
+    for model in request.models:
+        if Path(model).is_file():
+            raise DppaError(
+                f"{model} is a file, and no model's folder; a recipe is given as --recipe {model}."
+            )
     for model in [*request.models, *(domain.model for domain in domains)]:
         _refuse_broken(SourceModel(model, request.placement).folder(), model)
 

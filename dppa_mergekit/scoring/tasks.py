@@ -133,7 +133,12 @@ class TasksFile(_Strict):
         except pydantic.ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise TasksError(f"{path}: {key or 'the file'}: {first['msg']}.") from error
+            problem = str(first["msg"])
+            if first["type"] == "extra_forbidden":
+                problem = (
+                    f"there is no such key; allowed are {', '.join(_keys_beside(first['loc']))}"
+                )
+            raise TasksError(f"{path}: {key or 'the file'}: {problem}.") from error
         for name in tasks.domains:
             if not name or name == GUARD or set(name) & set("/\\\0"):
                 raise TasksError(
@@ -162,6 +167,12 @@ class TasksFile(_Strict):
                             f"belongs to one domain and one part."
                         )
                     keys[task] = key
+
+
+def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that are allowed where an unknown one stands."""
+    holders: dict[int, type[pydantic.BaseModel]] = {1: TasksFile, 2: Parts, 3: Domain}
+    return list(holders[len(place)].model_fields)
 
 
 def folder_hash(folder: Path | None) -> str | None:

@@ -65,6 +65,18 @@ def test_merged_folders(family: Path, tmp_path: Path, run_yaml: Callable[..., Re
     assert "config.json is missing, empty or not JSON" in check(out).stdout
 
 
+def test_parameters_that_the_merge_ignored(
+    family: Path, tmp_path: Path, run_yaml: Callable[..., Result]
+) -> None:
+    models = {"math": {"weight": 0.6, "density": 0.2, "amplfy_90": 2.0}}
+    assert run_yaml(recipe(family, models=models)).exit_code == 0
+    done = check(tmp_path / "out")
+    assert done.exit_code == 0
+    (found,) = said(done, "warning")
+    assert "its recipe: models, " in found
+    assert "dppa has no parameter amplfy_90, and mergekit ignores it: did you mean" in found
+
+
 def test_a_merge_without_base(
     family: Path,
     tmp_path: Path,

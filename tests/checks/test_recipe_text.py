@@ -214,6 +214,15 @@ def test_mergekits_own_methods(family: Path, tmp_path: Path) -> None:
     assert "not a finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
 
 
+def test_nothing_is_kept(family: Path, tmp_path: Path) -> None:
+    models = {"math": {"weight": 1.0, "density": 0.0}, "law": {"weight": 1.0, "density": 0.1}}
+    done = of_recipe(tmp_path, recipe(family, models=models))
+    assert done.exit_code == 0
+    assert said(done, "warning") == [
+        f"warning: {family / 'math'}: density is 0, so that nothing is kept of its linears' deltas."
+    ]
+
+
 def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yml", recipe(family))
     path.write_text(path.read_text() + "merge_method: ties\n", encoding="utf-8")

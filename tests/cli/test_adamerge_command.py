@@ -276,6 +276,7 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     refused(adamerge(file("math.jsonl", "[1]\n")), "line 1 is not")
     refused(adamerge(file("chat.txt", "w1\n")), "not clear which model teaches chat")
     refused(adamerge(file("chat.txt", "w1\n"), tasks), "The tasks file has no domain chat")
+    refused(adamerge(prompts(saved)[0]), "whose skill would be lost: give --prompts law.txt")
     refused(adamerge(*prompts(saved, ".txt"), "--objective=loss"), "have no completion")
     refused(adamerge(tasks, "--objective=loss"), "needs prompts with completions")
     refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have the same name")

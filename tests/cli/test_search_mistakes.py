@@ -43,7 +43,11 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command(tasks=tasks(domain(test={"math_dev": "acc,none"}))),
          "task math_dev is under math.dev and under math.test"),
         (command(tasks=tasks(domain(dev={}))), "Domain math has no dev tasks"),
-        (command(tasks=tasks(lambda c: c.update(batchsize=3))), "batchsize: Extra inputs"),
+        (command(tasks=tasks(lambda c: c.update(batchsize=3))),
+         "batchsize: there is no such key; allowed are include_path, "),
+        (command(tasks=tasks(domain(dv={}))), "domains.math.dv: there is no such key; allowed are "
+         "dev, test, model."),
+        (command(recipe="tasks.yml"), "tasks.yml is a tasks file; allowed is a recipe"),
         (command(tasks=tasks(lambda c: c.update(include_path="nowhere"))), "is not a folder"),
         (command(recipe=recipe(lambda c: c.update(merge_method="dp"))),
          "dp has no partitions to amplify; allowed are dppa, dppa_ties, dare_dpa"),

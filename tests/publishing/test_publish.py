@@ -65,8 +65,42 @@ def test_upload_and_download(merged: Path, hub: Hub) -> None:
     assert (uploaded / "density.png").stat().st_size > 1000
     config = yaml.safe_load((uploaded / "mergekit_config.yml").read_text(encoding="utf-8"))
     assert config["models"][0]["model"] == "org/math"
+    listed = hub.publish(merged, "out", "me/merge", "--dry-run", *NAMES).stdout
+    size = (uploaded / "mergekit_config.yml").stat().st_size
+    assert f" {size:,}  mergekit_config.yml" in listed
     # What mergekit left is still what it left.
     assert str(merged) in (merged / "out" / "mergekit_config.yml").read_text(encoding="utf-8")
+
+
+def test_corrected_names(merged: Path) -> None:
+    """A later run with other names leaves nothing of the earlier one."""
+    card = merged / "out" / "README.md"
+
+    def prepare(*owners: str) -> str:
+        names = {
+            str(merged / name): f"{owner}/{name}"
+            for name, owner in zip(("base", "math", "law"), owners, strict=True)
+        }
+        Publishing(merged / "out", "me/merge", None, names, "mit").prepare(dry_run=True)
+        return card.read_text(encoding="utf-8")
+
+    first = prepare("org", "org", "org")
+    wrong = prepare("gro", "org", "org")
+    assert "gro/base" in wrong
+    assert "org/base" not in wrong
+    assert prepare("org", "org", "org") == first
+    # What a person adds stays.
+    card.write_text(first.replace("# out", "# Ours"), encoding="utf-8")
+    assert "# Ours" in prepare("org", "org", "org")
+
+
+def test_the_name_of_a_folder_with_a_slash(merged: Path) -> None:
+    card = merged / "out" / "README.md"
+    text = card.read_text(encoding="utf-8")
+    assert "# out\n" in text
+    card.write_text(text.replace("# out\n", "# Untitled Model (1)\n"), encoding="utf-8")
+    Publishing(merged / "out", "me/merge", None, {}, "mit").prepare(dry_run=True)
+    assert "# merge\n" in card.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("block", ["a: [", "a: 1\n---\nb: 2"], ids=["broken", "several documents"])

@@ -184,6 +184,8 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
         "Domain law has no test tasks.",
     )
     refused(evaluate(f"--recipe={saved / 'tasks.yml'}"), "merge_method")
+    path = saved / "recipe.yml"
+    refused(evaluate(str(path)), f"{path} is a file, and no model's folder; a recipe is given as")
     # A missing model is reported before any model is scored.
     refused(evaluate(str(saved / "base"), "./bse"), "./bse: there is no such folder.")
     content["domains"]["law"].update(test={"law_test": "acc,none"}, model="./lwa")
