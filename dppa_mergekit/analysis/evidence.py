@@ -208,9 +208,21 @@ MERGED = (
         {
             SUM: (23, 62),
             SIGNS: (40, 40),
-            LEARNED: (53, 63),
+            LEARNED: (35, 70),
             INPUTS: (89, 95),
             LEARNED_INPUTS: (96, 96),
+        },
+    ),
+    Merged(
+        "two hard fine-tunes of SmolLM2-135M",
+        2,
+        0.068,
+        {
+            SUM: (49, 58),
+            SIGNS: (50, 50),
+            LEARNED: (47, 82),
+            INPUTS: (93, 98),
+            LEARNED_INPUTS: (99, 99),
         },
     ),
     Merged(
@@ -238,5 +250,5 @@ MERGED = (
         },
     ),
 )
-"""Tables 5, "short" and "six experts" in examples/paper/tables; one training seed of SmolLM2,
+"""Tables 5, 6, "short" and "six experts" in examples/paper/tables; one training seed of SmolLM2,
 three of the tiny ones."""

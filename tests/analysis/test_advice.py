@@ -178,6 +178,9 @@ TABLES = {
         MergeTable(f"smollm2_simple: {THREE}", (0, 2), (6,))
     ],
     "three hard fine-tunes of SmolLM2-135M": [MergeTable(f"smollm2_hard: {THREE}", (0, 2), (6,))],
+    "two hard fine-tunes of SmolLM2-135M": [
+        MergeTable("smollm2_hard: Table 6: merges of math + finance", (0, 2), (5,))
+    ],
     "three hard fine-tunes of tiny Llamas": [MergeTable(f"miniature: {THREE}", (0, 2), (6,))],
     "three short fine-tunes of SmolLM2-135M": [MergeTable("smollm2_short: Three")],
     "two short fine-tunes of SmolLM2-135M": [MergeTable("smollm2_short: Two")],
@@ -196,10 +199,10 @@ ROWS = {
     "(task arithmetic|`dare_linear`|DARE(, linears alone)?|DPPA), search( of one)?",
     SIGNS: "ties|TIES(, summed)?, search",
     LEARNED: "(dare_dpa|dppa|DARE(, linears alone)?|DPPA|DP|task arithmetic), "
-    "(AdaMerging.*|distill|hidden)",
+    "(AdaMerging(?!, model).*|distill|hidden)",
     INPUTS: "(dare|dppa)_regmean, (25|32|100) prompts|(DARE|DPPA), by inputs, as it starts",
     LEARNED_INPUTS: "(dare|dppa)_regmean, (32 prompts, AdaMerging.*|distill|hidden)|"
-    "DPPA, by inputs, AdaMerging, .*",
+    "DPPA, by inputs, AdaMerging, (?!model).*",
 }
 """Combination -> the names of its rows."""
 

@@ -102,7 +102,7 @@ MERGES = {
     "`dare_dpa`": ("DARE, linears alone, 80 %, search", SIX, "dare_dpa", "density 0.2"),
     "`dppa`": ("DPPA, 80 %, search", SIX, "dppa", "density 0.2"),
     "`dppa`, weights learned": (
-        "DPPA, 80 %, AdaMerging, block",
+        "DPPA, 80 %, AdaMerging, linear",
         FINER,
         "dppa, distill",
         "linear",
@@ -114,7 +114,7 @@ MERGES = {
         "density 0.2",
     ),
     "`dppa_regmean`, factors learned": (
-        "DPPA, by inputs, 80 %, AdaMerging, block",
+        "DPPA, by inputs, 80 %, AdaMerging, linear",
         FINER,
         "dppa_regmean, distill",
         "linear",
