@@ -132,9 +132,14 @@ class AdaMerge:
             taught = {self._teacher(name) for name in self._names()}
             for model in self.recipe.fine_tuned():
                 if model not in taught:
+                    way = f"give --prompts {short_name(model)}.txt"
+                    if self.tasks is not None:
+                        way = "give a prompts file for every domain, also one with this model"
+                        if not self.prompts:
+                            way = "add a domain with this model to the tasks file"
                     raise DppaError(
-                        f"There are no prompts for {model}, whose skill would be lost: give "
-                        f"--prompts {short_name(model)}.txt, or leave the model out of the recipe."
+                        f"There are no prompts for {model}, whose skill would be lost: {way}, or "
+                        f"leave the model out of the recipe."
                     )
         check_objective(self.objective, self.prompts)
 

@@ -17,7 +17,7 @@ from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_strays, inspect_folder, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.missing_tensors import can_plan, find_missing, report_missing
-from dppa_mergekit.checks.recipe_text import check_keys
+from dppa_mergekit.checks.recipe_text import find_ignored
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes.references import spell
 from dppa_mergekit.recipes.yaml_text import YAML_ERRORS
@@ -75,10 +75,11 @@ def check_merged_folder(folder: Path, loading: LoadingOptions) -> Iterator[Findi
 
 
 def _find_ignored(facts: CheckpointFacts, recipe: Mapping[str, object]) -> Iterator[Finding]:
-    """Yield the keys and parameters of the recipe that the merge did not heed."""
-    if recipe.get("merge_method") in mergekit_schema.METHODS:
-        for finding in check_keys(recipe):
-            yield warning(facts.model, f"its recipe: {finding.subject}: {finding.sentence}")
+    """Yield the keys and parameters of the recipe that mergekit ignored, each once."""
+    if str(recipe.get("merge_method")) not in mergekit_schema.METHODS:
+        return
+    for sentence in dict.fromkeys(finding.sentence for finding in find_ignored(recipe)):
+        yield warning(facts.model, f"its recipe: {sentence}")
 
 
 def _check_vocabulary_size(facts: CheckpointFacts) -> Iterator[Finding]:

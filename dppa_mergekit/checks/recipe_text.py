@@ -21,6 +21,9 @@ Node = Mapping[str, object]
 _INPUTS = {"models": list, "slices": list, "modules": dict}
 """The keys that hold the inputs of a merge, of which a recipe has one -> its type."""
 
+IGNORES = "mergekit ignores"
+"""Is in every sentence about a key or a parameter that mergekit does not read."""
+
 _TYPE_NAMES = {list: "list", dict: "mapping"}
 
 
@@ -47,6 +50,13 @@ def check_keys(content: Node) -> Iterator[Finding]:
             # then refuses.
             yield error(key, f"it is {value!r}; allowed is {', '.join(DTYPES)}.")
     yield from _KeyCheck(str(name), method).check_recipe(content)
+
+
+def find_ignored(content: Node) -> Iterator[Finding]:
+    """Yield the keys and parameters of a recipe that mergekit ignores."""
+    for finding in check_keys(content):
+        if IGNORES in finding.sentence:
+            yield finding
 
 
 def _is_based(content: Node) -> bool:
@@ -99,13 +109,16 @@ def check_epsilon(content: Node) -> Iterator[Finding]:
 
 
 def check_kept(content: Node) -> Iterator[Finding]:
-    """Yield every model of whose linears nothing is kept."""
-    method = mergekit_schema.METHODS.get(str(content.get("merge_method")))
-    if method is None or DENSITY.name not in method.per_model:
+    """Yield every model of whose linears' deltas nothing is kept, by a method of this package."""
+    if DENSITY.name not in _find_parameters(str(content.get("merge_method"))):
         return
+    kept: dict[str, bool] = {}
     for model, given in _find_fine_tuned(content) or ():
-        densities = numbers_in(given.get(DENSITY.name))
-        if densities and not any(densities):
+        # A filter leaves other linears to the default.
+        is_nothing = given.get(DENSITY.name) in (0, [0])
+        kept[model] = kept.get(model, False) or not is_nothing
+    for model, some in kept.items():
+        if not some:
             yield warning(model, "density is 0, so that nothing is kept of its linears' deltas.")
 
 
@@ -180,7 +193,7 @@ class _KeyCheck:
                 if name in self._method.shared:
                     yield error(
                         place,
-                        f"{name} holds for the whole merge, and mergekit ignores it here: put it "
+                        f"{name} holds for the whole merge, and {IGNORES} it here: put it "
                         f"into the recipe's own parameters.",
                     )
                 yield from self._check_parameter(str(name), setting, place)
@@ -201,17 +214,17 @@ class _KeyCheck:
             if key in self._method.parameters:
                 yield error(
                     where,
-                    f"{key} stands beside parameters, and mergekit ignores it: move it into them.",
+                    f"{key} stands beside parameters, and {IGNORES} it: move it into them.",
                 )
             else:
-                yield error(where, f"mergekit ignores {key!r}: {_explain_unknown(str(key), known)}")
+                yield error(where, f"{IGNORES} {key!r}: {_explain_unknown(str(key), known)}")
 
     def _check_parameter(self, name: str, setting: object, where: str) -> Iterator[Finding]:
         if name not in self._method.parameters:
             if self._name in mergekit_schema.METHODS:
                 yield error(
                     where,
-                    f"{self._name} has no parameter {name}, and mergekit ignores it: "
+                    f"{self._name} has no parameter {name}, and {IGNORES} it: "
                     f"{_explain_unknown(name, self._method.parameters)}",
                 )
             return

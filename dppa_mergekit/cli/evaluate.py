@@ -78,6 +78,7 @@ def evaluate(
             "There is nothing to evaluate: name models, or give recipes with --recipe."
         )
     options.check_paged(html, output)
+    options.check_engine(engine, device, batch_size)
     tasks = options.tasks_of(tasks_file, batch_size, limit)
     placed = options.placement(device, dtype, loading)
     for path in recipes:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dppa_mergekit.checkpoints.loading_options import LoadingOptions
     from dppa_mergekit.live.placement import Placement
     from dppa_mergekit.prompts import Prompt
+    from dppa_mergekit.scoring.engines import EngineName
     from dppa_mergekit.scoring.tasks import TasksFile
 
 LOG = logging.getLogger(__name__)
@@ -107,6 +108,13 @@ engine_option = click.option(
     "device itself.",
 )
 """The option for the engine; see `scoring.engines`."""
+
+
+def check_engine(engine: EngineName, device: str, batch_size: int | None) -> None:
+    """Refuse options that vLLM does not heed."""
+    if engine == "vllm":
+        idle = {"--device": device != "cpu", "--batch-size": batch_size is not None}
+        refuse_idle(idle, "--engine transformers")
 
 
 def tasks_of(path: Path, batch_size: int | None, limit: int | None) -> TasksFile:

@@ -192,6 +192,7 @@ def search(
     search_choices.refuse_idle_options(
         tune, methods, shared, by, guard_loss, tune_dense, per_block, prompts_file, strategy
     )
+    options.check_engine(engine, device, batch_size)
     search_choices.check_scoring(score_command, engine, workers, ray_address)
     entering = None if methods is None else parse_methods(methods)
     options.check_first(recipe, loading)

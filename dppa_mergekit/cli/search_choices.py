@@ -58,10 +58,11 @@ def refuse_idle_options(
 def check_scoring(
     score_command: str | None, engine: EngineName, workers: int | None, ray_address: str | None
 ) -> None:
-    """Refuse a score command that gets no folder or an engine, and a cluster without workers.
+    """Refuse ways of scoring that do not go together.
 
     Raises:
-        ParameterError: There is one.
+        ParameterError: A score command names no folder or has an engine beside it, vLLM has workers
+            beside it, or a cluster has none.
     """
     from dppa_mergekit.errors import ParameterError
 
@@ -71,6 +72,11 @@ def check_scoring(
         )
     if score_command is not None:
         options.refuse_idle({"--engine vllm": engine == "vllm"}, "scoring by lm-eval")
+    if workers is not None and engine == "vllm":
+        raise ParameterError(
+            "--engine vllm takes no --workers: it runs one engine at a time, on as many GPUs as "
+            "vllm_args of the tasks file says (tensor_parallel_size)."
+        )
     if ray_address is not None and workers is None:
         raise ParameterError("--ray-address says where workers run; it needs --workers.")
 

@@ -21,7 +21,7 @@ FILE = "dppa-mergekit.yaml"
 """The file that this package writes into it."""
 
 GSM8K = ("openai/gsm8k", "gsm8k")
-GPQA_DIAMOND = ("Idavidrein/gpqa", "gpqa_diamond")
+GPQA_DIAMOND = ("Idavidrein/gpqa", "diamond")
 
 BENCHMARKS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -45,8 +45,9 @@ Groups of lm-eval's, as MMLU-Pro, are no tasks here.
 def write_benchmark_results(folder: Path, measurements: Measurements) -> None:
     """Write the scores of a merge on registered benchmarks into its folder.
 
-    Scores of a part of a benchmark, and those on tasks by which factors or weights were chosen, are
-    left out. Where there is none, the file of an earlier run is deleted.
+    Left out are scores of a part of a benchmark, those on tasks by which factors or weights were
+    chosen, and those on tasks of the user's. Of several tasks on one benchmark, the first counts.
+    Where nothing is left, the file of an earlier run is deleted.
 
     Args:
         folder: The folder of the merge.
@@ -54,23 +55,22 @@ def write_benchmark_results(folder: Path, measurements: Measurements) -> None:
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-    entries = [
-        EvalResultEntry(
-            *BENCHMARKS[score.task],
+    entries: dict[tuple[str, str], EvalResultEntry] = {}
+    for score in measurements.scores if measurements.limit is None else ():
+        benchmark = BENCHMARKS.get(score.task)
+        if benchmark is None or score.tuned_on or score.is_own:
+            continue
+        notes = ["lm-evaluation-harness", score.task, *measurements.setup, score.metric]
+        entry = EvalResultEntry(
+            *benchmark,
             value=round(100 * score.value, 2),
-            notes=_describe(score.task, score.metric, measurements.shots),
+            notes=", ".join(filter(None, notes)),
         )
-        for score in measurements.scores
-        if score.task in BENCHMARKS and not score.tuned_on and measurements.limit is None
-    ]
+        entries.setdefault(benchmark, entry)
     path = folder / FOLDER / FILE
     if not entries:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(exist_ok=True)
-    write_whole(path, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
-
-
-def _describe(task: str, metric: str, shots: int | None) -> str:
-    asked = "" if shots is None else f", {shots}-shot"
-    return f"lm-evaluation-harness, {task}{asked}" + (metric and f", {metric}")
+    found = eval_result_entries_to_yaml(list(entries.values()))
+    write_whole(path, yaml.safe_dump(found, sort_keys=False))

@@ -93,7 +93,7 @@ def upload_folder(folder: Path, repository: str, private: bool) -> str:
             folder_path=folder,
             commit_message="Upload a merge by mergekit",
             # The client does not delete what it uploads in the same commit.
-            delete_patterns=[name for name in existing if _is_of_weights(name)],
+            delete_patterns=[name for name in existing if _is_replaced(name)],
         )
     # The client has no common error for refusals of the Hub, lost networks and failed parts.
     except Exception as problem:
@@ -104,8 +104,8 @@ def upload_folder(folder: Path, repository: str, private: bool) -> str:
     return str(created)
 
 
-def _is_of_weights(name: str) -> bool:
-    """Return whether a file holds weights, or scores that other weights had."""
+def _is_replaced(name: str) -> bool:
+    """Return whether an upload without the file deletes it: weights, and scores of others."""
     return WEIGHTS.fullmatch(name) is not None or name == f"{benchmarks.FOLDER}/{benchmarks.FILE}"
 
 

@@ -52,6 +52,7 @@ class CardScore:
         value: The value of the task's metric.
         error: The standard error; None if it is not known.
         tuned_on: Whether factors or weights were chosen on the task.
+        is_own: Whether the task is one of the user's, and not of lm-eval's.
     """
 
     task: str
@@ -59,6 +60,7 @@ class CardScore:
     value: float
     error: float | None
     tuned_on: bool
+    is_own: bool
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ class Measurements:
         scores: The scores, task by task.
         ratios: Domain -> Domain-Ratio in percent.
         limit: At most the first so many items of each task were used; None for all.
-        shots: The number of examples in each prompt; None for each task's own number.
+        setup: How the tasks were changed for all models: "5-shot", "chat template", ...
     """
 
     scores: Sequence[CardScore] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
     limit: int | None = None
-    shots: int | None = None
+    setup: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

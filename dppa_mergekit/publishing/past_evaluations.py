@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -63,13 +64,21 @@ class RecordedTasks:
 
     Attributes:
         limit: The number of items used of each task; None for all.
+        include_path: The folder of the user's tasks.
         num_fewshot: The number of examples in each prompt; None for each task's own number.
+        apply_chat_template: As in lm-eval.
+        system_instruction: As in lm-eval.
+        gen_kwargs: As in lm-eval.
         domains: Domain -> its tasks.
         guard: The tasks of the guard.
     """
 
     limit: int | None
+    include_path: Path | None = None
     num_fewshot: int | None = None
+    apply_chat_template: bool | str = False
+    system_instruction: str | None = None
+    gen_kwargs: Mapping[str, pydantic.JsonValue] | None = None
     domains: Mapping[str, RecordedParts] = field(default_factory=dict)
     guard: RecordedParts = RecordedParts()
 
@@ -78,6 +87,27 @@ class RecordedTasks:
         """Test task -> its metric and filter."""
         holders = [*self.domains.values(), self.guard]
         return {task: metric for held in holders for task, metric in held.test.items()}
+
+    @property
+    def setup(self) -> list[str]:
+        """How the tasks were changed for all models, in words."""
+        changes = {
+            f"{self.num_fewshot}-shot": self.num_fewshot is not None,
+            "chat template": self.apply_chat_template,
+            "system instruction": self.system_instruction,
+            "other generation settings": self.gen_kwargs,
+        }
+        return [change for change, is_made in changes.items() if is_made]
+
+    def is_own(self, task: str) -> bool:
+        """Return whether a task is one of the user's; also where their folder is gone."""
+        if self.include_path is None:
+            return False
+        named = re.compile(rf"^task:\s*['\"]?{re.escape(task)}['\"]?\s*$", re.MULTILINE)
+        return not self.include_path.is_dir() or any(
+            named.search(path.read_text(encoding="utf-8"))
+            for path in self.include_path.rglob("*.y*ml")
+        )
 
 
 @dataclass(frozen=True)
@@ -162,11 +192,12 @@ def _measurements(evaluation: RecordedEvaluation, state: str) -> Measurements | 
                     score.value,
                     score.error,
                     task in tables.tuned_on,
+                    tasks.is_own(task),
                 )
                 for task, score in model.scores.items()
             ]
             ratios = {domain: ratio.value for domain, ratio in model.domain_ratios.items()}
-            return Measurements(scores, ratios, tasks.limit, tasks.num_fewshot)
+            return Measurements(scores, ratios, tasks.limit, tasks.setup)
     return None
 
 

@@ -110,9 +110,9 @@ class Publishing:
                 LOG.warning("%s: %s", finding.subject, finding.sentence)
         facts = self._facts(recipe, names, merge_license)
         path = self.folder / CARD
-        text = self._written_card()
+        text = self._written_card(shown)
         write_whole(path, anonymize(complete_card(anonymize(text, shown), facts), shown))
-        write_record(path, "publish", {"card": text}, [])
+        write_record(path, "publish", {"card": text, "names": shown}, [])
         write_benchmark_results(self.folder, facts.measurements)
         return sorted(self._files())
 
@@ -156,14 +156,22 @@ class Publishing:
             recipe, {**public_names(recipe.content, self.names), **self.activations()}
         )
 
-    def _written_card(self) -> str:
+    def _written_card(self, names: Mapping[str, str]) -> str:
         """Return the text of the card as it was before an earlier run, which may have had other
-        names; as it is now where it has been changed since then.
+        names; as it is now where it has been edited since then.
+
+        Args:
+            names: Model or file of the recipe -> its name in this run.
         """
         path = self.folder / CARD
         record = read_records(self.folder).get(CARD)
-        if isinstance(record, dict) and record.get("sha256") == digest(path):
-            return str(record.get("card", ""))
+        if isinstance(record, dict) and path.exists():
+            if record.get("sha256") == digest(path):
+                return str(record.get("card", ""))
+            if record.get("names") != names:
+                LOG.warning(
+                    "%s was edited after a run with other names, which may still stand in it.", path
+                )
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def _recipe(self) -> Recipe:

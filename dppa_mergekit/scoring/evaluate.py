@@ -27,6 +27,7 @@ from dppa_mergekit.scoring.plots import draw_evaluation
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tables import FILE, Evaluation, as_markdown, as_plain
 from dppa_mergekit.scoring.tasks import Part, TasksError, TasksFile, check_fine_tuned_scores
+from dppa_mergekit.scoring.vllm_engine import vllm_version
 from dppa_mergekit.storage.output_files import check_output_folder, write_whole
 from dppa_mergekit.storage.run_record import read_records, write_record
 
@@ -339,5 +340,6 @@ def _write(
         "checkpoints": dict(checkpoints),
         "dtype": str(request.placement.dtype),
         "engine": request.engine,
+        "vllm": vllm_version() if request.engine == "vllm" else None,
     }
     write_record(path, "evaluate", subject, [plain])

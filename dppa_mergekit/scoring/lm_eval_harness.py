@@ -105,10 +105,9 @@ class Harness:
         return self.score_by(language_model, items)
 
     def score_by(self, language_model: TemplateLM, items: Mapping[str, Sequence[int]]) -> Scores:
-        """Return the scores of one of lm-eval's models; see `score`."""
+        """Return the scores of one of lm-eval's models, whose chat template has been checked."""
         from lm_eval import evaluate
 
-        self._check_chat_template(language_model.tokenizer)
         self._reset_fewshot_seed(items)
         with quiet():
             results = evaluate(
@@ -171,10 +170,15 @@ class Harness:
     def _language_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFLM:
         from lm_eval.models.huggingface import HFLM
 
-        self._check_chat_template(tokenizer)
+        self.check_chat_template(tokenizer)
         return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self._settings.batch_size)
 
-    def _check_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer without a chat template, if one is to be applied.
+
+        Raises:
+            TasksError: It has none.
+        """
         if self._settings.apply_chat_template and not tokenizer.chat_template:
             name = tokenizer.name_or_path or "the model"
             raise TasksError(f"apply_chat_template: the tokenizer of {name} has no chat template.")

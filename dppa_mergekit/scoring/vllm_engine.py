@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Mapping
+from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.errors import DppaError, first_line
+from dppa_mergekit.live.loading import load_tokenizer
 from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.scoring.lm_eval_harness import Harness, quiet
 from dppa_mergekit.scoring.ratios import Items, Scores
@@ -25,17 +29,36 @@ if TYPE_CHECKING:
     from lm_eval.models.vllm_causallms import VLLM
 
 
+RESERVED: Mapping[str, str] = MappingProxyType(
+    {
+        "pretrained": "models are named on the command line",
+        "tokenizer": "every model has its own",
+        "dtype": "give --dtype",
+        "trust_remote_code": "give --trust-remote-code",
+        "batch_size": "vLLM fills its batches itself",
+        "data_parallel_size": "one engine runs at a time; tensor_parallel_size uses several GPUs",
+    }
+)
+"""Argument that a tasks file must not set -> what is used in its place."""
+
+DTYPES: Mapping[str, str] = MappingProxyType(
+    {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+)
+"""Dtype in the header of safetensors -> its name in vLLM."""
+
+
 class VllmEngine:
     """Scores folders by vLLM; see `FolderScorer`.
 
     Args:
         harness: The loaded tasks; the settings of their file hold here, too, but for `batch_size`:
             vLLM fills its batches itself.
-        placement: The dtype of the weights; vLLM chooses the device.
+        placement: The dtype of the weights; that of most of the stored tensors where None. vLLM
+            chooses the device.
         arguments: Further arguments for lm-eval's model and vLLM, by name.
 
     Raises:
-        DppaError: vLLM is not installed, or lm-eval does not find it.
+        DppaError: vLLM is not installed, lm-eval does not find it, or an argument is not allowed.
     """
 
     def __init__(
@@ -45,6 +68,9 @@ class VllmEngine:
         arguments: Mapping[str, JsonValue] = MappingProxyType({}),
     ) -> None:
         vllm_version()
+        for name in RESERVED:
+            if name in arguments:
+                raise DppaError(f"vllm_args: {name} is not allowed: {RESERVED[name]}.")
         self._harness = harness
         self._placement = placement
         self._arguments = arguments
@@ -60,7 +86,9 @@ class VllmEngine:
             DppaError: vLLM cannot load the model.
             TasksError: A chat template is to be applied, and the tokenizer has none.
         """
-        model = self._start(folder, tokenizer_folder or folder)
+        own = tokenizer_folder or folder
+        self._harness.check_chat_template(load_tokenizer(own, self._placement))
+        model = self._start(folder, own)
         try:
             return self._harness.score_by(model, items)
         finally:
@@ -83,7 +111,8 @@ class VllmEngine:
                     trust_remote_code=trusting,
                     batch_size="auto",
                     use_tqdm_on_load=False,
-                    **self._arguments,
+                    # lm-eval takes entries out of the dictionaries that it is given.
+                    **deepcopy(dict(self._arguments)),
                 )
         # vLLM raises many kinds of errors for models that it does not know or has no room for.
         except Exception as error:
@@ -92,14 +121,13 @@ class VllmEngine:
             ) from error
 
     def _dtype(self, folder: Path) -> str:
-        """Return the dtype of the weights; vLLM's own "auto" makes float32 half as long."""
-        from transformers import AutoConfig
-
-        chosen = self._placement.dtype
-        if chosen is None:
-            trusting = self._placement.loading.trust_remote_code
-            chosen = AutoConfig.from_pretrained(folder, trust_remote_code=trusting).dtype
-        return "auto" if chosen is None else str(chosen).removeprefix("torch.")
+        """Return the dtype of the weights: vLLM's own "auto" turns float32 into 16 bits."""
+        if self._placement.dtype is not None:
+            return str(self._placement.dtype).removeprefix("torch.")
+        facts, _ = inspect_folder(folder, str(folder))
+        stored = Counter(DTYPES.get(header.dtype) for header in facts.tensors.values())
+        (largest, _), *_ = stored.most_common(1) or [(None, 0)]
+        return largest or "auto"
 
 
 def vllm_version() -> str:

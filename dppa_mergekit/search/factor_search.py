@@ -64,7 +64,7 @@ class FactorSearch(RecipeSearch):
 
         Raises:
             DppaError: As for every recipe search; or the recipe's method has no partitions, the
-                strategy needs a teacher that a score command lacks, or two domains have one model.
+                strategy needs a model in memory and there is none, or two domains have one model.
         """
         check_amplified(self.recipe, self.options)
         if not self.teaches and STRATEGIES[self.options.strategy].needs_teacher:

@@ -189,8 +189,7 @@ class RecipeTuning(ABC):
                 "guard": {"test"} if self.guarded else True,
             },
         )
-        if self.engine != "vllm":
-            del seen["vllm_args"]
+        del seen["batch_size" if self.engine == "vllm" else "vllm_args"]
         return seen
 
     @contextmanager

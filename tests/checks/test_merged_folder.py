@@ -73,8 +73,21 @@ def test_parameters_that_the_merge_ignored(
     done = check(tmp_path / "out")
     assert done.exit_code == 0
     (found,) = said(done, "warning")
-    assert "its recipe: models, " in found
-    assert "dppa has no parameter amplfy_90, and mergekit ignores it: did you mean" in found
+    assert (
+        "its recipe: dppa has no parameter amplfy_90, and mergekit ignores it: did you mean"
+        in found
+    )
+
+
+def test_a_recipe_of_no_method(
+    family: Path, tmp_path: Path, run_yaml: Callable[..., Result]
+) -> None:
+    assert run_yaml(recipe(family)).exit_code == 0
+    path = tmp_path / "out" / "mergekit_config.yml"
+    path.write_text(path.read_text().replace("merge_method: dppa", "merge_method: [dppa]"))
+    done = check(tmp_path / "out", "--quick")
+    assert "Traceback" not in done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
 
 
 def test_a_merge_without_base(

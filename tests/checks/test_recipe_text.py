@@ -223,6 +223,12 @@ def test_nothing_is_kept(family: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_something_is_kept(family: Path, tmp_path: Path) -> None:
+    filtered = [{"filter": "mlp", "value": 0.0}]
+    models = {"math": {"weight": 1.0, "density": filtered}}
+    assert "nothing is kept" not in of_recipe(tmp_path, recipe(family, models=models)).stdout
+
+
 def test_keys_that_are_there_twice(family: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yml", recipe(family))
     path.write_text(path.read_text() + "merge_method: ties\n", encoding="utf-8")

@@ -277,6 +277,11 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     refused(adamerge(file("chat.txt", "w1\n")), "not clear which model teaches chat")
     refused(adamerge(file("chat.txt", "w1\n"), tasks), "The tasks file has no domain chat")
     refused(adamerge(prompts(saved)[0]), "whose skill would be lost: give --prompts law.txt")
+    content = yaml.safe_load((saved / "tasks.yml").read_text(encoding="utf-8"))
+    del content["domains"]["law"]
+    content["include_path"] = str(saved / "tasks")
+    fewer = f"--tasks={write_recipe(tmp_path / 'fewer.yml', content)}"
+    refused(adamerge(fewer), "add a domain with this model to the tasks file")
     refused(adamerge(*prompts(saved, ".txt"), "--objective=loss"), "have no completion")
     refused(adamerge(tasks, "--objective=loss"), "needs prompts with completions")
     refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have the same name")

@@ -104,6 +104,7 @@ def of_benchmarks(out: Path, time: str, **changes: object) -> dict[str, object]:
     """The record of an evaluation on a benchmark of the Hub's and a task of one's own."""
     scores = {
         "gsm8k": {"value": 0.51236, "error": 0.01, "items": 1319},
+        "gsm8k_cot": {"value": 0.6, "error": 0.01, "items": 1319},
         "own": {"value": 0.5, "error": 0.02, "items": 100},
     }
     tables = {
@@ -125,6 +126,14 @@ def test_benchmarks_of_the_hub(merged: Path, hub: Hub) -> None:
     (entry,) = parse_eval_result_entries(yaml.safe_load(uploaded.read_text(encoding="utf-8")))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 51.24)
     assert entry.notes == "lm-evaluation-harness, gsm8k, 5-shot, exact_match,strict-match"
+    # A task of one's own may have the name of a benchmark.
+    (merged / "own").mkdir()
+    for name in ("gsm8k", "gsm8k_cot"):
+        (merged / "own" / f"{name}.yaml").write_text(f"task: {name}\n", encoding="utf-8")
+    named = {**BENCHMARKS, "include_path": str(merged / "own")}
+    save_record(merged / "tables", of_benchmarks(out, "10:30", tasks=named))
+    done = hub.publish(merged, *options, "--dry-run", *NAMES)
+    assert ".eval_results" not in done.stdout
     # Part of a benchmark is no score on it; the file of other scores goes, here and on the Hub.
     limited = {**BENCHMARKS, "limit": 9}
     save_record(merged / "tables", of_benchmarks(out, "11:00", tasks=limited))

@@ -72,7 +72,7 @@ def test_upload_and_download(merged: Path, hub: Hub) -> None:
     assert str(merged) in (merged / "out" / "mergekit_config.yml").read_text(encoding="utf-8")
 
 
-def test_corrected_names(merged: Path) -> None:
+def test_corrected_names(merged: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A later run with other names leaves nothing of the earlier one."""
     card = merged / "out" / "README.md"
 
@@ -92,6 +92,10 @@ def test_corrected_names(merged: Path) -> None:
     # What a person adds stays.
     card.write_text(first.replace("# out", "# Ours"), encoding="utf-8")
     assert "# Ours" in prepare("org", "org", "org")
+    assert "was edited" not in caplog.text
+    card.write_text(card.read_text(encoding="utf-8") + "\nMore.\n", encoding="utf-8")
+    prepare("gro", "org", "org")
+    assert "was edited after a run with other names" in caplog.text
 
 
 def test_the_name_of_a_folder_with_a_slash(merged: Path) -> None:

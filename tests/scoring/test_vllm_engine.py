@@ -1,7 +1,9 @@
 """Scoring by vLLM: with a stand-in that runs transformers, and with vLLM where it is installed."""
 
 import json
+import shutil
 import sys
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -44,7 +46,9 @@ class StandIn(HFLM):
         super().__init__(
             pretrained=pretrained, tokenizer=tokenizer, dtype=dtype, batch_size=8, device="cpu"
         )
-        self.started.append({"folder": pretrained, "dtype": dtype, **arguments})
+        thinking = arguments.get("chat_template_args", {})
+        thinks = thinking.pop("enable_thinking", None)  # type: ignore[attr-defined]
+        self.started.append({"folder": pretrained, "dtype": dtype, **arguments, "thinks": thinks})
         assert StandIn.running == 0
         StandIn.running += 1
         core = SimpleNamespace(shutdown=self._end)
@@ -76,7 +80,7 @@ def run(*arguments: object) -> Result:
 
 
 def engine_of(
-    saved: Path, placement: Placement = AS_STORED, **arguments: bool
+    saved: Path, placement: Placement = AS_STORED, **arguments: object
 ) -> tuple[VllmEngine, dict[str, range]]:
     tasks = TasksFile.read(saved / "tasks.yml")
     harness = Harness(tasks, {"math_dev": "acc,none"})
@@ -114,10 +118,13 @@ def test_a_search_scores_merged_folders(
     given = [saved / "recipe.yml", "--tasks", tasks, "--output", output]
     done = run("search", *given, "--engine=vllm", f"--tune={tune}", "--max-evaluations=4")
     assert done.exit_code == 0, done.output
-    assert len(stand_in.started) >= 2 + 4
+    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))
+    results = record["tuned.yml"]["results"]
+    # Of 48 items, two thirds score each candidate once; the best and the start meet on the rest.
+    most = sum(1 + result["evaluations"] + 2 for result in results) + 2
+    assert 2 + 4 <= len(stand_in.started) <= most
     assert stand_in.running == 0
     assert not list(tmp_path.glob(".dppa-*"))
-    record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))
     assert record["tuned.yml"]["engine"] == "vllm"
     assert all(each["max_model_len"] == 32 for each in stand_in.started)
 
@@ -159,6 +166,37 @@ def test_weights_in_another_dtype(saved: Path, stand_in: type[StandIn]) -> None:
         assert stand_in.started[-1]["dtype"] == dtype
 
 
+def test_a_config_without_dtype(saved: Path, stand_in: type[StandIn], tmp_path: Path) -> None:
+    shutil.copytree(saved / "math", tmp_path / "math")
+    config = tmp_path / "math" / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    dtype = content.pop("dtype")
+    config.write_text(json.dumps(content), encoding="utf-8")
+    engine, items = engine_of(saved)
+    engine.run(tmp_path / "math", items)
+    assert stand_in.started[-1]["dtype"] == dtype
+
+
+def test_arguments_stay_as_they_are(saved: Path, stand_in: type[StandIn]) -> None:
+    """lm-eval takes entries out of the dictionaries that it is given."""
+    engine, items = engine_of(saved, chat_template_args={"enable_thinking": False})
+    for name in ("math", "law"):
+        engine.run(saved / name, items)
+    assert [each["thinks"] for each in stand_in.started] == [False, False]
+
+
+def test_a_model_without_chat_template(
+    saved: Path, stand_in: type[StandIn], tmp_path: Path
+) -> None:
+    change = {"apply_chat_template": True}
+    tasks = changed(saved, tmp_path, "tasks.yml", lambda content: content.update(change))
+    given = [saved / "recipe.yml", "--tasks", tasks, "--output", tmp_path / "tuned.yml"]
+    done = run("search", *given, "--engine=vllm", "--tune=weights", "--max-evaluations=2")
+    assert done.exit_code == 1
+    assert "has no chat template" in done.output
+    assert not stand_in.started
+
+
 def test_arguments_of_the_tasks_file(saved: Path, stand_in: type[StandIn], tmp_path: Path) -> None:
     tasks = changed(
         saved,
@@ -183,10 +221,19 @@ def test_a_model_that_vllm_cannot_run(saved: Path, stand_in: type[StandIn], tmp_
         (["--engine=vllm"], "--engine vllm needs a package named vllm"),
         (["--engine=vllm", "--score-command=score {model}"], "it needs scoring by lm-eval"),
         (["--engine=vllm", "--strategy=distill"], "give no --score-command and no --engine vllm"),
+        (["--engine=vllm", "--workers=2"], "--engine vllm takes no --workers"),
+        (["--engine=vllm", "--batch-size=4"], "--batch-size has no effect here"),
+        (["--engine=vllm", "--device=cuda"], "--device has no effect here"),
         (["--engine=llama.cpp"], "'llama.cpp' is not one of"),
     ],
 )
-def test_mistakes(options: list[str], message: str, saved: Path, tmp_path: Path) -> None:
+def test_mistakes(
+    options: list[str], message: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_none(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(vllm_engine, "version", find_none)
     output = tmp_path / "tuned.yml"
     given = [saved / "recipe.yml", "--tasks", saved / "tasks.yml", "--output", output]
     done = run("search", *given, *options)
@@ -196,6 +243,13 @@ def test_mistakes(options: list[str], message: str, saved: Path, tmp_path: Path)
     assert not output.exists()
 
 
+def test_arguments_that_are_the_commands(saved: Path, stand_in: type[StandIn]) -> None:
+    for name, way in (("dtype", "give --dtype"), ("data_parallel_size", "tensor_parallel_size")):
+        with pytest.raises(DppaError, match=f"vllm_args: {name} is not allowed: .*{way}"):
+            engine_of(saved, **{name: 2})
+    assert not stand_in.started
+
+
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_vllm_itself(saved: Path) -> None:
     engine, items = engine_of(saved, enforce_eager=True)
@@ -203,4 +257,3 @@ def test_vllm_itself(saved: Path) -> None:
         value = engine.run(saved / name, items)["math_dev"].value
         # In another order of additions, near ties may turn.
         assert value == pytest.approx(evaluated(saved, saved / name, "math_dev"), abs=0.05), name
-    engine.close()
