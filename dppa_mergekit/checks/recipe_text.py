@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from dppa_mergekit.checks import mergekit_schema
-from dppa_mergekit.checks.findings import Finding, error, find_nearest, suggest, warning
+from dppa_mergekit.checks.findings import Finding, error, find_nearest, note, suggest, warning
 from dppa_mergekit.checks.slices import read_layer_range
 from dppa_mergekit.errors import ParameterError, RecipeError
 from dppa_mergekit.merging.input_models import DTYPES
@@ -119,7 +119,7 @@ def check_kept(content: Node) -> Iterator[Finding]:
         kept[model] = kept.get(model, False) or not is_nothing
     for model, some in kept.items():
         if not some:
-            yield warning(model, "density is 0, so that nothing is kept of its linears' deltas.")
+            yield note(model, "density is 0, so that nothing is kept of its linears' deltas.")
 
 
 def _find_fine_tuned(content: Node) -> list[tuple[str, Node]] | None:
