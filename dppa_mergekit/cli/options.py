@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+UNPICKLES_LAZILY = sys.version_info < (3, 13)
+"""Whether mergekit 0.1.5 can read .bin files tensor by tensor: from Python 3.13 on, the method that
+torch sets on an unpickler comes before that of mergekit's class."""
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -31,12 +35,18 @@ Command = TypeVar("Command", bound=Callable[..., object])
 def loading_options(command: Callable[..., object]) -> Callable[..., object]:
     """Add mergekit's options of how models are loaded; the command gets them as `loading`."""
     from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+    from dppa_mergekit.errors import ParameterError
 
     names = [field.name for field in fields(LoadingOptions)]
 
     @wraps(command)
     def with_loading(**given: object) -> object:
         chosen = {name: given.pop(name) for name in names}
+        if chosen["lazy_unpickle"] and not UNPICKLES_LAZILY:
+            raise ParameterError(
+                "--lazy-unpickle does not work on Python 3.13 (mergekit 0.1.5): leave it out, or "
+                "use Python 3.10 to 3.12."
+            )
         return command(loading=LoadingOptions(**chosen), **given)  # type: ignore[arg-type]
 
     wrapped: Callable[..., object] = with_loading

@@ -13,6 +13,7 @@ from mergekit.options import MergeOptions
 from transformers import LlamaForCausalLM
 
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions, caching_loras
+from dppa_mergekit.cli import options
 from dppa_mergekit.cli.main import main
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.placement import Placement
@@ -28,6 +29,17 @@ class OwnConfig(LlamaConfig):
 class OwnForCausalLM(LlamaForCausalLM):
     config_class = OwnConfig
 """
+
+
+def test_python_on_which_mergekit_does_not_unpickle_lazily(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(tmp_path / "recipe.yml", recipe(save_family(tmp_path)))
+    monkeypatch.setattr(options, "UNPICKLES_LAZILY", False)
+    done = check(path, "--lazy-unpickle")
+    assert done.exit_code == 1
+    assert "--lazy-unpickle does not work on Python 3.13" in done.output
+    assert check(path).exit_code == 0
 
 
 @pytest.mark.parametrize("command", list(main.commands))
@@ -54,8 +66,8 @@ def test_a_merge_with_a_lora_is_verified(
     cache = f"--lora-merge-cache={tmp_path / 'cache'}"
     merge(content, cache)
     out = tmp_path / "out"
-    for options in ((), ("--verify=all",)):
-        done = check(out, *options)
+    for given in ((), ("--verify=all",)):
+        done = check(out, *given)
         assert done.exit_code == 0, done.stdout
         note = f"note: {out}: it cannot be verified without --lora-merge-cache."
         assert note in said(done, "note")

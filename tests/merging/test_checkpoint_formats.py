@@ -1,6 +1,7 @@
 """Sharded and pickled checkpoints give the same merge as plain ones."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,14 @@ def test_models_sharded_differently(family: Path, tmp_path: Path, merge: Merge) 
     assert not unequal(merge(mixed), of_family(family))
 
 
-@pytest.mark.parametrize("options", [(), ("--lazy-unpickle",)], ids=["eager", "lazy"])
+LAZY = pytest.param(
+    ("--lazy-unpickle",),
+    marks=pytest.mark.skipif(sys.version_info >= (3, 13), reason="mergekit 0.1.5 cannot"),
+    id="lazy",
+)
+
+
+@pytest.mark.parametrize("options", [pytest.param((), id="eager"), LAZY])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pickled_checkpoints(
