@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def _fresh_loaders() -> Iterator[None]:
     """mergekit keeps its loaders for the life of the process, by path."""
     yield
     LoaderCache.loaders.clear()
+
+
+@pytest.fixture(autouse=True)
+def _progress_bars() -> Iterator[None]:
+    """`mergekit-dppa -q` turns progress bars off for the life of the process."""
+    yield
+    os.environ.pop("TQDM_DISABLE", None)
 
 
 @pytest.fixture(autouse=True)
