@@ -129,19 +129,25 @@ class AdaMerge:
         elif not self.prompts:
             raise DppaError("There are no prompts: give --prompts, or a tasks file with --tasks.")
         if self.objective in TAUGHT:
-            taught = {self._teacher(name) for name in self._names()}
-            for model in self.recipe.fine_tuned():
-                if model not in taught:
-                    way = f"give --prompts {short_name(model)}.txt"
-                    if self.tasks is not None:
-                        way = "give a prompts file for every domain, also one with this model"
-                        if not self.prompts:
-                            way = "add a domain with this model to the tasks file"
-                    raise DppaError(
-                        f"There are no prompts for {model}, whose skill would be lost: {way}, or "
-                        f"leave the model out of the recipe."
-                    )
+            self._check_taught()
         check_objective(self.objective, self.prompts)
+
+    def _check_taught(self) -> None:
+        """Refuse a model that no prompts are for."""
+        taught = {self._teacher(name) for name in self._names()}
+        for model in self.recipe.fine_tuned():
+            if model in taught:
+                continue
+            if self.tasks is None:
+                way = f"give --prompts {short_name(model)}.txt"
+            elif self.prompts:
+                way = "give a prompts file for every domain, also one with this model"
+            else:
+                way = "add a domain with this model to the tasks file"
+            raise DppaError(
+                f"There are no prompts for {model}, whose skill would be lost: {way}, or leave "
+                f"the model out of the recipe."
+            )
 
     def _check_domains(self, tasks: TasksFile) -> None:
         """Refuse a domain without model or dev tasks, and prompts that belong to no domain."""

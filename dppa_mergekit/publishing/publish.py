@@ -98,7 +98,7 @@ class Publishing:
         activations = self.activations()
         for file in activations if self.with_activations else ():
             ActivationsFile.open(file)
-        shown = {**names, **activations}
+        shown = self._shown(recipe)
         allowed = [*self.names.values(), *activations.values()]
         refuse_paths(rename_models(recipe.content, shown), allowed)
         self._warn_of_local_models(names)
@@ -131,7 +131,7 @@ class Publishing:
             config = Path(staged) / RECIPE
             config.unlink(missing_ok=True)
             config.write_text(self._public_recipe(), encoding="utf-8")
-            names = {**public_names(self._recipe().content, self.names), **self.activations()}
+            names = self._shown(self._recipe())
             for activations, name in self.activations().items() if self.with_activations else ():
                 target = Path(staged) / name
                 target.parent.mkdir(exist_ok=True)
@@ -152,9 +152,11 @@ class Publishing:
     def _public_recipe(self) -> str:
         """Return the text of the recipe that is uploaded."""
         recipe = self._recipe()
-        return public_yaml(
-            recipe, {**public_names(recipe.content, self.names), **self.activations()}
-        )
+        return public_yaml(recipe, self._shown(recipe))
+
+    def _shown(self, recipe: Recipe) -> dict[str, str]:
+        """Return each model and activations file of the recipe -> its public name."""
+        return {**public_names(recipe.content, self.names), **self.activations()}
 
     def _written_card(self, names: Mapping[str, str]) -> str:
         """Return the text of the card as it was before an earlier run, which may have had other

@@ -13,7 +13,7 @@ if sys.argv[1] == "set up":
     logging.basicConfig(format="%(levelname)s %(message)s")
 write_logs_around_bars()
 write_logs_around_bars()
-with tqdm(total=3, desc="bar", mininterval=0, miniters=1) as bar:
+with tqdm(total=3, desc="bar", mininterval=0) as bar:
     bar.update()
     logging.getLogger("dppa_mergekit.wing.module").warning("halfway")
     logging.getLogger("dppa_mergekit.wing.module").info("not said")
