@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dppa_mergekit.checkpoints.safetensors_header import Header
+from dppa_mergekit.checkpoints.safetensors_header import FLOATING, Header
 
 TOKENIZERS = (
     "tokenizer.json",
@@ -19,6 +20,9 @@ TOKENIZERS = (
     "tekken.json",
 )
 """Files of which a tokenizer has at least one."""
+
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Name of a dtype in safetensors headers -> in config.json."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ class CheckpointFacts:
     end_tokens: frozenset[int] = frozenset()
     has_tokenizer: bool = False
     tokenizer_kind: str | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The commonest floating dtype of its tensors, as in headers; "none" without any."""
+        dtypes = [header.dtype for header in self.tensors.values() if header.dtype in FLOATING]
+        return Counter(dtypes).most_common(1)[0][0] if dtypes else "none"
 
 
 def read_facts(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
-from dppa_mergekit.checkpoints.safetensors_header import FLOATING, Header
-from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
+from dppa_mergekit.checkpoints.safetensors_header import Header
+from dppa_mergekit.checks.checkpoint_facts import DTYPE_NAMES, CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.tokenizer_choice import source_of
 from dppa_mergekit.recipes.references import identity
@@ -28,9 +27,6 @@ MUST_AGREE = (
 """Keys of config.json that agree in all models of one base."""
 
 SHOULD_AGREE = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
-
-DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Name of a dtype in safetensors headers -> in config.json."""
 
 VOCABULARY = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "embed_out")
 """Parts of the names of tensors with an axis of tokens."""
@@ -94,7 +90,7 @@ def check_donor(base: CheckpointFacts, stated: Stated) -> Iterator[Finding]:
         report = error if stated.tokenizer else warning
         yield report(base.model, "there is no tokenizer in it, so the merge gets none from it.")
     declared = str(base.config.get("dtype") or base.config.get("torch_dtype") or "")
-    stored = DTYPE_NAMES.get(_find_dtype(base), declared)
+    stored = DTYPE_NAMES.get(base.dtype, declared)
     if declared and declared != stored and not stated.dtype:
         yield warning(
             base.model,
@@ -315,15 +311,11 @@ def _check_shapes(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterato
         )
         ours, theirs = (_write_shape(facts.tensors[name]) for facts in (fine_tuned, base))
         yield error(fine_tuned.model, f"{found} ({ours}, not {theirs}).")
-    ours, theirs = (_find_dtype(facts) for facts in (fine_tuned, base))
-    if ours != theirs:
-        yield note(fine_tuned.model, f"its weights are {ours}, those of the base model {theirs}.")
-
-
-def _find_dtype(facts: CheckpointFacts) -> str:
-    """Return the commonest floating dtype of a model."""
-    counts = Counter(header.dtype for header in facts.tensors.values() if header.dtype in FLOATING)
-    return counts.most_common(1)[0][0] if counts else "none"
+    if fine_tuned.dtype != base.dtype:
+        yield note(
+            fine_tuned.model,
+            f"its weights are {fine_tuned.dtype}, those of the base model {base.dtype}.",
+        )
 
 
 def _write_shape(header: Header) -> str:

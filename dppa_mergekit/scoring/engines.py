@@ -10,10 +10,19 @@ from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.ratios import Items, Scores
 from dppa_mergekit.scoring.tasks import TasksFile
-from dppa_mergekit.scoring.vllm_engine import VllmEngine
+from dppa_mergekit.scoring.vllm_engine import VllmEngine, vllm_version
 
 EngineName = Literal["transformers", "vllm"]
 """transformers scores live models, vllm folders."""
+
+
+def describe_engine(name: EngineName) -> dict[str, str | None]:
+    """Return an engine's name and its release, on which scores depend, for a record of a run.
+
+    Raises:
+        DppaError: vLLM is not installed.
+    """
+    return {"engine": name, "vllm": vllm_version() if name == "vllm" else None}
 
 
 class FolderScorer(Protocol):

@@ -21,13 +21,12 @@ from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.scoring.engines import EngineName, FolderScorer, make_engine
+from dppa_mergekit.scoring.engines import EngineName, FolderScorer, describe_engine, make_engine
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.plots import draw_evaluation
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tables import FILE, Evaluation, as_markdown, as_plain
 from dppa_mergekit.scoring.tasks import Part, TasksError, TasksFile, check_fine_tuned_scores
-from dppa_mergekit.scoring.vllm_engine import vllm_version
 from dppa_mergekit.storage.output_files import check_output_folder, write_whole
 from dppa_mergekit.storage.run_record import read_records, write_record
 
@@ -339,7 +338,6 @@ def _write(
         "part": request.part,
         "checkpoints": dict(checkpoints),
         "dtype": str(request.placement.dtype),
-        "engine": request.engine,
-        "vllm": vllm_version() if request.engine == "vllm" else None,
+        **describe_engine(request.engine),
     }
     write_record(path, "evaluate", subject, [plain])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from dppa_mergekit.checks.checkpoint_facts import DTYPE_NAMES
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.errors import DppaError, first_line
 from dppa_mergekit.live.loading import load_tokenizer
@@ -40,11 +40,6 @@ RESERVED: Mapping[str, str] = MappingProxyType(
     }
 )
 """Argument that a tasks file must not set -> what is used in its place."""
-
-DTYPES: Mapping[str, str] = MappingProxyType(
-    {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-)
-"""Dtype in the header of safetensors -> its name in vLLM."""
 
 
 class VllmEngine:
@@ -125,9 +120,7 @@ class VllmEngine:
         if self._placement.dtype is not None:
             return str(self._placement.dtype).removeprefix("torch.")
         facts, _ = inspect_folder(folder, str(folder))
-        stored = Counter(DTYPES.get(header.dtype) for header in facts.tensors.values())
-        (largest, _), *_ = stored.most_common(1) or [(None, 0)]
-        return largest or "auto"
+        return DTYPE_NAMES.get(facts.dtype, "auto")
 
 
 def vllm_version() -> str:

@@ -20,10 +20,9 @@ from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.live.source_model import activation_digests, fingerprints
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.scoring.engines import EngineName, FolderScorer, make_engine
+from dppa_mergekit.scoring.engines import EngineName, FolderScorer, describe_engine, make_engine
 from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
 from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash
-from dppa_mergekit.scoring.vllm_engine import vllm_version
 from dppa_mergekit.search.candidates import Settings
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.plots import draw
@@ -173,8 +172,7 @@ class RecipeTuning(ABC):
             "dtype": str(self.placement.dtype),
             "tune_dense": False,
             "score_command": self.score_command,
-            "engine": self.engine,
-            "vllm": vllm_version() if self.engine == "vllm" else None,
+            **describe_engine(self.engine),
             "prompts": None,
             "merge": None,
         }

@@ -1,30 +1,34 @@
-"""Which quantity of the deltas tells which pruning wins: a figure and a table of all settings.
+"""Which quantity of the deltas tells which method wins: a figure and a table of all settings.
 
     python examples/paper/rule.py
 
-In:  the tables in `tables/` of all settings that were measured by a plan.
+In:  the tables in `tables/` of all settings that were measured by a plan; those of merges need the
+     interference of the models, which older measurements lack.
 Out: `figures/rule.png` and `tables/rule.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from quotes import HERE, Quotes, read_tables
+from quotes import HERE, Quotes, Table, read_tables
 from scipy.stats import spearmanr
 
 from dppa_mergekit.analysis.evidence import RESCALED, WOULD_DO, bound_noise
 from dppa_mergekit.report.markdown_tables import table
 from dppa_mergekit.report.plot_style import PANEL, color_of
 
-SETTINGS = ("smollm2_simple", "smollm2_hard", "miniature")
+SETTINGS = ("smollm2_simple", "smollm2_hard", "miniature", "quickstart", "six_tiny_experts")
 """The files of the settings' tables."""
 
-CROSSING, DELTAS = "Where methods cross", "Tables 4 and 8: the deltas"
+LEAST = 4
+"""Merges wanted at least for a rank correlation."""
+
+CROSSING, DELTAS, INTERFERENCE = "Where methods cross", "Tables 4 and 8: the deltas", "Interference"
 LINEARS = "DARE, linears alone"
 
 
@@ -56,6 +60,36 @@ class Pruning:
         return self.linears - self.dp
 
 
+@dataclass(frozen=True)
+class Merge:
+    """Models that were merged; shares of their skills are in percent, means over domains.
+
+    Attributes:
+        setting: The file of its tables.
+        crosstalk: See `interference.Interference`.
+        angle: The mean angle between the inputs of two models, in degrees.
+        shared: What both of two models keep of what either keeps, pruned by 80 %, in percent.
+        opposite: The share of opposite signs in it, in percent.
+        relative: The mean deviation of the deltas, as a share of the weights' deviation.
+        sum: What the best sum with a searched weight for each model keeps.
+        inputs: What the best merge by inputs keeps, as it starts.
+    """
+
+    setting: str
+    crosstalk: float
+    angle: float
+    shared: float
+    opposite: float
+    relative: float
+    sum: float
+    inputs: float
+
+    @property
+    def lead(self) -> float:
+        """How far the merge by inputs is ahead of the sum, in points."""
+        return self.inputs - self.sum
+
+
 def list_prunings(quotes: Quotes, setting: str) -> list[Pruning]:
     """Return all models and densities of a setting."""
     found = []
@@ -71,22 +105,65 @@ def list_prunings(quotes: Quotes, setting: str) -> list[Pruning]:
     return found
 
 
+def list_merges(quotes: Quotes, setting: str) -> list[Merge]:
+    """Return all sets of domains that were merged in a setting."""
+    found = []
+    for name, merges in quotes.tables.items():
+        file, _, heading = name.partition(": ")
+        if file != setting or ": merges of " not in heading:
+            continue
+        domains = heading.partition(": merges of ")[2]
+        interference = f"{setting}: {INTERFERENCE}"
+        unpruned, pruned = f"{domains}, unpruned", f"{domains}, 80 %"
+        relative = [
+            quotes.cell(f"{setting}: {DELTAS}", domain, "relative").value
+            for domain in domains.split(" + ")
+        ]
+        found.append(
+            Merge(
+                setting,
+                quotes.cell(interference, unpruned, "cross-talk").value,
+                quotes.cell(interference, unpruned, "angle").value,
+                quotes.cell(interference, pruned, "shared, %").value,
+                quotes.cell(interference, pruned, "opposite, %").value,
+                sum(relative) / len(relative),
+                _best(merges, lambda merge, by: "inputs" not in merge and by == "search"),
+                _best(
+                    merges, lambda merge, by: merge.endswith("by inputs") and by.endswith("starts")
+                ),
+            )
+        )
+    return found
+
+
+def _best(merges: Table, chosen: Callable[[str, str], bool]) -> float:
+    """Return the largest mean of some merges, by their name and how their weights were found."""
+    column = merges.head.index("mean")
+    return max(
+        float(row[column].partition(" ")[0]) for row in merges.rows if chosen(row[0], row[2])
+    )
+
+
 def correlate(values: Iterable[float], others: Iterable[float]) -> float:
     """Return Spearman's rank correlation of two quantities."""
     return float(spearmanr(list(values), list(others)).statistic)
 
 
-def draw(prunings: Sequence[Pruning], path: Path) -> None:
-    """Write a PNG: what DARE keeps, and its lead over DP, by the noise of its rescaling."""
-    figure = Figure(figsize=(2 * PANEL[0], 1.15 * PANEL[1]), layout="constrained")
-    kept, lead = figure.subplots(1, 2)
+def draw(prunings: Sequence[Pruning], merges: Sequence[Merge], path: Path) -> None:
+    """Write a PNG: what DARE keeps and its lead by noise, that of merges by inputs by angle."""
+    figure = Figure(figsize=(3 * PANEL[0], 1.15 * PANEL[1]), layout="constrained")
+    kept, lead, merged = figure.subplots(1, 3)
     for panel in (kept, lead):
         panel.set_xscale("log")
         panel.set_xlabel("noise / deviation of the weights")
+    merged.set_xlabel("angle between the inputs of two models, degrees")
     kept.set_ylabel("kept, %")
-    lead.set_ylabel("points")
+    for panel in (lead, merged):
+        panel.set_ylabel("points")
+        panel.axhline(0, color="black", linewidth=0.5)
     kept.set_title("dare_linear (crosses) and dare_dpa (dots)", fontsize="medium")
     lead.set_title("DARE on linears less DP", fontsize="medium")
+    merged.set_title("by inputs less the best searched sum", fontsize="medium")
     for number, setting in enumerate(dict.fromkeys(each.setting for each in prunings)):
         color, label = color_of(number), setting.replace("_", " ").replace("smollm2", "SmolLM2")
         own = [each for each in prunings if each.setting == setting]
@@ -94,8 +171,10 @@ def draw(prunings: Sequence[Pruning], path: Path) -> None:
         kept.scatter(noise, [each.dare for each in own], 16, color, marker="x")
         kept.scatter(noise, [each.linears for each in own], 16, color, marker="o")
         lead.scatter(noise, [each.lead for each in own], 16, color, marker="o", label=label)
+        pairs = [each for each in merges if each.setting == setting]
+        angles = [each.angle for each in pairs]
+        merged.scatter(angles, [each.lead for each in pairs], 24, color, marker="o")
     _mark_bounds(kept)
-    lead.axhline(0, color="black", linewidth=0.5)
     figure.legend(*lead.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=100)
 
@@ -108,9 +187,9 @@ def _mark_bounds(panel: Axes) -> None:
         panel.axvline(largest, color="black", linewidth=0.5, linestyle=":")
 
 
-def format_table(prunings: Sequence[Pruning]) -> str:
-    """Return the rank correlations of quantities with what is kept, and with DARE's lead."""
-    rows = [
+def format_table(prunings: Sequence[Pruning], merges: Sequence[Merge]) -> str:
+    """Return the rank correlations of all quantities with what is kept and with the leads."""
+    pruned = [
         [
             quantity,
             *(
@@ -124,26 +203,54 @@ def format_table(prunings: Sequence[Pruning]) -> str:
             ("density", [each.density for each in prunings]),
         )
     ]
+    merged = [
+        [quantity, f"{correlate((getattr(each, name) for each in merges), leads):.2f}"]
+        for quantity, name in (
+            ("cross-talk", "crosstalk"),
+            ("angle", "angle"),
+            ("shared elements", "shared"),
+            ("opposite signs", "opposite"),
+            ("deviation of the deltas", "relative"),
+        )
+        for leads in [[each.lead for each in merges]]
+    ]
     head = ["quantity", "DARE", LINEARS, "DP", "DARE on linears less DP"]
-    return (
+    text = (
         "# Which quantity tells which method wins\n\n"
-        f"`python examples/paper/rule.py`. Spearman's rank correlations with what each method "
-        f"keeps, over {len(prunings)} models and densities.\n\n"
-        f"## One model\n\n{table(head, rows)}"
+        "`python examples/paper/rule.py`. Spearman's rank correlations over all settings.\n\n"
+        f"## One model\n\nOf {len(prunings)} models and densities, with what each method keeps.\n\n"
+        f"{table(head, pruned)}"
+    )
+    if len(merges) < LEAST:
+        return text
+    return text + (
+        "\n"
+        f"## A merge\n\nOf {len(merges)} merges, with how far the best one by inputs, as it "
+        "starts, is ahead of the best sum with searched weights.\n\n"
+        f"{table(['quantity', 'lead of inputs'], merged)}"
     )
 
 
-def read_results() -> list[Pruning]:
+def read_results() -> tuple[list[Pruning], list[Merge]]:
     """Return what the tables have of all settings."""
     quotes = Quotes(read_tables(HERE / "tables"))
-    return [each for setting in SETTINGS for each in list_prunings(quotes, setting)]
+    pruned, merged = (
+        [setting for setting in SETTINGS if f"{setting}: {heading}" in quotes.tables]
+        for heading in (CROSSING, INTERFERENCE)
+    )
+    prunings = [each for setting in pruned for each in list_prunings(quotes, setting)]
+    return prunings, [each for setting in merged for each in list_merges(quotes, setting)]
+
+
+def tabulate_results() -> str:
+    """Return the table of all settings."""
+    return format_table(*read_results())
 
 
 def main() -> None:
     """Draw the figure and write the table."""
-    prunings = read_results()
-    draw(prunings, HERE / "figures" / "rule.png")
-    (HERE / "tables" / "rule.md").write_text(format_table(prunings), encoding="utf-8")
+    draw(*read_results(), HERE / "figures" / "rule.png")
+    (HERE / "tables" / "rule.md").write_text(tabulate_results(), encoding="utf-8")
 
 
 if __name__ == "__main__":

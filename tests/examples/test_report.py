@@ -4,6 +4,7 @@ from measurements import Group
 from report_tables import (
     tabulate_merges,
     tabulate_noise,
+    tabulate_offsets,
     tabulate_scores,
     tabulate_single_models,
 )
@@ -37,6 +38,19 @@ def test_cells_are_means_over_seeds_beside_the_paper() -> None:
     assert "40.0 ± 3.0 (53.41)" in single
     scores = tabulate_scores(Group("Some", found))
     assert "| adding | 90 %      |      50.0 |" in scores
+
+
+def test_deltas_stand_beside_the_paper_where_it_has_the_domain() -> None:
+    offsets = {"minimum": -1.0, "deciles": [0.0] * 9, "maximum": 1.0, "relative": 0.1}
+    found = {
+        "seed_0": {
+            "pruned": {"math": {}, "adding": {}},
+            "offsets": {"math": offsets, "adding": offsets},
+        }
+    }
+    lines = tabulate_offsets(Group("Some", found)).splitlines()
+    names = [line.split("|")[1].strip() for line in lines[2:]]
+    assert names == ["math", "math (paper)", "adding"]
 
 
 def test_merges_have_the_mean_over_domains() -> None:
