@@ -159,15 +159,15 @@ def _combine_measured(merges: Sequence[MergeDivergences]) -> str:
 def _combine_by_evidence(relative: float, models: int) -> str:
     """Return the verdict on a merge from what was measured of others.
 
-    Combining by inputs was ahead of every sum, and no quantity of the deltas was found that tells
-    by how much (examples/paper/tables/rule.md). So the advice is the same for all; the merges whose
-    deltas are as large stand beside it.
+    Combining by inputs was ahead of every sum, or level with it, and no quantity of the deltas was
+    found that tells by how much (examples/paper/tables/rule.md). So the advice is the same for all;
+    the merges whose deltas are as large stand beside it.
     """
     known = [each for each in MERGED if INPUTS in each.combinations]
     nearest, nearest_by_inputs = (
         min(every, key=lambda each: _far(each, relative, models)) for every in (MERGED, known)
     )
-    leads = [each.combinations[INPUTS][1] - each.combinations[SUM][1] for each in known]
+    leads = [lead for each in known for lead in each.lead or ()]
     behind = [
         each.combinations[SUM][1] - each.combinations[SIGNS][1]
         for each in MERGED
@@ -177,11 +177,12 @@ def _combine_by_evidence(relative: float, models: int) -> str:
     if nearest_by_inputs is not nearest:
         measured += f"; the nearest one by inputs, of {_describe(nearest_by_inputs)}"
     return (
-        f"Combine by inputs (dppa_regmean or dare_regmean, with prompts): in all {len(known)} "
-        f"merges by inputs the best one kept {min(leads)} to {max(leads)} points more than the "
-        f"best sum with one weight a model, and in {len(behind)} merges TIES kept {min(behind)} to "
-        f"{max(behind)} points less. {measured}. Nothing in the deltas tells how much is gained, "
-        f"and no base above 135 M parameters was measured; --prompts measures yours."
+        f"Combine by inputs (dppa_regmean or dare_regmean, with prompts): in "
+        f"{sum(each.merges for each in known)} merges the best one by inputs kept from "
+        f"{-min(leads)} points less than the best sum with one weight a model to {max(leads)} "
+        f"more, and in {len(behind)} merges TIES kept {min(behind)} to {max(behind)} points less "
+        f"than that sum. {measured}. Nothing in the deltas tells how much is gained, and no base "
+        f"above 135 M parameters was measured; --prompts measures yours."
     )
 
 

@@ -138,17 +138,30 @@ class Merged:
 
     Attributes:
         what: What they are, in words.
-        models: Their number.
+        models: The number of models in a merge.
         relative: The deviation of their deltas, relative to that of the base's weights.
         combinations: Combination -> the share of the skills that the merge kept, the mean over
             domains. All densities from 0.1 to 1, and both DARE's deltas and those kept by
             magnitude; what is learned has at least a number for each block.
+        merges: The number of merges; shares are the least and the largest of all of them.
+        leads: How far the best combination by inputs was ahead of the best sum with one weight a
+            model, the least and the largest of several merges; None for one merge.
     """
 
     what: str
     models: int
     relative: float
     combinations: Mapping[str, Kept]
+    merges: int = 1
+    leads: tuple[int, int] | None = None
+
+    @property
+    def lead(self) -> tuple[int, int] | None:
+        """The least and the largest lead of combining by inputs; None where it was not measured."""
+        if self.leads is not None or INPUTS not in self.combinations:
+            return self.leads
+        one = self.combinations[INPUTS][1] - self.combinations[SUM][1]
+        return one, one
 
 
 SUM = "by a sum with one weight a model"
@@ -262,6 +275,14 @@ MERGED = (
             INPUTS: (65, 97),
             LEARNED_INPUTS: (94, 97),
         },
+    ),
+    Merged(
+        "the fifteen pairs of six hard fine-tunes of a tiny Llama",
+        2,
+        0.316,
+        {SUM: (89, 100), INPUTS: (97, 100)},
+        merges=15,
+        leads=(-2, 6),
     ),
 )
 """Tables 5, 6, "short", "six experts" and "six tiny experts" in examples/paper/tables; one training

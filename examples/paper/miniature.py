@@ -3,9 +3,9 @@
     python examples/paper/miniature.py FOLDER
 
 Trains the quickstart's base for every seed, and fine-tunes it in three settings: the quickstart's
-three models, the same less hard (the *miniature*), and six experts of one task each. Each setting
-is measured by the public commands. FOLDER then holds `results.json`, `tables/` and `figures/`. If
-it is killed, run the same command again to resume.
+three models, the same less hard (the *miniature*), and six experts of one task each, also merged
+two by two. Each setting is measured by the public commands. FOLDER then holds `results.json`,
+`tables/` and `figures/`. If it is killed, run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 
 import click
 import yaml
@@ -28,11 +30,11 @@ import six_experts
 from domains import DOMAINS, TASKS, TASKS_FOLDER
 from items import PARTS, Item, Task, draw_prompts
 from measurements import Group, make_slug
-from plan import Domains, Plain, Plan, Subject, combine
+from plan import Domains, Merging, Plain, Plan, Subject, combine
 from report import write_report
 from running import measure, run_trainings
 from training import Training
-from ways_to_merge import MERGINGS, OTHER_GRANULARITIES
+from ways_to_merge import COMPARED, MERGINGS, OTHER_GRANULARITIES
 
 METRIC = "exact_match,none"
 PROMPTS = 32
@@ -104,9 +106,11 @@ def _choose_draw_of_expert(name: str) -> Callable[[Random], Item]:
     return six_experts.choose_draw(own)
 
 
-def _make_plan(domains: Domains) -> Plan:
-    """Return a plan of fewer pruning rates and one set of domains."""
-    mergings = {domains: (*MERGINGS, *OTHER_GRANULARITIES)}
+def _make_plan(
+    domains: Domains, also: Mapping[Domains, tuple[Merging, ...]] = MappingProxyType({})
+) -> Plan:
+    """Return a plan of fewer pruning rates, and of all mergings of one set of domains."""
+    mergings = {domains: (*MERGINGS, *OTHER_GRANULARITIES), **also}
     return replace(PLAN, rates=(10, 80, 90), factors=(), mergings=mergings)
 
 
@@ -135,7 +139,7 @@ SETTINGS: tuple[Setting, ...] = (
         quickstart.TUNING,
         BY_EXPERT,
         _choose_draw_of_expert,
-        _make_plan(SIX),
+        _make_plan(SIX, also=dict.fromkeys(combinations(SIX, 2), COMPARED)),
     ),
 )
 # Addition is learned late.

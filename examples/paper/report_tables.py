@@ -60,10 +60,10 @@ def format_tables(group: Group) -> str:
         "## Factors that the search found",
         _tabulate_factors(group),
     ]
-    for domains in group.merged_domains:
+    for number, domains in enumerate(group.merged_domains):
         parts += [
             f"## Table {5 if len(domains) > 2 else 6}: merges of {' + '.join(domains)}",
-            MERGED_NOTE,
+            *([MERGED_NOTE] if number == 0 else []),
             tabulate_merges(group, domains),
         ]
     parts += [

@@ -9,7 +9,7 @@ Out: `figures/rule.png` and `tables/rule.md`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from dppa_mergekit.report.plot_style import PANEL, color_of
 SETTINGS = ("smollm2_simple", "smollm2_hard", "miniature", "quickstart", "six_tiny_experts")
 """The files of the settings' tables."""
 
-LEAST = 4
-"""Merges wanted at least for a rank correlation."""
+PAIRED = "six_tiny_experts"
+"""The setting whose models are also merged two by two: many merges of one base and one training."""
 
 CROSSING, DELTAS, INTERFERENCE = "Where methods cross", "Tables 4 and 8: the deltas", "Interference"
 LINEARS = "DARE, linears alone"
@@ -66,6 +66,7 @@ class Merge:
 
     Attributes:
         setting: The file of its tables.
+        domains: The domains of the models.
         crosstalk: See `interference.Interference`.
         angle: The mean angle between the inputs of two models, in degrees.
         shared: What both of two models keep of what either keeps, pruned by 80 %, in percent.
@@ -76,6 +77,7 @@ class Merge:
     """
 
     setting: str
+    domains: tuple[str, ...]
     crosstalk: float
     angle: float
     shared: float
@@ -88,6 +90,17 @@ class Merge:
     def lead(self) -> float:
         """How far the merge by inputs is ahead of the sum, in points."""
         return self.inputs - self.sum
+
+
+QUANTITIES: Mapping[str, Callable[[Merge], float]] = {
+    "cross-talk": lambda merge: merge.crosstalk,
+    "angle between inputs": lambda merge: merge.angle,
+    "shared elements": lambda merge: merge.shared,
+    "opposite signs": lambda merge: merge.opposite,
+    "deviation of the deltas": lambda merge: merge.relative,
+    "what the sum keeps": lambda merge: merge.sum,
+}
+"""Quantity that may tell how far a merge by inputs is ahead -> its value."""
 
 
 def list_prunings(quotes: Quotes, setting: str) -> list[Pruning]:
@@ -122,6 +135,7 @@ def list_merges(quotes: Quotes, setting: str) -> list[Merge]:
         found.append(
             Merge(
                 setting,
+                tuple(domains.split(" + ")),
                 quotes.cell(interference, unpruned, "cross-talk").value,
                 quotes.cell(interference, unpruned, "angle").value,
                 quotes.cell(interference, pruned, "shared, %").value,
@@ -150,20 +164,20 @@ def correlate(values: Iterable[float], others: Iterable[float]) -> float:
 
 
 def draw(prunings: Sequence[Pruning], merges: Sequence[Merge], path: Path) -> None:
-    """Write a PNG: what DARE keeps and its lead by noise, that of merges by inputs by angle."""
+    """Write a PNG: what DARE keeps and its lead by noise; by inputs, by what a sum keeps."""
     figure = Figure(figsize=(3 * PANEL[0], 1.15 * PANEL[1]), layout="constrained")
     kept, lead, merged = figure.subplots(1, 3)
     for panel in (kept, lead):
         panel.set_xscale("log")
         panel.set_xlabel("noise / deviation of the weights")
-    merged.set_xlabel("angle between the inputs of two models, degrees")
+    merged.set_xlabel("kept by the best searched sum, %")
     kept.set_ylabel("kept, %")
-    for panel in (lead, merged):
-        panel.set_ylabel("points")
-        panel.axhline(0, color="black", linewidth=0.5)
+    lead.set_ylabel("points")
+    merged.set_ylabel("kept, %")
+    lead.axhline(0, color="black", linewidth=0.5)
     kept.set_title("dare_linear (crosses) and dare_dpa (dots)", fontsize="medium")
     lead.set_title("DARE on linears less DP", fontsize="medium")
-    merged.set_title("by inputs less the best searched sum", fontsize="medium")
+    merged.set_title("a merge by inputs", fontsize="medium")
     for number, setting in enumerate(dict.fromkeys(each.setting for each in prunings)):
         color, label = color_of(number), setting.replace("_", " ").replace("smollm2", "SmolLM2")
         own = [each for each in prunings if each.setting == setting]
@@ -172,9 +186,11 @@ def draw(prunings: Sequence[Pruning], merges: Sequence[Merge], path: Path) -> No
         kept.scatter(noise, [each.linears for each in own], 16, color, marker="o")
         lead.scatter(noise, [each.lead for each in own], 16, color, marker="o", label=label)
         pairs = [each for each in merges if each.setting == setting]
-        angles = [each.angle for each in pairs]
-        merged.scatter(angles, [each.lead for each in pairs], 24, color, marker="o")
+        sums = [each.sum for each in pairs]
+        merged.scatter(sums, [each.inputs for each in pairs], 16, color, marker="o")
     _mark_bounds(kept)
+    merged.axline((100, 100), slope=1, color="black", linewidth=0.5)
+    merged.set_ylim(merged.get_xlim())
     figure.legend(*lead.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=100)
 
@@ -203,32 +219,52 @@ def format_table(prunings: Sequence[Pruning], merges: Sequence[Merge]) -> str:
             ("density", [each.density for each in prunings]),
         )
     ]
-    merged = [
-        [quantity, f"{correlate((getattr(each, name) for each in merges), leads):.2f}"]
-        for quantity, name in (
-            ("cross-talk", "crosstalk"),
-            ("angle", "angle"),
-            ("shared elements", "shared"),
-            ("opposite signs", "opposite"),
-            ("deviation of the deltas", "relative"),
-        )
-        for leads in [[each.lead for each in merges]]
-    ]
     head = ["quantity", "DARE", LINEARS, "DP", "DARE on linears less DP"]
-    text = (
+    return (
         "# Which quantity tells which method wins\n\n"
         "`python examples/paper/rule.py`. Spearman's rank correlations over all settings.\n\n"
         f"## One model\n\nOf {len(prunings)} models and densities, with what each method keeps.\n\n"
-        f"{table(head, pruned)}"
+        f"{table(head, pruned)}\n"
+        f"## A merge\n\n"
+        "With the lead: how far the best merge by inputs, as it starts, is ahead of the best sum "
+        f"with searched weights. {_format_leads(merges)}\n"
+        f"## Merges\n\nShares in percent, means over domains.\n\n{_format_merges(merges)}"
     )
-    if len(merges) < LEAST:
-        return text
-    return text + (
-        "\n"
-        f"## A merge\n\nOf {len(merges)} merges, with how far the best one by inputs, as it "
-        "starts, is ahead of the best sum with searched weights.\n\n"
-        f"{table(['quantity', 'lead of inputs'], merged)}"
+
+
+def _format_leads(merges: Sequence[Merge]) -> str:
+    """Return the rank correlations of quantities with the lead, of all merges and of pairs."""
+    pairs = [each for each in merges if each.setting == PAIRED and len(each.domains) == 2]
+    rows = [
+        [
+            quantity,
+            *(
+                f"{correlate(map(measure, chosen), (each.lead for each in chosen)):.2f}"
+                for chosen in (merges, pairs)
+            ),
+        ]
+        for quantity, measure in QUANTITIES.items()
+    ]
+    return (
+        f"Of {len(merges)} merges, and of the {len(pairs)} pairs of six models among them.\n\n"
+        f"{table(['quantity', 'all merges', 'pairs'], rows)}"
     )
+
+
+def _format_merges(merges: Sequence[Merge]) -> str:
+    """Return all merges with what was measured of their deltas, and what they keep."""
+    rows = [
+        [
+            each.setting,
+            " + ".join(each.domains),
+            *(f"{number:.2f}" for number in (each.crosstalk, each.relative)),
+            *(f"{number:.0f}" for number in (each.angle, each.shared, each.opposite)),
+            *(f"{number:.1f}" for number in (each.sum, each.inputs, each.lead)),
+        ]
+        for each in merges
+    ]
+    head = ["setting", "merge", "cross-talk", "deviation", "angle", "shared", "opposite"]
+    return table([*head, "best sum", "by inputs", "lead"], rows, names=2)
 
 
 def read_results() -> tuple[list[Pruning], list[Merge]]:

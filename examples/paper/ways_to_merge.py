@@ -16,6 +16,13 @@ MERGINGS: tuple[Merging, ...] = (
     *combine(["dppa_regmean"], [80], ["given"], observed=False),
 )
 
+COMPARED: tuple[Merging, ...] = (
+    *combine(["task_arithmetic"], [0], ["search"]),
+    *combine(["dppa"], [80], ["search"]),
+    *combine(["dppa_regmean"], [80], ["given"]),
+)
+"""Those that tell how far combining by inputs is ahead of a sum."""
+
 OTHER_GRANULARITIES: tuple[Merging, ...] = (
     # At 90 %, the only partition of a linear is all that is kept of it.
     *combine(["dppa", "dppa_regmean"], [80], ["model", "linear", "partition"]),

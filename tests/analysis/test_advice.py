@@ -1,7 +1,9 @@
 """What `analyze` advises, against the tables that it is drawn from."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import pytest
 import quotes
@@ -175,7 +177,12 @@ class MergeTable:
 
 THREE = "Table 5: merges of math + finance + law"
 SIX = "addition + function + sentiment + ratio + clause + article"
+PAIRS = [
+    MergeTable(f"six_tiny_experts: Table 6: merges of {one} + {other}", (0, 2), (5,))
+    for one, other in combinations(SIX.split(" + "), 2)
+]
 TABLES = {
+    "the fifteen pairs of six hard fine-tunes of a tiny Llama": PAIRS,
     "three light fine-tunes of SmolLM2-135M": [
         MergeTable(f"smollm2_simple: {THREE}", (0, 2), (6,))
     ],
@@ -213,16 +220,30 @@ ROWS = {
 """Combination -> the names of its rows."""
 
 
-@pytest.mark.parametrize("merged", MERGED, ids=lambda one: one.what)
-def test_what_merges_kept_is_what_the_results_say(merged: Merged) -> None:
+def list_shares(tables: Sequence[MergeTable]) -> dict[str, list[float]]:
+    """Return combination -> the shares of all its rows in some tables."""
     found: dict[str, list[float]] = {}
-    for table in TABLES[merged.what]:
+    for table in tables:
         for cells in QUOTES.tables[table.name].rows:
             name = ", ".join(cells[column] for column in table.names)
             for combination, pattern in ROWS.items():
                 if re.fullmatch(pattern, name):
                     shares = [cells[column].split(" ± ")[0] for column in table.shares]
                     found.setdefault(combination, []).extend(map(float, filter(None, shares)))
+    return found
+
+
+def test_the_leads_of_pairs_are_those_of_the_tables() -> None:
+    (pairs,) = (merged for merged in MERGED if merged.merges > 1)
+    assert pairs.merges == len(PAIRS) == 15
+    shares = [list_shares([table]) for table in PAIRS]
+    leads = [max(each[INPUTS]) - max(each[SUM]) for each in shares]
+    assert pairs.lead == (round(min(leads)), round(max(leads)))
+
+
+@pytest.mark.parametrize("merged", MERGED, ids=lambda one: one.what)
+def test_what_merges_kept_is_what_the_results_say(merged: Merged) -> None:
+    found = list_shares(TABLES[merged.what])
     assert found.keys() == merged.combinations.keys()
     for combination, (least, largest) in merged.combinations.items():
         assert abs(min(found[combination]) - least) <= 0.6, combination

@@ -59,7 +59,9 @@ def test_a_pruning_is_a_row(found: quotes.Quotes) -> None:
 
 def test_a_merge_is_compared_with_the_best_searched_sum(found: quotes.Quotes) -> None:
     (merge,) = rule.list_merges(found, "tiny")
-    assert merge == rule.Merge("tiny", 0.85, 60, 21, 44, pytest.approx(0.022), 57, 80.5)
+    assert merge == rule.Merge(
+        "tiny", ("math", "law"), 0.85, 60, 21, 44, pytest.approx(0.022), 57, 80.5
+    )
     assert merge.lead == 23.5
 
 
