@@ -163,26 +163,21 @@ def _combine_by_evidence(relative: float, models: int) -> str:
     found that tells by how much (examples/paper/tables/rule.md). So the advice is the same for all;
     the merges whose deltas are as large stand beside it.
     """
-    known = [each for each in MERGED if INPUTS in each.combinations]
-    nearest, nearest_by_inputs = (
-        min(every, key=lambda each: _far(each, relative, models)) for every in (MERGED, known)
-    )
-    leads = [lead for each in known for lead in each.lead or ()]
+    nearest = min(MERGED, key=lambda each: _far(each, relative, models))
+    leads = [lead for each in MERGED for lead in each.lead]
     behind = [
         each.combinations[SUM][1] - each.combinations[SIGNS][1]
         for each in MERGED
         if SIGNS in each.combinations
     ]
-    measured = f"Of the merges that were measured, the nearest, of {_describe(nearest)}"
-    if nearest_by_inputs is not nearest:
-        measured += f"; the nearest one by inputs, of {_describe(nearest_by_inputs)}"
     return (
         f"Combine by inputs (dppa_regmean or dare_regmean, with prompts): in "
-        f"{sum(each.merges for each in known)} merges the best one by inputs kept from "
+        f"{sum(each.merges for each in MERGED)} merges the best one by inputs kept from "
         f"{-min(leads)} points less than the best sum with one weight a model to {max(leads)} "
         f"more, and in {len(behind)} merges TIES kept {min(behind)} to {max(behind)} points less "
-        f"than that sum. {measured}. Nothing in the deltas tells how much is gained, and no base "
-        f"above 135 M parameters was measured; --prompts measures yours."
+        f"than that sum. Of those that were measured, the nearest, of {_describe(nearest)}. No "
+        f"quantity of the deltas was found that foretells the gain, and no base above 135 M "
+        f"parameters was measured; --prompts measures yours."
     )
 
 

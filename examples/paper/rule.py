@@ -92,6 +92,14 @@ class Merge:
         return self.inputs - self.sum
 
 
+KEPT: Mapping[str, Callable[[Pruning], float]] = {
+    "DARE": lambda pruning: pruning.dare,
+    LINEARS: lambda pruning: pruning.linears,
+    "DP": lambda pruning: pruning.dp,
+    "DARE on linears less DP": lambda pruning: pruning.lead,
+}
+"""What a quantity may tell of a pruned model -> its value."""
+
 QUANTITIES: Mapping[str, Callable[[Merge], float]] = {
     "cross-talk": lambda merge: merge.crosstalk,
     "angle between inputs": lambda merge: merge.angle,
@@ -208,10 +216,7 @@ def format_table(prunings: Sequence[Pruning], merges: Sequence[Merge]) -> str:
     pruned = [
         [
             quantity,
-            *(
-                f"{correlate(values, (getattr(each, kept) for each in prunings)):.2f}"
-                for kept in ("dare", "linears", "dp", "lead")
-            ),
+            *(f"{correlate(values, map(kept, prunings)):.2f}" for kept in KEPT.values()),
         ]
         for quantity, values in (
             ("noise of the rescaling", [each.noise for each in prunings]),
@@ -219,17 +224,30 @@ def format_table(prunings: Sequence[Pruning], merges: Sequence[Merge]) -> str:
             ("density", [each.density for each in prunings]),
         )
     ]
-    head = ["quantity", "DARE", LINEARS, "DP", "DARE on linears less DP"]
     return (
         "# Which quantity tells which method wins\n\n"
         "`python examples/paper/rule.py`. Spearman's rank correlations over all settings.\n\n"
         f"## One model\n\nOf {len(prunings)} models and densities, with what each method keeps.\n\n"
-        f"{table(head, pruned)}\n"
-        f"## A merge\n\n"
+        f"{table(['quantity', *KEPT], pruned)}\n"
+        "## One setting, by noise\n\nThe same correlations with the noise, within each setting.\n\n"
+        f"{_format_settings(prunings)}\n"
+        "## A merge\n\n"
         "With the lead: how far the best merge by inputs, as it starts, is ahead of the best sum "
         f"with searched weights. {_format_leads(merges)}\n"
         f"## Merges\n\nShares in percent, means over domains.\n\n{_format_merges(merges)}"
     )
+
+
+def _format_settings(prunings: Sequence[Pruning]) -> str:
+    """Return the rank correlations of the noise with what is kept, for each setting."""
+    rows = []
+    for setting in dict.fromkeys(each.setting for each in prunings):
+        own = [each for each in prunings if each.setting == setting]
+        noise = [each.noise for each in own]
+        rows.append(
+            [setting, *(f"{correlate(noise, map(kept, own)):.2f}" for kept in KEPT.values())]
+        )
+    return table(["setting", *KEPT], rows)
 
 
 def _format_leads(merges: Sequence[Merge]) -> str:

@@ -93,34 +93,20 @@ def test_method_table() -> None:
     assert listed == [variant.name for variant in method_table.METHODS]
 
 
-HARD, SIX = "smollm2_hard: Table 5: merges of math + finance + law", "six_experts: Merges"
-FINER = "six_experts: Finer weights and factors"
+HARD = "smollm2_hard: Table 5: merges of math + finance + law"
+EXPERTS = "addition + function + sentiment + ratio + clause + article"
+SIX = f"six_tiny_experts: Table 5: merges of {EXPERTS}"
 MERGES = {
-    "`task_arithmetic`": ("task arithmetic, , search", SIX, "task_arithmetic", "all deltas"),
-    "`ties`": ("TIES, 80 %, search", SIX, "ties", "density 0.2"),
-    "`dare_linear`": ("`dare_linear`, 80 %, search", SIX, "dare_linear", "density 0.2"),
-    "`dare_dpa`": ("DARE, linears alone, 80 %, search", SIX, "dare_dpa", "density 0.2"),
-    "`dppa`": ("DPPA, 80 %, search", SIX, "dppa", "density 0.2"),
-    "`dppa`, weights learned": (
-        "DPPA, 80 %, AdaMerging, linear",
-        FINER,
-        "dppa, distill",
-        "linear",
-    ),
-    "`dppa_regmean`": (
-        "DPPA, by inputs, 80 %, as it starts",
-        SIX,
-        "dppa_regmean, 25 prompts",
-        "density 0.2",
-    ),
-    "`dppa_regmean`, factors learned": (
-        "DPPA, by inputs, 80 %, AdaMerging, linear",
-        FINER,
-        "dppa_regmean, distill",
-        "linear",
-    ),
+    "`task_arithmetic`": "task arithmetic, , search",
+    "`ties`": "TIES, 80 %, search",
+    "`dare_linear`": "`dare_linear`, 80 %, search",
+    "`dare_dpa`": "DARE, linears alone, 80 %, search",
+    "`dppa`": "DPPA, 80 %, search",
+    "`dppa`, weights learned": "DPPA, 80 %, AdaMerging, linear",
+    "`dppa_regmean`": "DPPA, by inputs, 80 %, as it starts",
+    "`dppa_regmean`, factors learned": "DPPA, by inputs, 80 %, AdaMerging, linear",
 }
-"""Row of the README -> its row of the hard merges; its table, row and column of six experts."""
+"""Row of the README -> its row in the tables of merges."""
 
 
 def test_merges_are_those_of_the_tables() -> None:
@@ -128,10 +114,9 @@ def test_merges_are_those_of_the_tables() -> None:
 
     listed = rows("as many candidates for every method.", README)
     assert len(listed) == len(MERGES)
-    for (name, hard, six), (start, (row, *cell)) in zip(listed, MERGES.items(), strict=True):
+    for (name, *means), (start, row) in zip(listed, MERGES.items(), strict=True):
         assert name.startswith(start)
-        assert hard == quotes.cell(HARD, row, "mean").with_spread
-        assert six == quotes.cell(*cell).with_spread
+        assert means == [quotes.cell(table, row, "mean").with_spread for table in (HARD, SIX)]
 
 
 def test_prunings_are_those_that_advice_is_drawn_from() -> None:
@@ -149,7 +134,7 @@ def test_prunings_are_those_that_advice_is_drawn_from() -> None:
         assert cells == spans(what, 0.1)
     choosing = (GUIDES / "choosing_a_method.md").read_text(encoding="utf-8")
     what, listed = "", []
-    for models, density, *cells in rows("each, pruned one by one:", choosing):
+    for models, density, *cells in rows("pruned one by one:", choosing):
         what = models.partition(", ")[2] or what
         listed.append((what, float(density), cells))
     assert listed == [
