@@ -2,8 +2,7 @@
 
     python examples/paper/rule.py
 
-In:  the tables in `tables/` of all settings that were measured by a plan; those of merges need the
-     interference of the models, which older measurements lack.
+In:  the tables in `tables/` of all settings that were measured by a plan.
 Out: `figures/rule.png` and `tables/rule.md`.
 """
 
@@ -288,12 +287,8 @@ def _format_merges(merges: Sequence[Merge]) -> str:
 def read_results() -> tuple[list[Pruning], list[Merge]]:
     """Return what the tables have of all settings."""
     quotes = Quotes(read_tables(HERE / "tables"))
-    pruned, merged = (
-        [setting for setting in SETTINGS if f"{setting}: {heading}" in quotes.tables]
-        for heading in (CROSSING, INTERFERENCE)
-    )
-    prunings = [each for setting in pruned for each in list_prunings(quotes, setting)]
-    return prunings, [each for setting in merged for each in list_merges(quotes, setting)]
+    prunings = [each for setting in SETTINGS for each in list_prunings(quotes, setting)]
+    return prunings, [each for setting in SETTINGS for each in list_merges(quotes, setting)]
 
 
 def tabulate_results() -> str:
