@@ -55,7 +55,7 @@ class Descent:
 
     Attributes:
         steps: The number of steps of Adam.
-        learning_rate: About the largest move of a coefficient in a step of Adam.
+        learning_rate: That of Adam, in units of a coefficient.
         batch_size: The number of examples of every domain in a step.
         anchor: The factor of the mean squared distance of the coefficients from their start, which
             is added to a loss that is 1 at the start.

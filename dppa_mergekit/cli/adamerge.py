@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     type=options.Finite(min=0, min_open=True),
     default=1e-2,
     show_default=True,
-    help="About the largest move of a learned number in a step.",
+    help="Adam's learning rate.",
 )
 @click.option(
     "--batch-size",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from dppa_mergekit.merging.method import Method
 from dppa_mergekit.moments.activations_file import Observation
 from dppa_mergekit.parameters import ACTIVATIONS
 from dppa_mergekit.recipes.inputs import values_in
@@ -29,8 +30,7 @@ UNTITLED = "# Untitled Model (1)"
 METHOD = """DPPA prunes the difference between each fine-tuned model and the base model by
 magnitude, at a rate of its own for each linear layer (DP), and amplifies the remaining parameters
 partition by partition (DPA). The paper is "DPPA: Pruning Method for Large Language Model to Model
-Merging" ([arXiv 2403.02799](https://arxiv.org/abs/2403.02799)). This merge was made with
-`dppa-mergekit`, a plugin for mergekit.
+Merging" ([arXiv 2403.02799](https://arxiv.org/abs/2403.02799)).
 
 ```bibtex
 @article{zhu2024dppa,
@@ -86,7 +86,7 @@ class Facts:
 
     Attributes:
         name: The name of the merged model.
-        is_dppa: Whether the merge method is one of this package.
+        method: The merge method; None if it is not one of this package.
         base_models: The names on the Hub of the base model and the fine-tuned models.
         parameters: Fine-tuned model -> its parameters in the recipe.
         report: How factors or weights were found, in Markdown; empty if it is not known.
@@ -100,7 +100,7 @@ class Facts:
     """
 
     name: str
-    is_dppa: bool
+    method: Method | None
     base_models: Sequence[str]
     parameters: Mapping[str, Mapping[str, object]]
     report: str
@@ -120,7 +120,7 @@ def complete_card(text: str, facts: Facts) -> str:
     card = ModelCard(_without_marks(text), ignore_metadata_errors=True)
     data = card.data
     assert isinstance(data, ModelCardData)
-    tags = [*(data.tags or []), *TAGS, *(["dppa"] if facts.is_dppa else [])]
+    tags = [*(data.tags or []), *TAGS, *(["dppa"] if facts.method else [])]
     data.tags = list(dict.fromkeys(tags))
     data.library_name = data.library_name or "transformers"
     data.base_model = list(facts.base_models) or None
@@ -168,8 +168,12 @@ def _read_yaml(text: str) -> object:
 
 def _section(facts: Facts, has_recipe: bool) -> Iterator[str]:
     """Yield the paragraphs that are added to a card, which may have the recipe already."""
-    if facts.is_dppa:
+    if facts.method:
         yield "## Method"
+        yield (
+            f"The merge method is `{facts.method.name}` ({facts.method.pretty_name}) of "
+            f"`dppa-mergekit`, a plugin for mergekit."
+        )
         yield METHOD
     parameters = facts.parameters
     named = dict.fromkeys(name for given in parameters.values() for name in given)

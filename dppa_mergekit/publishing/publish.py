@@ -239,15 +239,15 @@ class Publishing:
         return agreed
 
     def _facts(self, recipe: Recipe, names: Mapping[str, str], merge_license: str | None) -> Facts:
-        is_dppa = recipe.method in method_table.names()
+        method = method_table.method_of(recipe.method)
         public = merged_models(recipe, names)
         return Facts(
             name=self.repository.rsplit("/", 1)[-1],
-            is_dppa=is_dppa,
+            method=method,
             base_models=[name for name in public.values() if "/" in name],
             parameters={public[model]: recipe.parameters(model) for model in recipe.fine_tuned()},
             report="" if self.recipe_file is None else read_report(self.recipe_file),
-            plot=plot_densities(recipe, self.folder, self.loading) if is_dppa else None,
+            plot=plot_densities(recipe, self.folder, self.loading) if method else None,
             measurements=last_measurements(self.folder, self.recipe_file),
             observed=_observations(recipe, public),
             recipe=self._public_recipe(),

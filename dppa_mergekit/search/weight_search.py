@@ -170,6 +170,11 @@ def check_weighted(recipe: Recipe, options: Options, shared: bool, strategy: str
             f"a merge, are tuned in one way only."
         )
     recipe.weights(method_table.default_weight(recipe.method))
+    if shared and method_table.is_by_inputs(recipe.method):
+        raise RecipeError(
+            f"{recipe.origin}: by inputs only the ratios of the weights count, so one weight for "
+            f"all models changes nothing; tune one for each."
+        )
     if shared and is_normalized(recipe):
         raise RecipeError(
             f"{recipe.origin}: {recipe.method} divides by the sum of the weights, so one weight "

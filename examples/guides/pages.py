@@ -2,8 +2,8 @@
 
     python examples/guides/pages.py QUICKSTART [PAGE ...]
 
-In:  QUICKSTART, the folder that `quickstart.py` has written, and Markdown pages (README.md and
-     `examples/guides/` if none is named).
+In:  QUICKSTART, the folder that `quickstart.py` has written, and Markdown pages (the
+     two README.md and `examples/guides/` if none is named).
 Out: the pages, with what their blocks print today, and `models.sha256`, the hash of the models that
      it was printed for: trained on another processor, models round otherwise.
 
@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 GUIDES = Path(__file__).resolve().parent
 ROOT = GUIDES.parents[1]
-PAGES = (ROOT / "README.md", *sorted(GUIDES.glob("*.md")))
+PAGES = (ROOT / "README.md", GUIDES.parent / "README.md", *sorted(GUIDES.glob("*.md")))
 
 MODELS = ("base", "math", "finance", "law")
 """The quickstart's models, which a page begins with, beside files of prompts."""
@@ -46,6 +46,10 @@ FINGERPRINT = GUIDES / "models.sha256"
 ELLIPSIS = "..."
 
 NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+
+MEASURED = rf"{NUMBER}(?= (?:s|GB)\b|  README\.md$)"
+"""Seconds, sizes of memory and disks, and of cards, which name the versions of packages: all differ
+from run to run, or from one environment to the next."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +173,16 @@ def _start(command: Sequence[str], block: Block, folder: Path) -> str:
     return finished.stdout + "".join(f"{line}\n" for line in errors if fails)
 
 
-def differ(output: Output) -> str | None:
-    """Say how an output differs from its page but for numbers; None if it does not."""
-    shown = [_shape(line) for line in output.shown.text.splitlines()]
-    printed = [_shape(line) for line in output.printed.rstrip().splitlines()]
+def differ(output: Output, numbers: bool) -> str | None:
+    """Say how an output differs from its page; None if it does not.
+
+    Args:
+        output: The output.
+        numbers: Whether numbers count, except those that are `MEASURED`.
+    """
+    varying = MEASURED if numbers else NUMBER
+    shown = [_shape(line, varying) for line in output.shown.text.splitlines()]
+    printed = [_shape(line, varying) for line in output.printed.rstrip().splitlines()]
     pattern = "".join(
         r"(?:[^\n]*\n)*" if line == ELLIPSIS else re.escape(line) + r"\n" for line in shown
     )
@@ -184,17 +194,18 @@ def differ(output: Output) -> str | None:
     )
 
 
-def _shape(line: str) -> str:
-    """Return a line without its numbers, and without the padding of columns."""
-    numberless = re.sub(NUMBER, "#", line.strip())
-    return re.sub(r"-{2,}", "-", re.sub(r"\s+", " ", numberless)) if line != ELLIPSIS else line
+def _shape(line: str, varying: str) -> str:
+    """Return a line without numbers that may vary, and without the padding of columns."""
+    if line == ELLIPSIS:
+        return line
+    return re.sub(r"-{2,}", "-", re.sub(r"\s+", " ", re.sub(varying, "#", line.strip())))
 
 
 def renew(page: str, outputs: Sequence[Output]) -> str:
     """Return a page with the outputs as they are; those with an ellipsis remain if they hold."""
     lines = page.splitlines()
     for output in sorted(outputs, key=lambda output: -output.shown.first):
-        if ELLIPSIS in output.shown.text.splitlines() and not differ(output):
+        if ELLIPSIS in output.shown.text.splitlines() and not differ(output, numbers=True):
             continue
         lines[output.shown.first : output.shown.last] = output.printed.rstrip().splitlines()
     return "\n".join(lines) + "\n"

@@ -12,18 +12,23 @@ from packaging.requirements import Requirement
 LINES_OF_THE_README = 220
 FIRST_LINES = 60
 
+OWN_WORDS = ("choosing_a_method", "evaluating", "tuning")
+"""Pages on which other weights change more than numbers: an order, or the number of factors."""
+
 
 @pytest.mark.long
-@pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_blocks_of_a_page_print_what_it_shows(
     path: Path, quickstart_models: Path, tmp_path: Path
 ) -> None:
     pages.prepare(quickstart_models, tmp_path)
     outputs = list(pages.run_page(read(path), tmp_path))
     assert all(output.printed for output in outputs)
-    # Models that were trained on another processor differ, and so may words.
-    if pages.fingerprint(quickstart_models) == read(pages.FINGERPRINT).strip():
-        assert [found for found in map(pages.differ, outputs) if found] == []
+    same_models = pages.fingerprint(quickstart_models) == read(pages.FINGERPRINT).strip()
+    if not same_models and path.stem in OWN_WORDS:
+        pytest.skip("another processor has trained other models, whose scores are not those shown")
+    differences = [pages.differ(output, numbers=same_models) for output in outputs]
+    assert [found for found in differences if found] == []
 
 
 def read(path: Path) -> str:
@@ -41,7 +46,7 @@ def test_the_readme_is_short_and_begins_with_its_commands() -> None:
 def test_links_lead_to_files() -> None:
     linked = [
         (path, target)
-        for path in (*pages.PAGES, pages.GUIDES.parent / "README.md")
+        for path in pages.PAGES
         for target in re.findall(r"\]\(([^)#]+)\)", read(path))
         if "://" not in target
     ]
@@ -138,7 +143,14 @@ def test_outputs_are_compared_but_for_numbers(tmp_path: Path) -> None:
         "Error: 12 is too much.\n",
         "line 0\nline 1\nline 2\n",
     ]
-    assert [pages.differ(output) for output in outputs] == [None, None, None]
+    assert [pages.differ(output, numbers=False) for output in outputs] == [None, None, None]
+    assert [bool(pages.differ(output, numbers=True)) for output in outputs] == [True, True, False]
+
+
+def test_seconds_and_gigabytes_may_differ(tmp_path: Path) -> None:
+    page = PAGE.replace("number: 3", "took: 3 s, 9.5 GB").replace("number: 5", "took: 12 s, 1 GB")
+    outputs = run(page, tmp_path)
+    assert pages.differ(outputs[0], numbers=True) is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +164,7 @@ def test_outputs_are_compared_but_for_numbers(tmp_path: Path) -> None:
 )
 def test_another_output_is_found(tmp_path: Path, shown: str, instead: str) -> None:
     outputs = run(PAGE.replace(shown, instead), tmp_path)
-    assert len([output for output in outputs if pages.differ(output)]) == 1
+    assert len([output for output in outputs if pages.differ(output, numbers=False)]) == 1
 
 
 @pytest.mark.parametrize(("old", "new"), [("cat a.yml", "cat b.yml"), ("exit 3", "exit 0")])

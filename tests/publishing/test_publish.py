@@ -57,6 +57,7 @@ def test_upload_and_download(merged: Path, hub: Hub) -> None:
         assert "org/math" in text
     assert "This is a merge of pre-trained language models" in card.text
     assert "2403.02799" in card.text
+    assert "The merge method is `dppa` (DPPA) of `dppa-mergekit`" in card.text
     assert "Zhu, Yaochen" in card.text
     assert card.text.count("merge_method:") == 1
     assert "[org/law](https://huggingface.co/org/law)" in card.text

@@ -98,7 +98,9 @@ def test_the_best_fine_tuned_model_counts() -> None:
 def test_mistakes_end_before_a_merge(family: Path, score: Scoring, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="the weights of slerp cannot be tuned; allowed are dppa"):
         search_weights(merge_of(family, "slerp"), score, workspace=tmp_path)
-    for method in ("ties", "dppa_ties", "dppa_regmean"):
+    with pytest.raises(RecipeError, match="by inputs only the ratios of the weights count, so one"):
+        search_weights(merge_of(family, "dppa_regmean"), score, shared=True, workspace=tmp_path)
+    for method in ("ties", "dppa_ties"):
         with pytest.raises(RecipeError, match=f"{method} divides by the sum of the weights, so"):
             search_weights(merge_of(family, method), score, shared=True, workspace=tmp_path)
     with pytest.raises(DppaError, match="joint is for the factors of one model"):
