@@ -23,7 +23,7 @@ def register_methods() -> None:
         UnsupportedMergekitError: mergekit is of another release than those that are supported.
     """
     check_mergekit()
-    # Imports what has just been looked for.
+    # After the check: with another mergekit, this import would end in a traceback.
     from dppa_mergekit.merging.delta_pruning_merge import DeltaPruningMerge
 
     write_logs_around_bars()

@@ -35,15 +35,22 @@ def read_prompts(path: Path) -> list[Prompt]:
             completion may be left out.
 
     Raises:
-        DppaError: The file cannot be read, holds no prompts, or has a line that is no prompt.
+        DppaError: The file is a .json file, cannot be read, holds no prompts, or has a line that is
+            no prompt.
     """
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        raise DppaError(
+            f"{path} is a JSON file; allowed are .jsonl, with an object a line, and .txt, with a "
+            f"prompt a line."
+        )
     try:
         # Not splitlines: JSON may contain other line separators.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DppaError(f"{path} cannot be read: {error}.") from error
     prompts = [
-        _parse(line, f"{path}: line {number}") if path.suffix == ".jsonl" else Prompt(line)
+        _parse(line, f"{path}: line {number}") if suffix == ".jsonl" else Prompt(line)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]

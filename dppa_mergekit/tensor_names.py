@@ -76,6 +76,15 @@ def block_of(name: str) -> Block | None:
     return None
 
 
+def kind_of(name: str) -> str:
+    """Return a tensor's name within its block, or its whole name outside all, without `.weight`."""
+    block = block_of(name)
+    components = name.split(".")
+    if block is not None:
+        components = components[block.stack.count(".") + 2 if block.stack else 1 :]
+    return ".".join(components).removesuffix(".weight")
+
+
 def linears_in(name: str, shape: Sequence[int], vocabulary: bool = False) -> int:
     """Return the number of linears in a tensor: 0 if it is dense, 1, or the number of its experts.
 

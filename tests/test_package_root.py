@@ -70,6 +70,22 @@ def example(name: str) -> str:
     return code.replace("./merged", "./math")
 
 
+def test_what_public_functions_take_is_public() -> None:
+    taken = set()
+    public = [getattr(dppa_mergekit, name) for name in dppa_mergekit.__all__]
+    for function in filter(inspect.isfunction, public):
+        module = importlib.import_module(function.__module__)
+        for parameter in inspect.signature(function).parameters.values():
+            named = re.findall(r"\w+", str(parameter.annotation))
+            types = [getattr(module, name) for name in named if hasattr(module, name)]
+            taken |= {
+                found.__name__
+                for found in types
+                if isinstance(found, type) and found.__module__.startswith("dppa_mergekit.")
+            }
+    assert {"Recipe", "Prompt"} < taken <= set(dppa_mergekit.__all__)
+
+
 def test_an_example_that_fails_fails_the_test() -> None:
     wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, None)
     assert doctest.DocTestRunner(verbose=False).run(wrong, out=lambda text: None).failed == 1

@@ -4,6 +4,7 @@ import torch
 from dppa_mergekit.tensor_names import (
     Block,
     block_of,
+    kind_of,
     linears_in,
     names_with_inputs_first,
     natural_order,
@@ -150,3 +151,18 @@ def test_how_linears_are_stored(
     name: str, shapes: dict[str, tuple[int, ...]], inputs_first: bool
 ) -> None:
     assert (name in names_with_inputs_first(shapes)) == inputs_first
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.layers.3.mlp.up_proj.weight", "mlp.up_proj"),
+        ("encoder.block.0.layer.1.DenseReluDense.wi.weight", "layer.1.DenseReluDense.wi"),
+        ("model.layers.0.mlp.experts.gate_up_proj", "mlp.experts.gate_up_proj"),
+        ("0.up.weight", "up"),
+        ("h.07.up.weight", "up"),
+        ("lm_head.weight", "lm_head"),
+    ],
+)
+def test_the_kind_of_a_tensor_is_its_name_within_the_block(name: str, kind: str) -> None:
+    assert kind_of(name) == kind

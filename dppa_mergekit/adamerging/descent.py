@@ -32,7 +32,7 @@ from dppa_mergekit.adamerging.states import (
     is_out_of_patience,
     states_until,
 )
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import DppaError, ParameterError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +66,14 @@ class Descent:
         checkpointing: Whether to recompute activations in the backward pass: less memory, more
             time.
         seed: The seed of the order of the examples.
+
+    Raises:
+        ParameterError: A number is not allowed.
+
+    Example:
+        >>> from dppa_mergekit import Descent
+        >>> Descent(steps=50, granularity="partition").learning_rate
+        0.01
     """
 
     steps: int = 200
@@ -77,6 +85,25 @@ class Descent:
     patience: int = 3
     checkpointing: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ParameterError for a number that is not allowed."""
+        for name, number in (
+            ("steps", self.steps),
+            ("batch_size", self.batch_size),
+            ("every", self.every),
+            ("patience", self.patience),
+        ):
+            if number < 1:
+                raise ParameterError(f"{name} is {number}; allowed is 1 or more.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ParameterError(
+                f"learning_rate is {self.learning_rate:g}; allowed is a finite number above 0."
+            )
+        if not 0 <= self.anchor < math.inf:
+            raise ParameterError(
+                f"anchor is {self.anchor:g}; allowed is a finite number of at least 0."
+            )
 
 
 def descend(

@@ -28,13 +28,13 @@ from dppa_mergekit.adamerging.states import LearningResult, states_until, warnin
 from dppa_mergekit.adamerging.summary import learning_summary
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.placement import Placement
-from dppa_mergekit.live.source_model import activation_digests, fingerprints
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import short_name
 from dppa_mergekit.report.plot_style import is_installed
-from dppa_mergekit.scoring.lm_eval_harness import Harness, lm_eval_version
-from dppa_mergekit.scoring.tasks import TasksFile, folder_hash
+from dppa_mergekit.scoring.lm_eval_harness import Harness, warn_of_public_tests
+from dppa_mergekit.scoring.tasks import TasksFile
+from dppa_mergekit.scoring.tuning_run import describe_inputs, journal_of, lessons_of
 from dppa_mergekit.storage.journal import Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
 from dppa_mergekit.storage.run_record import write_record
@@ -79,7 +79,10 @@ class AdaMerge:
             LossError: A loss is not finite.
         """
         self._check()
-        harness = None if self.tasks is None else Harness(self.tasks, self.tasks.metrics("dev"))
+        harness = None
+        if self.tasks is not None:
+            harness = Harness(self.tasks, self.tasks.metrics("dev"))
+            warn_of_public_tests(self.tasks.metrics("dev"))
         with open_journal(self.journal, self._subject()) as journal:
             result = self._learn(harness, journal)
             self._write(result)
@@ -90,7 +93,7 @@ class AdaMerge:
     @property
     def journal(self) -> Path:
         """The file of the journal."""
-        return self.output.with_name(self.output.name + ".journal.jsonl")
+        return journal_of(self.output)
 
     def _learn(self, harness: Harness | None, journal: Journal) -> LearningResult:
         """Go on from the states in the journal, or begin."""
@@ -151,6 +154,8 @@ class AdaMerge:
 
     def _check_domains(self, tasks: TasksFile) -> None:
         """Refuse a domain without model or dev tasks, and prompts that belong to no domain."""
+        if not tasks.domains:
+            raise DppaError("The tasks file has no domains; AdaMerging needs at least one.")
         for name, domain in tasks.domains.items():
             self.recipe.spelling_of(domain.model)
             if not domain.dev:
@@ -173,7 +178,7 @@ class AdaMerge:
         domains = {}
         for name in self._names():
             teacher = self._teacher(name) if self.objective in TAUGHT else None
-            file = self.output.with_name(f"{self.output.name}.teacher-{name}.safetensors")
+            file = lessons_of(self.output, name)
             if self.prompts:
                 domains[name] = DomainPrompts.of_texts(self.prompts[name], teacher, file)
             else:
@@ -226,27 +231,16 @@ class AdaMerge:
 
     def _subject(self) -> dict[str, object]:
         """Return all that the states depend on; a journal of another subject is refused."""
-        tasks = None
-        if self.tasks is not None:
-            tasks = self.tasks.model_dump(mode="json", exclude={"include_path", "vllm_args"})
-            for parts in (*tasks["domains"].values(), tasks["guard"]):
-                del parts["test"]
         descent = asdict(self.descent)
         # A run with more steps, or more patience, goes on where the earlier one ended.
         del descent["steps"], descent["patience"]
+        by_lm_eval = self.tasks is not None
         return {
-            "version": __version__,
-            "lm_eval": None if self.tasks is None else lm_eval_version(),
-            "recipe": self.recipe.content,
+            **describe_inputs(self.recipe, self.tasks, self.placement, by_lm_eval),
             "prompts": {
                 name: [asdict(prompt) for prompt in prompts]
                 for name, prompts in self.prompts.items()
             },
-            "tasks": tasks,
-            "task files": None if self.tasks is None else folder_hash(self.tasks.include_path),
-            "checkpoints": fingerprints(self.recipe, self.placement),
-            "activations": activation_digests(self.recipe),
             "objective": self.objective,
             "descent": descent,
-            "dtype": str(self.placement.dtype),
         }

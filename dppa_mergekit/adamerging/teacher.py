@@ -135,12 +135,10 @@ def teach(
         batch_size: The number of prompts that are answered at once.
 
     Raises:
-        DppaError: There are no prompts, one of them is empty, or the model has an encoder.
+        DppaError: There are no prompts, or one of them is empty.
     """
     if not prompts or not all(prompts):
         raise DppaError("There are no prompts, or one of them is empty.")
-    if model.config.is_encoder_decoder:
-        raise DppaError("A model with an encoder cannot teach; allowed are causal models.")
     pad = padding_token(tokenizer)
     sequences: list[torch.Tensor] = []
     likely, logarithm = [], []

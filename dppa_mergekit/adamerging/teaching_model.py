@@ -34,6 +34,10 @@ def collect_lessons(
         DppaError: The teacher cannot be loaded, has an encoder, or there are no prompts.
     """
     model, tokenizer = teacher.load()
+    if model.config.is_encoder_decoder:
+        raise DppaError(
+            f"{teacher.model} has an encoder and cannot teach; allowed are causal models."
+        )
     prompts = prompts_of(model, tokenizer)
     key = lessons_key(f"{teacher.fingerprint()} {teacher.placement.dtype}", prompts)
     lessons = None if file is None else Lessons.read(file, key)

@@ -33,8 +33,17 @@ from dppa_mergekit.analysis.results import Analysis, Divergences, MergeDivergenc
 from dppa_mergekit.report.phrases import join_names
 
 
+def verdicts(found: Analysis) -> list[tuple[str, str]]:
+    """Return the name and the verdict of every model and, of several models, of their merge."""
+    said = [(model.model, verdict(model)) for model in found.models]
+    of_merge = merge_verdict(found)
+    return said if of_merge is None else [*said, ("The merge", of_merge)]
+
+
 def verdict(found: ModelAnalysis) -> str:
     """Return sentences on which method would prune a model at the recipe's density."""
+    if not found.linears:
+        return "There is nothing to prune: it has no linears."
     if found.offsets.deviation == 0:
         return "There is nothing to prune: its linears equal those of the base."
     if found.density >= 1:
@@ -84,9 +93,9 @@ def _conclude(method: str) -> str:
 def _verdict_by_magnitude(relative: float, density: float) -> str:
     """Return the verdict on a model on which the noise of DARE's rescaling is too large."""
     like = _most_like(relative)
-    rows = [each.kept[nearest_density(each, density)] for each in like]
+    rows = [measured.kept[nearest_density(measured, density)] for measured in like]
     beyond = relative > LIKE * like[-1].relative
-    lower = any(density * LIKE < min(each.kept) for each in like)
+    lower = any(density * LIKE < min(measured.kept) for measured in like)
     least = {
         method: min(row[method][0] for row in rows)
         for method in METHODS
@@ -99,9 +108,9 @@ def _verdict_by_magnitude(relative: float, density: float) -> str:
         conclusion = f"{chosen} {sure}, {METHODS[0]} may not"
     best = chosen or max(least, key=lambda method: least[method])
     parts = [
-        f"{each.what} ({each.relative:g}), of which {best} kept {_range(row[best])} at density "
-        f"{nearest_density(each, density):g}"
-        for each, row in zip(like, rows, strict=True)
+        f"{measured.what} ({measured.relative:g}), of which {best} kept {_range(row[best])} at "
+        f"density {nearest_density(measured, density):g}"
+        for measured, row in zip(like, rows, strict=True)
     ]
     place = "about as much as those of"
     if len(like) > 1:
@@ -118,17 +127,17 @@ def _verdict_by_magnitude(relative: float, density: float) -> str:
 
 def _most_like(relative: float) -> list[Pruned]:
     """Return the models of which the deltas are as large, or the next smaller and larger ones."""
-    nearest = min(PRUNED, key=lambda each: abs(math.log(relative / each.relative)))
+    nearest = min(PRUNED, key=lambda measured: abs(math.log(relative / measured.relative)))
     if 1 / LIKE <= relative / nearest.relative <= LIKE:
         return [nearest]
-    smaller = [each for each in PRUNED if each.relative < relative]
-    larger = [each for each in PRUNED if each.relative > relative]
+    smaller = [measured for measured in PRUNED if measured.relative < relative]
+    larger = [measured for measured in PRUNED if measured.relative > relative]
     return [*smaller[-1:], *larger[:1]]
 
 
 def nearest_density(measured: Pruned, density: float) -> float:
     """Return the density that was measured and is nearest."""
-    return min(measured.kept, key=lambda each: abs(math.log(each / density)))
+    return min(measured.kept, key=lambda known: abs(math.log(known / density)))
 
 
 def merge_verdict(found: Analysis) -> str | None:
@@ -143,12 +152,12 @@ def merge_verdict(found: Analysis) -> str | None:
 
 def _combine_measured(merges: Sequence[MergeDivergences]) -> str:
     """Return the verdict on a merge from its divergences."""
-    best = min(merges, key=lambda each: each.mean)
+    best = min(merges, key=lambda merge: merge.mean)
     numbers = ", ".join(
-        f"{each.mean:.3g} {each.combination} ({each.method}"
-        + ("" if each.weight is None else f", weight {each.weight:g}")
+        f"{merge.mean:.3g} {merge.combination} ({merge.method}"
+        + ("" if merge.weight is None else f", weight {merge.weight:g}")
         + ")"
-        for each in merges
+        for merge in merges
     )
     return (
         f"Combine {best.combination} ({best.method}): of all merges it diverges least from the "
@@ -163,19 +172,19 @@ def _combine_by_evidence(relative: float, models: int) -> str:
     found that tells by how much (examples/paper/tables/rule.md). So the advice is the same for all;
     the merges whose deltas are as large stand beside it.
     """
-    nearest = min(MERGED, key=lambda each: _far(each, relative, models))
-    leads = [lead for each in MERGED for lead in each.lead]
+    nearest = min(MERGED, key=lambda merged: _far(merged, relative, models))
+    leads = [lead for merged in MERGED for lead in merged.lead]
     behind = [
-        each.combinations[SUM][1] - each.combinations[SIGNS][1]
-        for each in MERGED
-        if SIGNS in each.combinations
+        merged.combinations[SUM][1] - merged.combinations[SIGNS][1]
+        for merged in MERGED
+        if SIGNS in merged.combinations
     ]
     return (
         f"Combine by inputs (dppa_regmean or dare_regmean, with prompts): in "
-        f"{sum(each.merges for each in MERGED)} merges the best one by inputs kept from "
+        f"{sum(merged.merges for merged in MERGED)} merges the best one by inputs kept from "
         f"{-min(leads)} points less than the best sum with one weight a model to {max(leads)} "
         f"more, and in {len(behind)} merges TIES kept {min(behind)} to {max(behind)} points less "
-        f"than that sum. Of those that were measured, the nearest, of {_describe(nearest)}. No "
+        f"than that sum. The nearest merge that was measured, of {_describe(nearest)}. No "
         f"quantity of the deltas was found that foretells the gain, and no base above 135 M "
         f"parameters was measured; --prompts measures yours."
     )

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from dppa_mergekit import method_table
-from dppa_mergekit.analysis.advice import merge_verdict, verdict
+from dppa_mergekit.analysis.advice import verdicts
 from dppa_mergekit.analysis.delta_pass import inspect_deltas
 from dppa_mergekit.analysis.plots import draw_analysis
 from dppa_mergekit.analysis.prompt_comparison import PromptComparison
@@ -49,7 +49,10 @@ _ANALYSIS = TypeAdapter(Analysis)
 
 @dataclass(frozen=True)
 class AnalysisRequest:
-    """What to analyse, and where; see `analyze` for the attributes."""
+    """What to analyse, and where; see `analyze` for the attributes.
+
+    Prompts are those of models as the recipe spells them.
+    """
 
     recipe: Recipe
     prompts: Mapping[str, Sequence[Prompt]]
@@ -89,11 +92,14 @@ def analyze(
             temporary folder. Only used with prompts.
 
     Raises:
-        DppaError: The recipe has no base or no fine-tuned model, or a model cannot be read.
+        DppaError: The recipe has no base or no fine-tuned model, there are prompts of a model that
+            it does not have, or a model cannot be read.
     """
+    # Before the pass over the deltas, since it takes minutes.
+    given = {recipe.spelling_of(model): of_model for model, of_model in (prompts or {}).items()}
     request = AnalysisRequest(
         recipe,
-        prompts or {},
+        given,
         placement,
         Path(tempfile.gettempdir()) if workspace is None else workspace,
     )
@@ -130,8 +136,7 @@ def _cache_entry(plan: Plan, recipe: Recipe) -> CacheEntry[Analysis] | None:
 def _add_divergences(request: AnalysisRequest, found: Analysis) -> Analysis:
     """Add the divergences of pruned models that have prompts and, if all have, of merges."""
     recipe = request.recipe
-    prompts = {recipe.spelling_of(model): given for model, given in request.prompts.items()}
-    comparison = PromptComparison(recipe, prompts, request.placement, request.workspace)
+    comparison = PromptComparison(recipe, request.prompts, request.placement, request.workspace)
     lessons = comparison.lessons()
     models = []
     for model in tqdm(found.models, desc="divergences", unit="model", delay=2):
@@ -191,10 +196,8 @@ def write_analysis(found: Analysis, recipe: Recipe, output: Path) -> Path:
     if is_installed():
         draw_analysis(found, output)
     subject: dict[str, object] = {"recipe": recipe.content}
-    verdicts = [{"model": model.model, "verdict": verdict(model)} for model in found.models]
-    if (of_merge := merge_verdict(found)) is not None:
-        verdicts.append({"model": "merge", "verdict": of_merge})
-    write_record(path, "analyze", subject, verdicts)
+    results = [{"model": name, "verdict": said} for name, said in verdicts(found)]
+    write_record(path, "analyze", subject, results)
     return path
 
 

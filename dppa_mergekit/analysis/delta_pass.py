@@ -42,6 +42,7 @@ from dppa_mergekit.tensor_names import (
     Linear,
     block_of,
     dense_because,
+    kind_of,
     linears_in,
     natural_order,
 )
@@ -204,7 +205,7 @@ def _visit(
                 LinearAnalysis(
                     linear.tensor,
                     expert,
-                    _kind(linear.tensor),
+                    kind_of(linear.tensor),
                     known.numel,
                     known.magnitude / known.numel,
                     _significance([known], by, of_block=False),
@@ -350,11 +351,3 @@ def _overlaps(pair: _PairCounts) -> dict[str, Overlap]:
         state: Overlap(*(int(count) / pair.numel for count in counts))
         for state, counts in zip(states, pair.counts, strict=True)
     }
-
-
-def _kind(tensor: str) -> str:
-    """Return a tensor's name within its block, without `.weight`."""
-    block = block_of(tensor)
-    assert block is not None
-    within = tensor.removeprefix(f"{block.stack}." if block.stack else "")
-    return within.removeprefix(f"{block.number}.").removesuffix(".weight")

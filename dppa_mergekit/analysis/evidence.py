@@ -21,8 +21,9 @@ WOULD_DO = 90
 pruning rate 90 % keeps less (4.6.1)."""
 
 LIKE = 1.5
-"""Up to this ratio, deltas, and densities, count as those that were measured. It is a choice: those
-of PRUNED lie 1.5 to 3.2 apart, and densities 2 to 2.5, so that what lies between two is told."""
+"""Deltas or densities within this ratio of a measured one count as measured. The value is a choice:
+those of PRUNED lie 1.5 to 3.2 apart, and densities 2 to 2.5, so that the advice tells what lies
+between two."""
 
 CLOSE = 1.25
 """Up to this multiple of the least, a divergence counts as no worse. It is a choice, too."""
@@ -118,9 +119,9 @@ nine (one seed; of the tiny ones means over three)."""
 def list_by_noise(method: str) -> list[tuple[float, Kept]]:
     """Return noise -> kept of a method, from the least noise on."""
     return sorted(
-        (noise_of(each.relative, density), kept[method])
-        for each in PRUNED
-        for density, kept in each.kept.items()
+        (noise_of(measured.relative, density), kept[method])
+        for measured in PRUNED
+        for density, kept in measured.kept.items()
         if method in kept
     )
 

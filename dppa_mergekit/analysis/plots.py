@@ -16,6 +16,7 @@ from dppa_mergekit.analysis.results import (
     short_names,
 )
 from dppa_mergekit.report.plot_style import color_of
+from dppa_mergekit.tensor_names import Block, block_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,20 +68,27 @@ def _density_figure(found: Analysis) -> Figure:
     panels = figure.subplots(len(found.models), 1, squeeze=False)[:, 0]
     names = short_names(list(rows))
     densities = [linear.density for model in found.models for linear in model.linears]
+    images = []
     for panel, model in zip(panels, found.models, strict=True):
+        panel.set_title(names[model.model], fontsize="medium")
+        if not model.linears:
+            panel.set_xticks([])
+            panel.set_yticks([])
+            continue
         image = panel.imshow(
             _by_kind_and_block(model, rows[model.model]),
             aspect="auto",
             cmap="viridis",
-            vmin=min(densities, default=0),
-            vmax=max(densities, default=1),
+            vmin=min(densities),
+            vmax=max(densities),
             interpolation="nearest",
         )
+        images.append(image)
         panel.set_yticks(range(len(rows[model.model])), rows[model.model], fontsize="small")
-        panel.set_title(names[model.model], fontsize="medium")
         panel.locator_params(axis="x", integer=True)
     panels[-1].set_xlabel("block")
-    figure.colorbar(image, ax=list(panels), label="density kept")
+    if images:
+        figure.colorbar(images[0], ax=list(panels), label="density kept")
     return figure
 
 
@@ -89,10 +97,10 @@ def _by_kind_and_block(model: ModelAnalysis, rows: list[str]) -> list[list[float
 
     The linears of one kind in one block, such as its experts, count as one.
     """
-    held: dict[tuple[str, str], list[LinearAnalysis]] = {}
+    held: dict[tuple[str, Block | None], list[LinearAnalysis]] = {}
     for linear in model.linears:
-        held.setdefault((linear.kind, _block_name(linear)), []).append(linear)
-    columns = [f"{block.stack}.{block.number}".lstrip(".") for block in model.blocks]
+        held.setdefault((linear.kind, block_of(linear.tensor)), []).append(linear)
+    columns = [Block(block.stack, block.number) for block in model.blocks]
     return [[_joint_density(held.get((kind, block), [])) for block in columns] for kind in rows]
 
 
@@ -101,11 +109,6 @@ def _joint_density(linears: list[LinearAnalysis]) -> float:
     if not linears:
         return float("nan")
     return sum(linear.kept for linear in linears) / sum(linear.numel for linear in linears)
-
-
-def _block_name(linear: LinearAnalysis) -> str:
-    """Return the part of a linear's name that names its block."""
-    return linear.tensor.removesuffix(".weight").removesuffix(linear.kind).rstrip(".")
 
 
 def _offsets_figure(found: Analysis) -> Figure:

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
 from dppa_mergekit import method_table
 from dppa_mergekit.adamerging.losses import Teaching
+from dppa_mergekit.adamerging.objectives import DomainPrompts
 from dppa_mergekit.adamerging.teacher import ANSWER_TOKENS, Lessons
 from dppa_mergekit.adamerging.teaching_model import check_words, collect_lessons
 from dppa_mergekit.analysis.evidence import INPUTS, SIGNS, SUM
 from dppa_mergekit.analysis.results import Divergences, MergeDivergences
 from dppa_mergekit.checks.mergekit_schema import METHODS
-from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.placement import Placement
 from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.weighted_merge import WeightedMerge
@@ -35,9 +34,6 @@ from dppa_mergekit.parameters import (
 )
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DARE_LINEAR = "dare_linear"
 """mergekit's method, which prunes every tensor."""
@@ -83,7 +79,10 @@ class PromptComparison:
         """
         return {
             model: collect_lessons(
-                SourceModel(model, self.placement), partial(_tokens, model, prompts), BATCH, None
+                SourceModel(model, self.placement),
+                partial(DomainPrompts.of_texts(prompts, model).tokens, model, ANSWER_TOKENS),
+                BATCH,
+                None,
             )
             for model, prompts in tqdm(self.prompts.items(), desc="answers", unit="model", delay=2)
         }
@@ -139,13 +138,13 @@ class PromptComparison:
         for weight in tqdm(WEIGHTS, desc=method, unit="weight", delay=2):
             merge.set_weights(dict.fromkeys(lessons, weight))
             found.append(MergeDivergences(words, method, weight, self._of_all(merge, lessons)))
-        return min(found, key=lambda each: each.mean)
+        return min(found, key=lambda merge: merge.mean)
 
     def _load(self, recipe: Recipe) -> WeightedMerge:
         return WeightedMerge.load(recipe, self.workspace, self.placement)
 
     def _of_all(self, merge: WeightedMerge, lessons: Mapping[str, Lessons]) -> dict[str, float]:
-        return {model: self._diverge(merge, model, each) for model, each in lessons.items()}
+        return {model: self._diverge(merge, model, own) for model, own in lessons.items()}
 
     def _diverge(self, merge: WeightedMerge, model: str, lessons: Lessons) -> float:
         """Return the mean divergence of a merge from a model's answers, in nats."""
@@ -164,7 +163,11 @@ def pruned_alone(recipe: Recipe, model: str, method: str) -> Recipe:
 
 
 def merged_by(recipe: Recipe, method: str) -> Recipe:
-    """Return a recipe of all models by a method: weights, lambda and factors 1, not normalized."""
+    """Return a recipe of all models by a method, at weights and lambda 1 and factors of 1.
+
+    A sum is not normalized. By inputs, `normalize` stays, and the merge finds factors where
+    `amplify` is auto.
+    """
     merged = _by(recipe, method).with_shared({"lambda": 1.0})
     if not method_table.is_by_inputs(method):
         merged = merged.with_shared({"normalize": False})
@@ -186,14 +189,3 @@ def _by(recipe: Recipe, method: str) -> Recipe:
 
 
 _FACTORS_OF_ONE = {parameter.name: 1.0 for parameter in (*AMPLIFICATIONS, AMPLIFY_DENSE)}
-
-
-def _tokens(
-    name: str,
-    prompts: Sequence[Prompt],
-    live: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[list[int]]:
-    """Return the tokens of prompts, cut to a model's context."""
-    encoded = [tokenizer(prompt.text)["input_ids"] for prompt in prompts]
-    return shorten(name, encoded, live, ANSWER_TOKENS)

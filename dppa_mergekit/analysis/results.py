@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 import numpy
 from numpy.typing import NDArray
 
 from dppa_mergekit.analysis.evidence import noise_of
+from dppa_mergekit.recipes.references import short_name
 
 RATES = (90, 80)
 """The pruning rates at which kept elements are analysed, in percent."""
@@ -328,9 +328,9 @@ def _profile(shares: NDArray[numpy.float64]) -> tuple[float, ...]:
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """Return model -> the last part of its name, or the whole name if last parts repeat."""
-    last = {model: PurePath(model).name or model for model in models}
-    return last if len(set(last.values())) == len(last) else {model: model for model in models}
+    """Return model -> its short name, or its whole name if short names repeat."""
+    short = {model: short_name(model) or model for model in models}
+    return short if len(set(short.values())) == len(short) else {model: model for model in models}
 
 
 def kinds(linears: Sequence[LinearAnalysis]) -> list[str]:

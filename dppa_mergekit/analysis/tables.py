@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from statistics import mean
 
-from dppa_mergekit.analysis.advice import describe_kept, merge_verdict, verdict
+from dppa_mergekit.analysis.advice import describe_kept, verdicts
 from dppa_mergekit.analysis.evidence import COMBINATIONS, MERGED, METHODS, PRUNED, noise_of
 from dppa_mergekit.analysis.results import (
     RATES,
@@ -44,10 +44,8 @@ def every_linear(found: Analysis) -> str:
 
 def _overview(found: Analysis) -> Iterator[str]:
     names = short_names([model.model for model in found.models])
-    for model in found.models:
-        yield f"{model.model}: {verdict(model)}"
-    if (of_merge := merge_verdict(found)) is not None:
-        yield f"The merge: {of_merge}"
+    for name, said in verdicts(found):
+        yield f"{name}: {said}"
     yield "\nSkill kept by models that were pruned and merged elsewhere, in percent"
     yield "(examples/paper/RESULTS.md); deviation of the deltas, and noise of DARE's rescaling,"
     yield "relative to the base's weights.\n"
@@ -75,14 +73,14 @@ def _pruned_table() -> str:
     """Return a table of models that were pruned one by one."""
     rows = [
         [
-            each.what,
-            f"{each.relative:g}",
+            measured.what,
+            f"{measured.relative:g}",
             f"{density:g}",
-            f"{noise_of(each.relative, density):.2f}",
+            f"{noise_of(measured.relative, density):.2f}",
             *(describe_kept(kept.get(method)) for method in METHODS),
         ]
-        for each in PRUNED
-        for density, kept in each.kept.items()
+        for measured in PRUNED
+        for density, kept in measured.kept.items()
     ]
     head = [*METHODS[:-1], f"{METHODS[-1]}, factors searched"]
     return table(["pruned one by one", "deviation", "density", "noise", *head], rows)
@@ -92,11 +90,11 @@ def _merged_table() -> str:
     """Return a table of models that were merged."""
     rows = [
         [
-            each.what,
-            f"{each.relative:g}",
-            *(describe_kept(each.combinations.get(by)) for by in COMBINATIONS),
+            merged.what,
+            f"{merged.relative:g}",
+            *(describe_kept(merged.combinations.get(by)) for by in COMBINATIONS),
         ]
-        for each in MERGED
+        for merged in MERGED
     ]
     head = [by.removeprefix("by ") for by in COMBINATIONS]
     return table(["merged", "deviation", *head], rows)

@@ -1,7 +1,7 @@
 """Headers of a model's checkpoint files: what can be refused before a single tensor is read.
 
-Beside mergekit's loaders, only this wing looks into checkpoint files. A header check of three
-models of six shards takes a millisecond.
+A header check of three models of six shards takes a millisecond. Weights are read by mergekit's
+loaders, and by the checks of merged folders and of samples.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class Checkpoint:
     _headers: dict[str, dict[str, Header]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse an index that points outside the model's folder, or beside a single file.
+        """Refuse an index that points outside the folder, or both an index and a single file.
 
         Links inside the folder are fine.
         """

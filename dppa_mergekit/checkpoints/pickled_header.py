@@ -1,8 +1,9 @@
-"""The tensors of a pickled checkpoint (.bin): their dtypes and shapes."""
+"""The tensors of a pickled checkpoint (.bin): their dtypes and shapes, and their elements."""
 
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -36,6 +37,32 @@ def read_pickled_headers(path: Path) -> dict[str, Header]:
         CheckpointError: The file is truncated, a pointer, or holds more than tensors; or the
             environment would have PyTorch run its code.
     """
+    return {
+        name: Header(
+            _TORCH_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.").upper()),
+            tuple(tensor.shape),
+        )
+        for name, tensor in _load(path, "meta").items()
+    }
+
+
+def map_pickled_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor in a pickled file, by name; the file is read as elements are needed.
+
+    A file of PyTorch before 1.6, which is no archive, is read at once.
+
+    Raises:
+        CheckpointError: See `read_pickled_headers`.
+    """
+    return _load(path, "cpu", mmap=zipfile.is_zipfile(path))
+
+
+def _load(path: Path, device: str, mmap: bool = False) -> dict[str, torch.Tensor]:
+    """Return every tensor in a pickled file, by name, on a device.
+
+    Raises:
+        CheckpointError: See `read_pickled_headers`.
+    """
     refuse_pointer(path)
     if os.environ.get(UNSAFE, "").lower() in _TRUE:
         raise CheckpointError(
@@ -43,7 +70,7 @@ def read_pickled_headers(path: Path) -> dict[str, Header]:
             f"the variable, or convert the file to safetensors."
         )
     try:
-        stored = torch.load(path, map_location="meta", weights_only=True)
+        stored = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     # torch.load raises many kinds for a damaged file: RuntimeError, EOFError, ...
     except Exception as error:
         text = str(error).lower()
@@ -57,10 +84,5 @@ def read_pickled_headers(path: Path) -> dict[str, Header]:
         raise CheckpointError(f"{path} holds no mapping of tensors by name.")
     stored = stored.get("state_dict", stored)
     return {
-        name: Header(
-            _TORCH_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.").upper()),
-            tuple(tensor.shape),
-        )
-        for name, tensor in stored.items()
-        if isinstance(tensor, torch.Tensor)
+        name: tensor.detach() for name, tensor in stored.items() if isinstance(tensor, torch.Tensor)
     }

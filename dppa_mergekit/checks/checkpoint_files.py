@@ -102,7 +102,7 @@ def inspect_folder(folder: Path, model: str) -> tuple[CheckpointFacts, list[Find
             findings.append(error(model, str(problem)))
             continue
         tensors.update(headers)
-        files.update(dict.fromkeys(headers, path.name))
+        files.update(dict.fromkeys(headers, name))
     findings.extend(_check_index(index, files, model, findings))
     if not names and not findings:
         findings.append(error(model, _explain_no_weights(folder)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+from dppa_mergekit.checkpoints.safetensors_header import FLOAT_BYTES, FLOATING
 from dppa_mergekit.checks import mergekit_schema
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.checkpoint_files import check_strays, inspect_folder, inspect_model
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.missing_tensors import can_plan, find_missing, report_missing
 from dppa_mergekit.checks.recipe_text import find_ignored
+from dppa_mergekit.checks.stored_arrays import StoredArrays
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.recipes.references import spell
 from dppa_mergekit.recipes.yaml_text import YAML_ERRORS
@@ -162,36 +165,34 @@ def _check_missing(
 
 
 def _check_finite(facts: CheckpointFacts) -> Iterator[Finding]:
-    """Yield an error if weights hold NaN or infinity."""
-    spans = {name: header.span for name, header in facts.tensors.items()}
+    """Yield an error if weights hold NaN or infinity; integers never do."""
+    sizes = {
+        name: math.prod(header.shape) * FLOAT_BYTES[header.dtype]
+        for name, header in facts.tensors.items()
+        if header.dtype in FLOATING
+    }
+    stored = StoredArrays(facts)
     broken: list[str] = []
-    total = sum(span[1] for span in spans.values() if span is not None)
+    total = sum(sizes.values())
     with tqdm(total=total, desc="reading", unit="B", unit_scale=True, delay=2) as bar:
-        for name, span in spans.items():
-            if span is None:
-                continue
-            if not _is_finite(facts, name, *span):
+        for name, size in sizes.items():
+            if size and not _is_finite(stored.map(name), facts.tensors[name].dtype):
                 broken.append(name)
-            bar.update(span[1])
+            bar.update(size)
     if broken:
         found = such_as(broken, "tensor holds NaN or infinity", "tensors hold NaN or infinity")
         yield error(facts.model, f"{found}.")
 
 
-def _is_finite(facts: CheckpointFacts, name: str, start: int, size: int) -> bool:
-    """Return whether a stored tensor holds neither NaN nor infinity; integers never do."""
-    assert facts.folder is not None
-    dtype = facts.tensors[name].dtype
-    if dtype not in _EXPONENTS or not size:
-        return True
+def _is_finite(array: NDArray[numpy.generic], dtype: str) -> bool:
+    """Return whether a stored tensor holds neither NaN nor infinity.
+
+    Args:
+        array: The tensor; not empty.
+        dtype: The name of its dtype in safetensors headers.
+    """
     integers, exponent = _EXPONENTS[dtype]
-    bits: NDArray[numpy.unsignedinteger] = numpy.memmap(
-        facts.folder / facts.files[name],
-        integers,
-        "r",
-        offset=start,
-        shape=(size // numpy.dtype(integers).itemsize,),
-    )
+    bits = array.reshape(-1).view(integers)
     mask = integers(exponent)
     # NaN and infinity have all bits of the exponent set.
     return not any(

@@ -102,8 +102,8 @@ def check_donor(base: CheckpointFacts, stated: Stated) -> Iterator[Finding]:
 def check_unnamed_donor(models: Sequence[CheckpointFacts], stated: Stated) -> Iterator[Finding]:
     """Yield a warning if models without a base differ in what the merge gets of one of them.
 
-    mergekit takes configuration and tokenizer of the first model of a set (mergekit/merge.py,
-    release 0.1.5), and the order of a set of references is another in every run.
+    mergekit takes configuration and tokenizer from the first model of a set (mergekit/merge.py,
+    release 0.1.5), and the order of a set of references changes from run to run.
 
     Args:
         models: The models of the recipe.
@@ -124,9 +124,9 @@ def check_unnamed_donor(models: Sequence[CheckpointFacts], stated: Stated) -> It
     if different:
         yield report(
             "base_model",
-            f"without one, the merge gets config.json and tokenizer of any of its models, of "
-            f"another one in every run, and they differ in {join_names(different[:3])}"
-            f"{' and more' * (len(different) > 3)}.",
+            f"there is none, so mergekit takes config.json and the tokenizer from one of the "
+            f"models, and which one changes from run to run; they differ in "
+            f"{join_names(different[:3])}{' and more' * (len(different) > 3)}.",
         )
 
 
@@ -152,8 +152,9 @@ def check_union(
     if len(every) > 1 and not is_ordered:
         yield warning(
             "tokenizer",
-            f"mergekit numbers the {len(every)} tokens that the base model lacks, such as "
-            f"{min(every)!r}, in another order in every run, and so orders their embeddings.",
+            f"mergekit gives new ids to the {len(every)} tokens that the base model lacks, such as "
+            f"{min(every)!r}; the order of these ids changes from run to run, and their embeddings "
+            f"with it.",
         )
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 import dppa_mergekit.methods  # noqa: F401  # registers them where autoload is switched off
 from dppa_mergekit.checkpoints.loading_options import LoadingOptions
+from dppa_mergekit.checkpoints.pickled_header import map_pickled_tensors
 from dppa_mergekit.checks.checkpoint_files import inspect_folder
 from dppa_mergekit.checks.findings import Finding, error, note, warning
 from dppa_mergekit.checks.merged_folder import RECIPE, read_recipe
@@ -92,17 +93,20 @@ def _compare_tensors(
     compared = 0
     for save in chosen:
         file, tensor = facts.files.get(save.tensor_name), computed[save.tensor_name]
-        if file is None or tensor is None or not file.endswith(".safetensors"):
+        if file is None or tensor is None:
             continue
         compared += 1
-        with safe_open(folder / file, framework="pt") as opened:
-            stored = opened.get_tensor(save.tensor_name)
+        stored = _read_stored(folder / file, save.tensor_name)
         axis = _vocabulary_axis(save.tensor_task)
         if rows is not None and axis is not None and stored.shape == tensor.shape:
             stored, tensor = rows.align(stored, tensor, axis)
         if stored.dtype != tensor.dtype or not _is_identical(stored, tensor):
             different.append(save.tensor_name)
-    if different:
+    if not compared:
+        yield warning(
+            where, "no tensor was compared: it holds none of those that its recipe gives."
+        )
+    elif different:
         yield error(
             where,
             f"its recipe gives other bytes for {len(different)} of {count(compared, 'tensor')}, "
@@ -114,6 +118,15 @@ def _compare_tensors(
             f"its recipe gives the same bytes for {compared} of {count(len(saves), 'tensor')}"
             f"{', one of each shard, drawn at random' * (extent == 'shards')}.",
         )
+
+
+def _read_stored(path: Path, name: str) -> torch.Tensor:
+    """Return a tensor of a file of either format. Raises CheckpointError if it is damaged."""
+    if path.suffix.lower() != ".safetensors":
+        return map_pickled_tensors(path)[name]
+    with safe_open(path, framework="pt") as opened:
+        stored: torch.Tensor = opened.get_tensor(name)
+    return stored
 
 
 def _choose(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from dppa_mergekit.checkpoints.safetensors_header import FLOATING
 from dppa_mergekit.checks.checkpoint_facts import CheckpointFacts
 from dppa_mergekit.checks.findings import Finding, error, note
+from dppa_mergekit.checks.stored_arrays import StoredArrays
+from dppa_mergekit.recipes.references import named
 from dppa_mergekit.report.phrases import count
 from dppa_mergekit.tensor_names import block_of
 
@@ -27,28 +29,26 @@ deviation have 1.4."""
 
 Floats: TypeAlias = NDArray[numpy.float64]
 
-_NUMPY_TYPES: Mapping[str, type[numpy.generic]] = {
-    "F64": numpy.float64,
-    "F32": numpy.float32,
-    "F16": numpy.float16,
-    "BF16": numpy.uint16,
-}
-"""Name in safetensors headers -> the type that a file is read as; numpy has no bfloat16."""
-
 
 def check_samples(fine_tuned: CheckpointFacts, base: CheckpointFacts) -> Iterator[Finding]:
     """Yield whether a model is a fine-tune of the base, by slices of a few linears."""
-    linears = _find_comparable(fine_tuned, base)
-    if fine_tuned.folder is None or base.folder is None or not linears:
+    models = (fine_tuned, base)
+    # The facts of a model with a LoRA are those of the model below it.
+    is_readable = all(
+        facts.folder is not None and named(facts.model).lora is None for facts in models
+    )
+    linears = _find_comparable(fine_tuned, base) if is_readable else []
+    if not linears:
         yield note(fine_tuned.model, "no slice of it can be read here.")
         return
+    ours, theirs = StoredArrays(fine_tuned), StoredArrays(base)
     distances = {
-        name: _distance(_read_slice(fine_tuned, name), _read_slice(base, name))
+        name: _distance(_read_slice(ours, name), _read_slice(theirs, name))
         for name in _choose(linears)
     }
     broken = [name for name, distance in distances.items() if not math.isfinite(distance)]
     square = [name for name in linears if len(set(base.tensors[name].shape)) == 1]
-    transposed = [name for name in _choose(square) if _is_transposed(fine_tuned, base, name)]
+    transposed = [name for name in _choose(square) if _is_transposed(ours, theirs, name)]
     median = float(numpy.median(list(distances.values())))
     if broken:
         yield error(
@@ -91,11 +91,11 @@ def _choose(linears: Sequence[str]) -> list[str]:
     return [linears[place * len(linears) // number] for place in range(number)]
 
 
-def _is_transposed(fine_tuned: CheckpointFacts, base: CheckpointFacts, name: str) -> bool:
+def _is_transposed(ours: StoredArrays, theirs: StoredArrays, name: str) -> bool:
     """Return whether a square matrix is like the base's only after transposition."""
-    as_stored = _distance(_read_slice(fine_tuned, name), _read_slice(base, name))
+    as_stored = _distance(_read_slice(ours, name), _read_slice(theirs, name))
     transposed = _distance(
-        _read_slice(fine_tuned, name, square=True).T, _read_slice(base, name, square=True)
+        _read_slice(ours, name, square=True).T, _read_slice(theirs, name, square=True)
     )
     return as_stored >= UNRELATED > transposed
 
@@ -106,25 +106,15 @@ def _distance(ours: Floats, theirs: Floats) -> float:
         return float(numpy.linalg.norm(ours - theirs) / (numpy.linalg.norm(theirs) or 1.0))
 
 
-def _read_slice(facts: CheckpointFacts, name: str, square: bool = False) -> Floats:
+def _read_slice(stored: StoredArrays, name: str, square: bool = False) -> Floats:
     """Return the first rows and columns of a stored matrix.
 
     Args:
-        facts: A model in a folder.
+        stored: The tensors of a model.
         name: A matrix of it.
         square: Whether as many columns as rows are read.
     """
-    stored = facts.tensors[name]
-    assert facts.folder is not None
-    assert stored.span is not None
-    matrix = numpy.memmap(
-        facts.folder / facts.files[name],
-        _NUMPY_TYPES[stored.dtype],
-        "r",
-        offset=stored.span[0],
-        shape=stored.shape,
-    )
-    part = numpy.array(matrix[:ROWS, : ROWS if square else COLUMNS])
-    if stored.dtype == "BF16":
+    part = numpy.array(stored.map(name)[:ROWS, : ROWS if square else COLUMNS])
+    if stored.facts.tensors[name].dtype == "BF16":
         part = (part.astype(numpy.uint32) << 16).view(numpy.float32)
     return part.astype(numpy.float64)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pydantic
 
 from dppa_mergekit.checks.findings import Finding, error, warning
+from dppa_mergekit.merging.layer_ranges import find_layers_past_the_end
 from dppa_mergekit.recipes.references import spell
 from dppa_mergekit.report.phrases import count
 
@@ -34,7 +35,9 @@ def check_layer_order(content: Mapping[str, object], method: str) -> Iterator[Fi
             ranges = list(_read_ranges(stretch))
             if not ranges:
                 break
-            moved = next((first for first, _ in ranges if first != position), None)
+            moved = next(
+                (first for first, after in ranges if first < after and first != position), None
+            )
             if moved is not None:
                 yield error(
                     f"{where}slice {number}",
@@ -48,7 +51,7 @@ def check_layer_order(content: Mapping[str, object], method: str) -> Iterator[Fi
 def check_layer_ranges(
     content: Mapping[str, object], layers: Mapping[str, int]
 ) -> Iterator[Finding]:
-    """Yield an error for every slice that takes layers which its model does not have.
+    """Yield an error for every slice of layers that its model lacks, a warning for one of none.
 
     Args:
         content: The content of a recipe.
@@ -56,25 +59,27 @@ def check_layer_ranges(
     """
     for where, slices in _find_stacks(content):
         for number, stretch in enumerate(slices, start=1):
-            for model, (first, after) in _read_sources(stretch):
-                number_of_layers = layers.get(model)
-                if number_of_layers is None:
-                    continue
-                if not 0 <= first < after <= number_of_layers:
-                    yield error(
-                        f"{where}slice {number}",
-                        f"layer_range is [{first}, {after}], and {model} has "
-                        f"{count(number_of_layers, 'layer')}: allowed is [a, b] with "
-                        f"0 <= a < b <= {number_of_layers}.",
-                    )
+            sources = list(_read_sources(stretch))
+            for model, (first, after) in sources:
+                if model in layers:
+                    sentence = find_layers_past_the_end(first, after, layers[model], model)
+                    if sentence is not None:
+                        yield error(f"{where}slice {number}", sentence)
+            if sources and all(first == after for _, (first, after) in sources):
+                first, after = sources[0][1]
+                yield warning(
+                    f"{where}slice {number}",
+                    f"layer_range is [{first}, {after}], which holds no layer: the second number "
+                    f"is the layer after the last.",
+                )
 
 
 def check_gradients(content: Mapping[str, object], layers: int) -> Iterator[Finding]:
     """Yield a warning for every gradient with more values than there are layers.
 
     Args:
-        content: The content of a recipe without slices.
-        layers: The number of layers of its models.
+        content: The content of a recipe; gradients inside its slices and modules are left out.
+        layers: The number of layers of its models, the largest if they differ.
     """
     for subject, parameters in _find_parameters(content):
         for name, setting in parameters.items():
@@ -90,7 +95,7 @@ def check_gradients(content: Mapping[str, object], layers: int) -> Iterator[Find
 def _find_parameters(
     content: Mapping[str, object],
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield the parameters of the recipe and of each model, after whose they are."""
+    """Yield (owner, parameters); the owner is `recipe` or a model."""
     models = content.get("models")
     for holder in (content, *(models if isinstance(models, list) else ())):
         parameters = holder.get("parameters") if isinstance(holder, dict) else None

@@ -137,9 +137,10 @@ def _check_row(
     name = spell(model)
     if name not in spelled:
         same = next((other for other in spelled if identity(other) == identity(name)), None)
-        also = f", and so cannot be written as {name}" if same else f"; allowed is {ROWS}"
-        found = f"is {same} in the recipe" if same else f"{name} is no model of the recipe"
-        yield error(where, f"its source {found}{also}.")
+        sentence = f"its source {name} is no model of the recipe; allowed is {ROWS}."
+        if same is not None:
+            sentence = f"the recipe spells its source {same}; write {same} here, not {name}."
+        yield error(where, sentence)
         return
     if name not in models:
         return

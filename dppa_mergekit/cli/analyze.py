@@ -46,7 +46,7 @@ def analyze(
     \b
         mergekit-dppa analyze recipe.yml --output analysis/
     """  # noqa: D301  # click wants a backspace before lines that it must not wrap
-    from dppa_mergekit.analysis.advice import merge_verdict, verdict
+    from dppa_mergekit.analysis.advice import verdicts
     from dppa_mergekit.analysis.analyze import FILE, assign_prompts, write_analysis
     from dppa_mergekit.analysis.analyze import analyze as analyze_deltas
     from dppa_mergekit.analysis.plots import PICTURES
@@ -72,7 +72,9 @@ def analyze(
         folder = output
         if len(stages) > 1:
             click.echo(f"{stage.title}:\n")
-            folder = None if output is None else output / Path(stage.name or "final merge").name
+            # A name may be a path, and the last parts of two may be the same.
+            name = (stage.name or "final merge").replace("/", "_")
+            folder = None if output is None else output / name
         read = recipe_of(stage, recipe) if len(stages) > 1 else Recipe.read(recipe)
         prompts = assign_prompts(read, files)
         workspace = Path.cwd() if folder is None else folder
@@ -83,9 +85,7 @@ def analyze(
         if folder is not None:
             path = write_analysis(found, read, folder)
             if html:
-                verdicts = [f"{model.model}: {verdict(model)}" for model in found.models]
-                if (of_merge := merge_verdict(found)) is not None:
-                    verdicts.append(f"The merge: {of_merge}")
+                said = [f"{name}: {sentences}" for name, sentences in verdicts(found)]
                 title = f"Deltas of {recipe.name}"
-                options.write_page(path, title, verdicts, PICTURES, [recipe, *files])
+                options.write_page(path, title, said, PICTURES, [recipe, *files])
         click.echo(overview(found), nl=False)

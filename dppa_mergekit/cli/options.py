@@ -138,11 +138,22 @@ def tasks_of(path: Path, batch_size: int | None, limit: int | None) -> TasksFile
 
 
 def placement(device: str, dtype: str, loading: LoadingOptions) -> Placement:
-    """Where and how models are held, from the options."""
+    """Where and how models are held, from the options.
+
+    Raises:
+        ParameterError: torch knows no such device; one that this machine lacks is found only later.
+    """
     import torch
 
+    from dppa_mergekit.errors import ParameterError
     from dppa_mergekit.live.placement import Placement
 
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ParameterError(
+            f"--device is {device!r}; allowed is a device of torch, as cpu, cuda, cuda:1 or mps."
+        ) from None
     return Placement(device, None if dtype == "auto" else getattr(torch, dtype), loading)
 
 

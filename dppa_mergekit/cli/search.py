@@ -30,10 +30,10 @@ ENTRANTS = "Dev Domain-Ratio of the best candidate of every entrant, with its st
 """The caption of the plot of a contest."""
 
 CURVES = (
-    "Dev Domain-Ratio by factor, with the other factors as found (as in the paper's Fig. 2). "
-    "A dotted line marks the factor found."
+    "Dev Domain-Ratio by each of the {}, with the others as found (as in the paper's Fig. 2). "
+    "Dotted lines mark what was found."
 )
-"""The caption of the plot."""
+"""The caption of the plot; what is found goes into it."""
 
 
 @click.command()
@@ -217,7 +217,7 @@ def search(
     click.echo(f"{output}: {found}")
     if html:
         title = f"Search of {FOUND[tune]} for {recipe.name}"
-        caption = CURVES if entering is None else ENTRANTS
+        caption = CURVES.format(FOUND[tune]) if entering is None else ENTRANTS
         pictures = {output.with_suffix(".png").name: caption}
         options.write_page(output, title, verdict, pictures, [recipe, tasks_file])
 

@@ -37,6 +37,8 @@ def refuse_idle_options(
     Raises:
         ParameterError: There is one.
     """
+    from dppa_mergekit.errors import ParameterError
+
     if tune != "weights":
         options.refuse_idle({"--shared": shared}, "--tune weights")
     if tune not in ("weights", "both"):
@@ -49,8 +51,8 @@ def refuse_idle_options(
     else:
         of_factors = {"--tune-dense": tune_dense, "--per-block": per_block}
         options.refuse_idle(of_factors, "--tune factors")
-    if per_block:
-        options.refuse_idle({"--tune-dense": tune_dense}, "factors that are not --per-block")
+    if tune_dense and per_block:
+        raise ParameterError("--tune-dense and --per-block do not go together.")
     if strategy != "distill":
         options.refuse_idle({"--prompts": prompts_file}, "--strategy distill")
 

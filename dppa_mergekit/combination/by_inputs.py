@@ -112,22 +112,23 @@ class ByInputs:
     def automatic_factors(self, place: Place, contributions: Sequence[Contribution]) -> list[float]:
         """Return the factor that `merge` gives every delta of a linear; 1 where it gives none.
 
-        It gives none to deltas that have factors, and to the delta of the only model that counts.
+        It gives none to deltas that have factors, to those of models without weight, and to the
+        delta of the only model that counts.
 
         Args:
             place: The place of the linear.
             contributions: At least one, of numel elements each.
         """
         assert place.shape is not None
-        if not self.amplify or len(_with_weight(contributions)) < 2:
+        counting = _with_weight(contributions)
+        if not self.amplify or len(counting) < 2:
             return [1.0] * len(contributions)
-        moments = _moments(contributions, place.shape)
-        return [
-            output_factor(contribution.pruned, moment, place.shape)
+        found = {
+            contribution.model: output_factor(contribution.pruned, moment, place.shape)
+            for contribution, moment in zip(counting, _moments(counting, place.shape), strict=True)
             if _is_plainly_pruned(contribution.pruned)
-            else 1.0
-            for contribution, moment in zip(contributions, moments, strict=True)
-        ]
+        }
+        return [found.get(contribution.model, 1.0) for contribution in contributions]
 
     def factor_gradients(
         self, place: Place, contributions: Sequence[Contribution], of_merged: torch.Tensor

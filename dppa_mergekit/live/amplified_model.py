@@ -197,11 +197,6 @@ class AmplifiedModel:
             [_Dense.of(combined, weights) for combined in dense],
         )
 
-    @property
-    def bytes_held(self) -> int:
-        """The memory in bytes that the kept elements take beside the model."""
-        return sum(partition.bytes for linear in self._linears for partition in linear.partitions)
-
     def set_factors(self, factors: Mapping[int, Setting], dense: float | None = None) -> None:
         """Write the weights for new factors; a partition that keeps its factor is not touched.
 

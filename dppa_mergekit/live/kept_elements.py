@@ -41,12 +41,6 @@ class Partition:
     delta: Delta
     divisor: float
 
-    @property
-    def bytes(self) -> int:
-        """The memory in bytes that it takes."""
-        held = (self.bits, self.delta.fine_tuned, self.delta.base)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
-
     def to(self, device: torch.device) -> Partition:
         """Return the same partition on another device."""
         base = self.delta.base

@@ -19,6 +19,11 @@ class Placement:
         device: A device as torch names it.
         dtype: The dtype of the live weights; None keeps the stored one.
         loading: How models are loaded.
+
+    Example:
+        >>> from dppa_mergekit import Placement
+        >>> Placement("cuda:1").device
+        'cuda:1'
     """
 
     device: str = "cpu"

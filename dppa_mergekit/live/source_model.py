@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppa_mergekit.checkpoints.headers import Checkpoint
 from dppa_mergekit.checks.checkpoint_facts import TOKENIZERS
+from dppa_mergekit.checks.checkpoint_files import ADAPTER
 from dppa_mergekit.errors import CheckpointError, DppaError, first_line
 from dppa_mergekit.live.loading import load_model, load_tokenizer
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.inputs import activations_in
 from dppa_mergekit.recipes.recipe import Recipe
-from dppa_mergekit.recipes.references import named
+from dppa_mergekit.recipes.references import Place, named
 from dppa_mergekit.storage.run_record import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOG = logging.getLogger(__name__)
 
 BESIDE_WEIGHTS = (
     "tokenizer*",
@@ -65,6 +70,8 @@ class SourceModel:
         from mergekit.common import ModelReference
 
         try:
+            # mergekit's own download, which follows, leaves out templates and lists of merges.
+            self._download(reference.model, (*TOKENIZERS, *BESIDE_WEIGHTS, "*.py"))
             cache = self.placement.loading.transformers_cache
             return Path(ModelReference.parse(self.model).local_path(cache))
         # The Hub's client raises many kinds of errors for a name that it cannot fetch.
@@ -126,9 +133,53 @@ class SourceModel:
         reference = named(self.model)
         if reference.lora is None:
             return self.folder()
-        if any((Path(reference.lora.path) / name).exists() for name in TOKENIZERS):
-            return Path(reference.lora.path)
+        own = self._adapter_folder(reference.lora)
+        if own is not None and any((own / name).exists() for name in TOKENIZERS):
+            return own
         return SourceModel(str(reference.model), self.placement).folder()
+
+    def _adapter_folder(self, adapter: Place) -> Path | None:
+        """Return the folder of a LoRA; on the Hub, one with its tokenizer's files alone.
+
+        Returns:
+            The folder; None, with a warning, if the Hub cannot be reached and the files are not
+            here.
+
+        Raises:
+            DppaError: It is neither a local folder nor a repository on the Hub.
+        """
+        if adapter.is_local:
+            return Path(adapter.path)
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            # The client warns where nothing matches, and every LoRA has the first file.
+            return self._download(adapter, (ADAPTER, *TOKENIZERS, *BESIDE_WEIGHTS))
+        except LocalEntryNotFoundError:
+            LOG.warning(
+                "%s: the Hub cannot be asked whether its LoRA has a tokenizer; that of the model "
+                "below is used.",
+                self.model,
+            )
+            return None
+        # The Hub's client raises many kinds of errors for a name that it cannot fetch.
+        except Exception as error:
+            raise DppaError(
+                f"{self.model}: its LoRA is neither a local folder nor a repository on the Hub "
+                f"({first_line(error)})."
+            ) from error
+
+    def _download(self, place: Place, patterns: Sequence[str]) -> Path:
+        """Return the folder of a repository on the Hub, with the files that match patterns."""
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            place.path,
+            revision=place.revision,
+            cache_dir=self.placement.loading.transformers_cache,
+            allow_patterns=list(patterns),
+        )
+        return Path(folder)
 
 
 def fingerprint(folder: Path, dated: bool, beside: Path | None = None) -> str:
@@ -150,12 +201,14 @@ def fingerprint(folder: Path, dated: bool, beside: Path | None = None) -> str:
     try:
         checkpoint = Checkpoint(str(folder), ShardedTensorIndex.from_disk(str(folder)))
         state = checkpoint.fingerprint() if dated else checkpoint.content()
+    except CheckpointError:
+        raise
     # mergekit and torch raise many kinds of errors for files that are damaged or not a model's.
     except Exception as error:
         raise CheckpointError(f"{folder}: {first_line(error)}.") from error
     digest = hashlib.sha256(repr(state).encode())
     folders = {folder, beside or folder}
-    files = {path for pattern in BESIDE_WEIGHTS for each in folders for path in each.glob(pattern)}
+    files = {path for pattern in BESIDE_WEIGHTS for one in folders for path in one.glob(pattern)}
     for path in sorted(path for path in files if path.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
+from dppa_mergekit.errors import DppaError, first_line
 from dppa_mergekit.merging.mergekit_hooks import listening
 
 if TYPE_CHECKING:
@@ -41,17 +42,28 @@ def merge_into_folder(
         loading: How models are loaded.
 
     Raises:
-        DppaError: The recipe cannot be merged.
+        DppaError: The recipe cannot be merged, or the disk has no room for its merge.
     """
+    with tempfile.TemporaryDirectory(prefix=".dppa-", dir=workspace) as folder:
+        _merge(recipe, folder, listener, loading)
+        yield Path(folder)
+
+
+def _merge(recipe: Recipe, folder: str, listener: Listener | None, loading: LoadingOptions) -> None:
+    """Merge a recipe into a folder. Raises DppaError as `merge_into_folder`."""
     from mergekit.io.tasks import LoaderCache
     from mergekit.merge import run_merge
 
-    options = loading.merge_options()
-    with tempfile.TemporaryDirectory(prefix=".dppa-", dir=workspace) as folder:
-        # mergekit keeps its loaders by path for the life of the process; files may have changed.
-        LoaderCache.loaders.clear()
+    # mergekit keeps its loaders by path for the life of the process; files may have changed.
+    LoaderCache.loaders.clear()
+    try:
         with listening(listener), torch.random.fork_rng():
             torch.manual_seed(RANDOM_SEED)
-            run_merge(recipe.configuration(), folder, options)
+            run_merge(recipe.configuration(), folder, loading.merge_options())
+    except DppaError:
+        raise
+    # mergekit raises many kinds for inputs that are missing, and the system for a full disk.
+    except Exception as problem:
+        raise DppaError(f"{recipe.origin} cannot be merged ({first_line(problem)}).") from problem
+    finally:
         LoaderCache.loaders.clear()
-        yield Path(folder)

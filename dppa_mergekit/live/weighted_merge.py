@@ -119,8 +119,8 @@ class WeightedMerge:
             weights: Fine-tuned model, as the recipe spells it -> its weight, for every model.
 
         Raises:
-            CheckpointError: mergekit writes a tensor that the live model lacks (other methods
-                only).
+            DppaError: mergekit cannot merge, or writes a tensor that the live model lacks (other
+                methods only).
         """
         if self.tensors:
             by_identity = {identity(model): weight for model, weight in weights.items()}

@@ -274,8 +274,10 @@ class DeltaPruningMerge(GroupMergeMethod):  # type: ignore[misc]
 
 def _state_of_plan(plan: Plan) -> SharedState:
     """The shared state of a merge that mergekit has planned."""
+    # Before the thresholds, for which all deltas are read.
+    inputs = plan.inputs()
     return SharedState(
-        plan.allocation(), plan.thresholds(), plan.inputs(), plan.output_dtype, plan.listener
+        plan.allocation(), plan.thresholds(), inputs, plan.output_dtype, plan.listener
     )
 
 
@@ -300,7 +302,11 @@ def _state_in_memory(
         shape = shapes[_name(group)]
         linears = _linears_of(group, is_alone, shape)
         inputs.check(chosen.models, _name(group), shape, linears, {})
-    return SharedState(ModelAllocation(sources, densities, wanted), Thresholds(), inputs)
+    if not is_alone:
+        inputs.check_names()
+    is_by_magnitude = all(chosen.selection.is_by_magnitude for chosen in parameters)
+    allocation = ModelAllocation(sources, densities, wanted, is_by_magnitude)
+    return SharedState(allocation, Thresholds(), inputs)
 
 
 def _tied_names(groups: Sequence[TensorGroup]) -> set[str]:

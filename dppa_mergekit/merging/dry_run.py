@@ -77,6 +77,8 @@ def dry_run(
         losses = [] if is_own else list(refuse_misfits(find_misfits(planner)))
         tasks = planner.plan_to_disk(folder)
         plan = plan_of_planner(planner)
+        if plan is not None:
+            plan.inputs()  # refuses activations of other tensors
         losses += plan.losses if plan is not None else refuse_misfits(find_optional_misfits(tasks))
         written = {task.tensor_name for task in tasks if isinstance(task, SaveTensor)}
         headless = [found for found in find_missing_heads(planner, written) if found not in losses]
@@ -101,7 +103,7 @@ def _shorten(text: str) -> str:
     line = " ".join(text.split())
     if len(line) > 200:
         first, *_, last = [part.strip() for part in text.strip().splitlines()] * 2
-        line = f"{first[:120]} ... {last[:80]}"
+        line = f"{first[:120]} ... {last[-80:]}"
     return line.rstrip(".")
 
 

@@ -103,7 +103,11 @@ class Plan:
             return self._thresholds
 
     def inputs(self) -> LinearInputs:
-        """What enters this merge's linears; all tensors are planned."""
+        """What enters this merge's linears; all tensors are planned.
+
+        Raises:
+            CheckpointError: An activations file has none of the tensors.
+        """
         with self._lock:
             if not self._inputs.shapes and ACTIVATIONS in self.method.parameters:
                 loads = {
@@ -174,6 +178,7 @@ class Plan:
             [self._source(planned) for planned in self.by_name()],
             densities,
             multiples,
+            all(planned.parameters.selection.is_by_magnitude for planned in self.tensors.values()),
             None if self.quiet else progress_bar,
             statistics_entries(lambda: self._dependencies, multiples),
         )

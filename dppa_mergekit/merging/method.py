@@ -53,7 +53,7 @@ class SelectionRule(Protocol):
 
     @property
     def rescales(self) -> bool:
-        """Whether it divides the delta by its density, so that useful factors reduce it."""
+        """Whether it divides the delta by its density, so that useful factors are below 1."""
         ...
 
     def resolve(self, shared: Mapping[str, object]) -> Selection:

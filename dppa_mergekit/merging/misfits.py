@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dppa_mergekit.checkpoints.tensor_loading import conversions_of, tied_names_of, ties_head
 from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.merging.layer_ranges import find_layers_past_the_end
 from dppa_mergekit.merging.table_fit import TableFit, fit_table, missing_experts, own_names
 from dppa_mergekit.report.phrases import count, such_as
 from dppa_mergekit.tensor_names import is_output_head
@@ -257,12 +258,11 @@ def _layers_past_the_end(planner: MergePlanner) -> Iterator[Misfit]:
         }
         for source in sources:
             (first, after), layers = source.layer_range, number[source.model]
-            if layers is not None and not 0 <= first <= after <= layers:
-                yield Misfit(
-                    str(source.model),
-                    f"layer_range is [{first}, {after}], and it has {count(layers, 'layer')}.",
-                    kind="failure",
-                )
+            if layers is None:
+                continue
+            sentence = find_layers_past_the_end(first, after, layers, "it")
+            if sentence is not None:
+                yield Misfit(str(source.model), sentence, kind="failure")
 
 
 def _refused_configuration(planner: MergePlanner) -> Iterator[Misfit]:

@@ -32,6 +32,7 @@ class ModelAllocation:
         sources: Every tensor of the merge.
         densities: Model -> tensor name -> the density that the recipe gives it.
         multiples: The multiples at which significance is needed; none for uniform allocation alone.
+        is_by_magnitude: Whether the largest deltas are kept, so those of zero last.
         progress: Opens a progress bar over a number of tensors.
         cached: Model -> the cache entry of its statistics.
     """
@@ -41,12 +42,14 @@ class ModelAllocation:
         sources: Sequence[TensorSource],
         densities: Mapping[Hashable, Mapping[str, float]],
         multiples: Iterable[Multiples],
+        is_by_magnitude: bool,
         progress: Callable[[int], AbstractContextManager[Progress]] | None = None,
         cached: Mapping[Hashable, CacheEntry[tuple[ModelStatistics, ...]]] | None = None,
     ) -> None:
         self._sources = sources
         self._densities = densities
         self._multiples = tuple(multiples)
+        self._is_by_magnitude = is_by_magnitude
         self._progress = progress
         self._cached = cached or {}
         self._lock = threading.Lock()
@@ -122,6 +125,8 @@ class ModelAllocation:
     def _warn(self, model: Hashable, statistics: ModelStatistics) -> None:
         if statistics.zero:
             LOG.warning("%s: its delta is zero everywhere; it adds nothing to the base.", model)
+            return
+        if not self._is_by_magnitude:
             return
         total = sum(record.numel for record in statistics.linears)
         asked = sum(

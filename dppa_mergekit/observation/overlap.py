@@ -12,7 +12,7 @@ import torch
 
 from dppa_mergekit.moments.activations_file import ActivationsFile
 from dppa_mergekit.moments.second_moment import SecondMoment
-from dppa_mergekit.tensor_names import Linear, block_of
+from dppa_mergekit.tensor_names import Linear, block_of, kind_of
 
 LEADING = 16
 """Directions of the subspaces that are compared."""
@@ -60,11 +60,9 @@ def _compare(linear: Linear, files: Mapping[str, ActivationsFile]) -> InputsOfMo
     }
     bases = {model: _leading(moment) for model, moment in moments.items()}
     block = block_of(linear.tensor)
-    name = linear.tensor.removesuffix(".weight")
-    kind = name if block is None else name.removeprefix(f"{block.stack}.{block.number}.")
     return InputsOfModels(
         linear,
-        kind,
+        kind_of(linear.tensor),
         None if block is None else block.number,
         {model: _held(moment) for model, moment in moments.items()},
         {

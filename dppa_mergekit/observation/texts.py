@@ -37,7 +37,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Text:
-    """The tokens of a prompt and of its answer; the answer may be empty."""
+    """The tokens of a prompt and of its answer.
+
+    The answer may be empty: a decoder reads a prompt with its completion as one text.
+    """
 
     prompt: Sequence[int]
     answer: Sequence[int]
@@ -117,8 +120,8 @@ def _complete(
     reading: Reading,
 ) -> Iterator[Text]:
     """Yield the texts of prompts with completions, cut to the model's context."""
-    begins = [_tokenize(name, prompt.text, tokenizer, reading) for prompt in prompts]
     if model.config.is_encoder_decoder:
+        begins = [_tokenize(name, prompt.text, tokenizer, reading) for prompt in prompts]
         for begin, prompt in zip(shorten(name, begins, model, 0), prompts, strict=True):
             yield Text(begin, tokenizer(prompt.completion or "")["input_ids"])
         return
@@ -126,10 +129,7 @@ def _complete(
         _tokenize(name, prompt.text, tokenizer, reading, prompt.completion or "")
         for prompt in prompts
     ]
-    short = shorten(name, wholes, model, 0)
-    for begin, whole, cut in zip(begins, wholes, short, strict=True):
-        length = max(0, len(begin) - (len(whole) - len(cut)))
-        yield Text(cut[:length], cut[length:])
+    yield from (Text(whole, ()) for whole in shorten(name, wholes, model, 0))
 
 
 def _tokenize(

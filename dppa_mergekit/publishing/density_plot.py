@@ -24,7 +24,7 @@ def plot_densities(recipe: Recipe, folder: Path, loading: LoadingOptions) -> str
 
     Args:
         recipe: The recipe.
-        folder: The folder of its merge, beside which LoRAs may be merged.
+        folder: The folder of its merge, in which LoRAs may be merged for a while.
         loading: How models are loaded.
 
     Returns:
@@ -34,9 +34,8 @@ def plot_densities(recipe: Recipe, folder: Path, loading: LoadingOptions) -> str
     if not is_installed():
         return None
     try:
-        with caching_loras(loading, recipe.models(), folder.parent) as cached:
-            placement = Placement(loading=cached)
-            found = analyze(recipe, placement=placement, workspace=folder.parent)
+        with caching_loras(loading, recipe.models(), folder) as cached:
+            found = analyze(recipe, placement=Placement(loading=cached))
     except DppaError as problem:
         LOG.warning("The card will have no plot of the densities: %s", problem.message)
         return None

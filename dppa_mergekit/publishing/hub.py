@@ -105,7 +105,10 @@ def upload_folder(folder: Path, repository: str, private: bool) -> str:
 
 
 def _is_replaced(name: str) -> bool:
-    """Return whether an upload without the file deletes it: weights, and scores of others."""
+    """Return whether the upload deletes this file where the folder lacks it.
+
+    Such files are weights and benchmark results.
+    """
     return WEIGHTS.fullmatch(name) is not None or name == f"{benchmarks.FOLDER}/{benchmarks.FILE}"
 
 

@@ -14,7 +14,8 @@ import yaml
 from dppa_mergekit.merging.method import Method
 from dppa_mergekit.moments.activations_file import Observation
 from dppa_mergekit.parameters import ACTIVATIONS
-from dppa_mergekit.recipes.inputs import values_in
+from dppa_mergekit.recipes.inputs import numbers_in
+from dppa_mergekit.recipes.yaml_text import YAML_ERRORS
 from dppa_mergekit.report.markdown_tables import table, with_error
 
 CARD = "README.md"
@@ -162,7 +163,7 @@ def _read_yaml(text: str) -> object:
     """Return the content of a block of YAML; None if it is no document, or several."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except YAML_ERRORS:
         return None
 
 
@@ -246,11 +247,7 @@ def _link(model: str) -> str:
 
 def _format(parameter: object) -> str:
     """Return a parameter as text: a number, or the range of one that differs between blocks."""
-    numbers = [
-        float(value)
-        for value in values_in(parameter)
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
+    numbers = numbers_in(parameter)
     if not numbers:
         return str(parameter)
     low, high = min(numbers), max(numbers)

@@ -10,15 +10,12 @@ from pathlib import Path
 
 from dppa_mergekit.errors import DppaError
 from dppa_mergekit.parameters import ACTIVATIONS
-from dppa_mergekit.recipes.inputs import activations_in
+from dppa_mergekit.recipes.inputs import OF_ALL, activations_in
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
 
 MODEL_KEYS = ("model", "base_model", "lora", "path", "source", "tokenizer_source")
 """Keys of a recipe that may name a model (mergekit/config.py and tokenizer/config.py, 0.1.5)."""
-
-NO_MODELS = ("base", "union")
-"""Values of a tokenizer's source that are not models."""
 
 
 def public_names(content: object, given: Mapping[str, str]) -> dict[str, str]:
@@ -55,9 +52,7 @@ def public_files(content: Mapping[str, object], shown_in: str) -> dict[str, str]
 
 def merged_models(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
     """Return each model that a recipe merges -> its public name; the base model comes first."""
-    base = recipe.content.get("base_model")
-    models = [*([] if base is None else [recipe.base]), *recipe.fine_tuned()]
-    return {model: names.get(model, model) for model in models}
+    return {model: names.get(model, model) for model in recipe.models()}
 
 
 def is_local(model: str) -> bool:
@@ -144,7 +139,7 @@ def anonymize(text: str, names: Mapping[str, str]) -> str:
 
 def _is_model(key: object, value: object) -> bool:
     """Return whether a key of a recipe and its value name a model."""
-    is_keyword = str(key).endswith("source") and value in NO_MODELS
+    is_keyword = str(key).endswith("source") and value in OF_ALL
     return key in MODEL_KEYS and isinstance(value, str) and not is_keyword
 
 

@@ -122,7 +122,9 @@ class Publishing:
         Raises:
             DppaError: There is no token, or the Hub cannot be reached or refuses.
         """
-        with tempfile.TemporaryDirectory(prefix=".dppa-", dir=self.folder.parent) as staged:
+        # In the folder itself, which has been written to: its parent may be read-only, and the
+        # system's temporary folder too small for activations.
+        with tempfile.TemporaryDirectory(prefix=".dppa-", dir=self.folder) as staged:
             for file in files:
                 link = Path(staged) / file.relative_to(self.folder)
                 link.parent.mkdir(parents=True, exist_ok=True)

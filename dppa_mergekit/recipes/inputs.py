@@ -96,7 +96,18 @@ def values_in(setting: object) -> Iterator[object]:
 
 def numbers_in(setting: object) -> list[float]:
     """Return the values of a parameter that are numbers."""
-    return [value for value in values_in(setting) if isinstance(value, (int, float))]
+    numbers = [read_number(value) for value in values_in(setting)]
+    return [number for number in numbers if number is not None]
+
+
+def read_number(value: object) -> float | None:
+    """Return a value as a number, also from its text, as YAML reads 1e-2; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def activations_in(content: Mapping[str, object]) -> Iterator[str]:

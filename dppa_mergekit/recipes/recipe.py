@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from dppa_mergekit.errors import RecipeError
 from dppa_mergekit.recipes.by_scope import Weight, filters
-from dppa_mergekit.recipes.inputs import Node, entries_of, holders, inputs_of, parameters_of
+from dppa_mergekit.recipes.inputs import (
+    Node,
+    entries_of,
+    holders,
+    inputs_of,
+    parameters_of,
+    read_number,
+)
 from dppa_mergekit.recipes.references import identity, spell
 from dppa_mergekit.recipes.yaml_text import read_documents, write_document
 
@@ -89,8 +96,11 @@ class Recipe:
 
     @property
     def base(self) -> str:
-        """The base model, as mergekit writes it; the recipe must name one."""
-        return spell(self.content["base_model"])
+        """The base model, as mergekit writes it. Raises RecipeError if the recipe names none."""
+        base = self.content.get("base_model")
+        if base is None:
+            raise RecipeError(f"{self.origin} has no base_model; allowed is a recipe with one.")
+        return spell(base)
 
     def fine_tuned(self) -> list[str]:
         """Return the fine-tuned models, as the recipe spells them, in its order."""
@@ -119,13 +129,14 @@ class Recipe:
             name = spell(entry["model"])
             if identity(name) == identity(self.content.get("base_model")):
                 continue
-            weight = parameters.get("weight", default)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            written = parameters.get("weight", default)
+            weight = read_number(written)
+            if weight is None:
                 raise RecipeError(
-                    f"{self.origin}: the weight of {name} is {weight!r}; a search "
+                    f"{self.origin}: the weight of {name} is {written!r}; a search "
                     f"starts from a number."
                 )
-            first = weights.setdefault(self.spelling_of(name), float(weight))
+            first = weights.setdefault(self.spelling_of(name), weight)
             if first != weight:
                 raise RecipeError(
                     f"{self.origin}: the weight of {name} is {first:g} in one place and "

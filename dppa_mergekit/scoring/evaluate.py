@@ -22,11 +22,11 @@ from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.engines import EngineName, FolderScorer, describe_engine, make_engine
-from dppa_mergekit.scoring.lm_eval_harness import Harness
+from dppa_mergekit.scoring.lm_eval_harness import Harness, require_chat_template
 from dppa_mergekit.scoring.plots import draw_evaluation
 from dppa_mergekit.scoring.ratios import Items, Score, Scores
 from dppa_mergekit.scoring.tables import FILE, Evaluation, as_markdown, as_plain
-from dppa_mergekit.scoring.tasks import Part, TasksError, TasksFile, check_fine_tuned_scores
+from dppa_mergekit.scoring.tasks import Part, TasksFile, check_fine_tuned_scores
 from dppa_mergekit.storage.output_files import check_output_folder, write_whole
 from dppa_mergekit.storage.run_record import read_records, write_record
 
@@ -161,8 +161,19 @@ def _check_request(request: EvaluationRequest) -> None:
             raise DppaError(
                 f"{model} is a file, and no model's folder; a recipe is given as --recipe {model}."
             )
+    _refuse_repeated(request)
     for model in [*request.models, *(domain.model for domain in domains)]:
         _refuse_broken(SourceModel(model, request.placement).folder(), model)
+
+
+def _refuse_repeated(request: EvaluationRequest) -> None:
+    """Refuse a recipe that shares its name with another or a model: scores go by name."""
+    for recipe in request.recipes:
+        if request.names.count(recipe.origin) > 1:
+            raise DppaError(
+                f"Of the models and recipes, two are named {recipe.origin!r}: give each file once, "
+                f"and in Python each Recipe its own `origin`."
+            )
 
 
 def _refuse_broken(folder: Path, model: str) -> None:
@@ -182,8 +193,7 @@ def _check_chat_templates(request: EvaluationRequest) -> None:
         if donor is not None:
             owners.setdefault(donor, f"{donor}, and so of {recipe.origin},")
     for model, owner in owners.items():
-        if not SourceModel(model, request.placement).tokenizer().chat_template:
-            raise TasksError(f"apply_chat_template: the tokenizer of {owner} has no chat template.")
+        require_chat_template(SourceModel(model, request.placement).tokenizer(), owner)
 
 
 def _template_donor(recipe: Recipe) -> str | None:

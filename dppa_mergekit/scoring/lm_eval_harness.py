@@ -11,9 +11,13 @@ import io
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from dppa_mergekit.errors import DppaError, first_line
+from dppa_mergekit.recipes.yaml_text import YAML_ERRORS, describe_yaml_error
 from dppa_mergekit.scoring.ratios import Score, Scores
 from dppa_mergekit.scoring.tasks import Metrics, TasksError, TasksFile
 
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOG = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234
 """The default of lm-eval."""
@@ -179,9 +185,8 @@ class Harness:
         Raises:
             TasksError: It has none.
         """
-        if self._settings.apply_chat_template and not tokenizer.chat_template:
-            name = tokenizer.name_or_path or "the model"
-            raise TasksError(f"apply_chat_template: the tokenizer of {name} has no chat template.")
+        if self._settings.apply_chat_template:
+            require_chat_template(tokenizer, tokenizer.name_or_path or "the model")
 
     def _score(
         self, task: str, result: Mapping[str, object], samples: Iterable[Mapping[str, object]]
@@ -235,9 +240,28 @@ def lm_eval_version() -> str:
     return version("lm_eval")
 
 
-def known_tests(metrics: Iterable[str]) -> list[str]:
-    """Return the tasks that are public test splits, which a search must not see."""
-    return [task for task in metrics if task in KNOWN_TESTS or task.startswith(("mmlu_", "bbh_"))]
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, owner: str) -> None:
+    """Refuse a tokenizer without the chat template that a tasks file wants to apply.
+
+    Args:
+        tokenizer: The tokenizer.
+        owner: Whose it is, for the message.
+
+    Raises:
+        TasksError: It has none.
+    """
+    if not tokenizer.chat_template:
+        raise TasksError(f"apply_chat_template: the tokenizer of {owner} has no chat template.")
+
+
+def warn_of_public_tests(dev_tasks: Iterable[str]) -> None:
+    """Warn of dev tasks that are public test splits, which nothing should be tuned on."""
+    for task in dev_tasks:
+        if task in KNOWN_TESTS or task.startswith(("mmlu_", "bbh_")):
+            LOG.warning(
+                "Dev task %s is a public test split; after tuning on it, its score says little.",
+                task,
+            )
 
 
 def _load_tasks(tasks: TasksFile, names: Collection[str]) -> dict[str, ConfigurableTask]:
@@ -262,7 +286,7 @@ def _load_tasks(tasks: TasksFile, names: Collection[str]) -> dict[str, Configura
         if task in manager.all_groups:
             raise TasksError(f"{task} is a group of lm-eval's; allowed are the tasks in it.")
         if task not in manager.all_subtasks:
-            raise TasksError(_explain_unknown(task, manager.all_subtasks, tasks.include_defaults))
+            raise TasksError(_explain_unknown(task, manager.all_subtasks, tasks))
     loaded: dict[str, ConfigurableTask] = {}
     for task in names:
         try:
@@ -288,12 +312,33 @@ def _number(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _explain_unknown(task: str, known: Sequence[str], include_defaults: bool) -> str:
+def _explain_unknown(task: str, known: Sequence[str], tasks: TasksFile) -> str:
+    """Return why lm-eval knows no such task; it skips without a word what it cannot read."""
+    folder = tasks.include_path
     near = difflib.get_close_matches(task, known, 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {len(known)} tasks."
-    if not include_defaults and not near:
-        hint += " The tasks that come with lm-eval need include_defaults: true."
-    return f"lm-eval knows no task {task}: {hint}"
+    if near:
+        reasons = [f"did you mean {' or '.join(near)}?"]
+    elif folder is None:
+        reasons = ["the tasks file has no include_path, the folder of your own tasks."]
+    else:
+        reasons = [f"no file in {folder} (include_path) that ends in .yaml defines it."]
+    if folder is not None:
+        reasons += _find_broken_files(folder)
+    if not tasks.include_defaults and not near:
+        reasons.append("The tasks that come with lm-eval need include_defaults: true.")
+    return f"lm-eval knows no task {task}: {' '.join(reasons)}"
+
+
+def _find_broken_files(folder: Path) -> Iterator[str]:
+    """Yield a sentence on each task file that cannot be read as YAML."""
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            # Composed only: its tags, as !function, are lm-eval's own.
+            yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        except OSError as error:
+            yield f"{path} cannot be read: {error}."
+        except YAML_ERRORS as error:
+            yield f"{path} is not YAML: {describe_yaml_error(error)}."
 
 
 @contextlib.contextmanager

@@ -153,7 +153,9 @@ class MergeObjective:
 
     def is_perfect(self, scores: Scores) -> bool:
         """Return whether every item of all domains is right, and no guard is lost."""
-        return not self.lost(scores) and all(each.is_perfect(scores) for each in self._objectives)
+        if self.lost(scores):
+            return False
+        return all(objective.is_perfect(scores) for objective in self._objectives)
 
     def difference(self, left: Scores, right: Scores) -> Estimate:
         """Return the difference of the smoothed values; its error is that of the paired items.

@@ -13,7 +13,6 @@ from dppa_mergekit.scoring.ratios import (
     Estimate,
     Score,
     Scores,
-    domain_ratio,
     estimate_domain_ratio,
     mean_estimate,
     task_ratio,
@@ -64,9 +63,7 @@ class Evaluation:
         """Return the Domain-Ratio (eq. 8) of a model in percent, with its error if known."""
         scores = {task: self.models[model][task] for task in self.domains[domain]}
         fine_tuned_scores = {task: self.fine_tuned_scores[task].value for task in scores}
-        if all(score.items for score in scores.values()):
-            return estimate_domain_ratio(scores, fine_tuned_scores)
-        return Estimate(domain_ratio(scores, fine_tuned_scores))
+        return estimate_domain_ratio(scores, fine_tuned_scores)
 
     def mean_ratio(self, model: str) -> Estimate:
         """Return the mean of a model's Domain-Ratios; domains have no items in common."""

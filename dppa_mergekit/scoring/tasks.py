@@ -92,6 +92,12 @@ class TasksFile(_Strict):
         vllm_args: For `--engine vllm`: arguments of vLLM's engine, as in lm-eval's `--model_args`.
         domains: Domain -> its tasks, in the order of the file.
         guard: Tasks that the base model can do and a merge must not lose.
+
+    Example:
+        >>> from dppa_mergekit import TasksFile
+        >>> math = {"model": "./math", "dev": {"gsm8k": "exact_match,strict-match"}}
+        >>> TasksFile(include_defaults=True, domains={"math": math}).metrics("dev")
+        {'gsm8k': 'exact_match,strict-match'}
     """
 
     include_path: Path | None = None
@@ -113,6 +119,21 @@ class TasksFile(_Strict):
         if guard:
             holders.append(self.guard)
         return {task: metric for held in holders for task, metric in held.of(part).items()}
+
+    def describe_dev(self, guard: bool = True) -> dict[str, object]:
+        """Return the file as plain data, without test tasks and, unless wanted, without the guard.
+
+        The folder of tasks is left out, too: `folder_hash` tells its content.
+        """
+        seen: dict[str, object] = self.model_dump(
+            mode="json",
+            exclude={
+                "include_path": True,
+                "domains": {"__all__": {"test"}},
+                "guard": {"test"} if guard else True,
+            },
+        )
+        return seen
 
     @classmethod
     def read(cls, path: Path) -> TasksFile:

@@ -1,7 +1,8 @@
-"""The core of a search by evaluation: for the factors of one model, or the weights of a merge.
+"""The core of a search by evaluation: for the factors of one model, or the numbers of a merge.
 
-A search for factors (DPA) takes one fine-tuned model alone on the base, at weight 1; its partitions
-down to its density get factors. Trials score the candidates, and only see dev tasks.
+The numbers of a merge are its weights, the factors of all its models, or both. A search for the
+factors of one model (DPA) takes it alone on the base, at weight 1; its partitions down to its
+density get factors. Trials score the candidates, and only see dev tasks.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from dppa_mergekit.storage.journal import Journal
 
 @dataclass
 class CandidateSearch:
-    """A search for the factors of one domain's model, or for the weights of a merge.
+    """A search for the factors of one domain's model, or for weights and factors of a merge.
 
     Attributes:
-        domain: The domain's name, or MERGE.
+        domain: The domain's name, MERGE, or the label of an entrant of a contest.
         model: Its fine-tuned model, as the recipe spells it.
         items: Task -> number of items, 0 where it is scored as a whole. Empty where the trials know
             their own tasks.

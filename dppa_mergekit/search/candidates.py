@@ -245,6 +245,16 @@ def weight_factor_candidates(
     return make
 
 
+def one_number(setting: Setting) -> float:
+    """Return a setting that is one number, as weights and factors for all blocks are.
+
+    Factors for each block, the only gradients among settings, are those of the partitions of one
+    model: they go to its live model or its recipe as they are.
+    """
+    assert isinstance(setting, (int, float)), setting
+    return float(setting)
+
+
 def describe(candidates: Candidates, candidate: Candidate) -> str:
     """Return a candidate's numbers as text, as in `amplify_90 1.2, amplify_80 1`.
 

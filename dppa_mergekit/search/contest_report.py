@@ -42,7 +42,7 @@ def contest_summary(placed: Sequence[Placed]) -> str:
     return (
         f"# Contest of {len(placed)} entrants\n\n{table(head, rows, names=2)}\n"
         f"Dev Domain-Ratio in percent of the fine-tuned models{errors}. The choice was made by "
-        f"these scores, so the best values lean upwards.\n\n"
+        f"these scores, so the best values are optimistic.\n\n"
         f"{separation(placed)}\n\nThe best: {found}.\n"
     )
 

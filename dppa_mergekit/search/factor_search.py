@@ -20,6 +20,7 @@ from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.merge_objective import score_experts
+from dppa_mergekit.scoring.tuning_run import lessons_of
 from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import Settings
 from dppa_mergekit.search.evaluations import has_fine_tuned_scores
@@ -30,9 +31,9 @@ from dppa_mergekit.search.factor_trials import (
     tokenize_texts,
 )
 from dppa_mergekit.search.options import Options
-from dppa_mergekit.search.recipe_search import Best, RecipeSearch, Scoring
+from dppa_mergekit.search.recipe_search import Best, RecipeSearch, Scoring, check_has_factors
 from dppa_mergekit.search.results import SearchResult
-from dppa_mergekit.search.strategies import STRATEGIES
+from dppa_mergekit.search.strategies import OF_ONE_MODEL, STRATEGIES
 from dppa_mergekit.search.trials import (
     CallableScorer,
     FolderTrials,
@@ -63,7 +64,7 @@ class FactorSearch(RecipeSearch):
         """Refuse what can be refused before anything is loaded.
 
         Raises:
-            DppaError: As for every recipe search; or the recipe's method has no partitions, the
+            DppaError: As for every recipe search; or the recipe's method has no factors, the
                 strategy needs a model in memory and there is none, or two domains have one model.
         """
         check_amplified(self.recipe, self.options)
@@ -131,7 +132,7 @@ class FactorSearch(RecipeSearch):
             self.placement,
             model,
             scoring.prompts if self.prompts is None else tokenize_texts(self.prompts),
-            self.output.with_name(f"{self.output.name}.teacher-{domain}.safetensors"),
+            lessons_of(self.output, domain),
             self.options.per_block,
         )
 
@@ -218,7 +219,7 @@ def search_amplification(
         their ratio before and after, in percent.
 
     Raises:
-        RecipeError: The recipe has no such model, or its method has no partitions.
+        RecipeError: The recipe has no such model, or its method has no factors.
         TasksError: The fine-tuned model does not score above 0 on a task.
         DppaError: The strategy needs prompts and there are none, or a model cannot be loaded.
 
@@ -273,15 +274,15 @@ def check_amplified(recipe: Recipe, options: Options) -> None:
     """Refuse a recipe whose factors cannot be searched with these options.
 
     Raises:
-        RecipeError: The method has no partitions, or the recipe has slices and factors are wanted
+        RecipeError: The method has no factors, or the recipe has slices and factors are wanted
             for each block.
-        DppaError: Factors are wanted for each block by a strategy without a teacher.
+        DppaError: The strategy is one for merges, or has no teacher and factors are wanted for each
+            block.
     """
-    amplified = method_table.amplified()
-    if recipe.method not in amplified:
-        raise RecipeError(
-            f"{recipe.origin}: {recipe.method} has no partitions to amplify; allowed are "
-            f"{', '.join(amplified)}."
+    check_has_factors(recipe)
+    if options.strategy not in OF_ONE_MODEL:
+        raise DppaError(
+            f"Strategy {options.strategy} is for a merge; allowed are {', '.join(OF_ONE_MODEL)}."
         )
     if options.per_block and not STRATEGIES[options.strategy].needs_teacher:
         raise DppaError("--per-block needs --strategy distill: a teacher for so many factors.")

@@ -18,10 +18,10 @@ from dppa_mergekit.live.context import shorten
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.source_model import SourceModel
 from dppa_mergekit.live.temporary_merge import merge_into_folder
-from dppa_mergekit.parameters import AMPLIFY_DENSE
-from dppa_mergekit.recipes.recipe import Recipe, at_layer
+from dppa_mergekit.parameters import AMPLIFICATION_NAMES, AMPLIFY_DENSE
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Items
-from dppa_mergekit.search.candidates import Proposal, Settings
+from dppa_mergekit.search.candidates import Proposal, Settings, one_number
 from dppa_mergekit.search.distillation import FactorDescent, distill
 from dppa_mergekit.search.trials import MemoryTrials
 
@@ -68,14 +68,14 @@ class LiveFactors:
 
     def parameters(self) -> list[str]:
         """Return the factors that the pruned model has."""
-        return _factor_names(self.amplified.rates, self.tune_dense)
+        return _factor_names(self.recipe, self.amplified.rates, self.tune_dense)
 
     def apply(self, settings: Settings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Write the weights for factors; return the live model and its tokenizer."""
         amplified = self.amplified
-        factors = {rate: settings[_factor_name(rate)] for rate in amplified.rates}
+        factors = {rate: settings[AMPLIFICATION_NAMES[rate]] for rate in amplified.rates}
         dense = settings.get(DENSE)
-        amplified.set_factors(factors, None if dense is None else at_layer(dense, 0, 1))
+        amplified.set_factors(factors, None if dense is None else one_number(dense))
         return amplified.model, amplified.tokenizer
 
 
@@ -111,7 +111,7 @@ class FolderFactors:
 
     def parameters(self) -> list[str]:
         """Return the factors that the pruned model has."""
-        return _factor_names(self._rates, self.tune_dense)
+        return _factor_names(self.recipe, self._rates, self.tune_dense)
 
     def recipe_with(self, settings: Settings) -> Recipe:
         """Return the recipe of the model alone with factors."""
@@ -161,7 +161,7 @@ class TaughtFactorTrials(MemoryTrials):
             )
         found = distill(amplified, lessons, low, high, FactorDescent(seed=seed), self.per_block)
         dense = {DENSE: [1.0]} if self.merge.tune_dense else {}
-        return {_factor_name(rate): factors for rate, factors in found.items()} | dense
+        return {AMPLIFICATION_NAMES[rate]: factors for rate, factors in found.items()} | dense
 
 
 def tokenize_texts(texts: Sequence[str]) -> Prompts:
@@ -175,11 +175,10 @@ def tokenize_texts(texts: Sequence[str]) -> Prompts:
     return tokenize
 
 
-def _factor_names(rates: Sequence[int], tune_dense: bool) -> list[str]:
+def _factor_names(alone: Recipe, rates: Sequence[int], tune_dense: bool) -> list[str]:
     if not rates:
-        raise RecipeError("The recipe prunes no linear of the model: there are no partitions.")
-    return [_factor_name(rate) for rate in rates] + ([DENSE] if tune_dense else [])
-
-
-def _factor_name(rate: int) -> str:
-    return f"amplify_{rate}"
+        raise RecipeError(
+            f"{alone.origin} prunes no linear of {', '.join(alone.fine_tuned())}, so there are no "
+            f"partitions whose factors could be tuned."
+        )
+    return [AMPLIFICATION_NAMES[rate] for rate in rates] + ([DENSE] if tune_dense else [])

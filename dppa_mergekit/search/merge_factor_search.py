@@ -15,16 +15,22 @@ from typing import TYPE_CHECKING
 from dppa_mergekit import method_table
 from dppa_mergekit.checkpoints.loading_options import DEFAULT_LOADING, LoadingOptions
 from dppa_mergekit.combination.contribution import Combined
-from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.errors import DppaError
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.temporary_merge import merge_into_folder
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.parameters import AMPLIFICATION_NAMES
-from dppa_mergekit.recipes.recipe import Recipe, at_layer
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.recipes.references import identity
-from dppa_mergekit.search.candidates import MakeCandidates, Settings, merge_factor_candidates
+from dppa_mergekit.search.candidates import (
+    MakeCandidates,
+    Settings,
+    merge_factor_candidates,
+    one_number,
+)
 from dppa_mergekit.search.merge_search import MergeSearch
 from dppa_mergekit.search.options import Options
+from dppa_mergekit.search.recipe_search import check_has_factors
 from dppa_mergekit.search.results import MERGE
 from dppa_mergekit.search.strategies import MERGE_FACTORS
 
@@ -113,12 +119,7 @@ class MergeFactorSearch(MergeSearch):
         Raises:
             DppaError: As for every recipe search; or the method of the recipe has no factors.
         """
-        allowed = method_table.amplified()
-        if self.recipe.method not in allowed:
-            raise RecipeError(
-                f"{self.recipe.origin}: {self.recipe.method} has no factors; allowed are "
-                f"{', '.join(allowed)}."
-            )
+        check_has_factors(self.recipe)
         if self.options.strategy != MERGE_FACTORS:
             raise DppaError(
                 f"Strategy {self.options.strategy} is for the factors of one model; those of a "
@@ -157,7 +158,7 @@ def factors_of(settings: Settings) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, value in settings.items():
         model, _, factor = name.rpartition(" ")
-        found.setdefault(model, {})[factor] = at_layer(value, 0, 1)
+        found.setdefault(model, {})[factor] = one_number(value)
     return found
 
 

@@ -162,7 +162,7 @@ class MethodContest(RecipeTuning):
                     whole = self.budget_of(one)
                     budgets[one.label] = max(min(FIRST_ROUND, whole), int(spent * whole))
                     standings[one.label] = search_of(one).lead()
-                    leader = max(alive[:number], key=lambda each: standings[each.label].value)
+                    leader = max(alive[:number], key=lambda entrant: standings[entrant.label].value)
                     _keep(best, leader, standings[leader.label])
                 leading = standings[leader.label]
                 behind = [

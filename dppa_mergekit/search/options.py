@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dppa_mergekit.errors import ParameterError
+from dppa_mergekit.search.strategies import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,13 @@ class Options:
             way from factors 1 to its proposal.
 
     Raises:
-        ParameterError: `max_evaluations` or `patience` is below 1.
+        ParameterError: There is no such strategy, `max_evaluations` or `patience` is below 1, or
+            the range is empty.
+
+    Example:
+        >>> from dppa_mergekit import Options
+        >>> Options(max_evaluations=20, high=2.0).strategy
+        'joint'
     """
 
     strategy: str = "joint"
@@ -40,10 +47,19 @@ class Options:
     share: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ParameterError for a number that is not allowed."""
+        """Raise ParameterError for a value that is not allowed."""
+        if self.strategy not in STRATEGIES:
+            raise ParameterError(
+                f"strategy is {self.strategy!r}; allowed are {', '.join(STRATEGIES)}."
+            )
         for name, number in (
             ("max_evaluations", self.max_evaluations),
             ("patience", self.patience),
         ):
             if number < 1:
                 raise ParameterError(f"{name} is {number}; allowed is 1 or more.")
+        if not self.low <= self.high:
+            raise ParameterError(
+                f"low is {self.low:g} and high is {self.high:g}; allowed is a range from less to "
+                f"more."
+            )

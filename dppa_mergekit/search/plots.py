@@ -1,19 +1,28 @@
-"""Curves of a search: Domain-Ratio against factor (paper Fig. 2)."""
+"""Curves of a search: Domain-Ratio against factor (paper Fig. 2) or weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppa_mergekit.recipes.recipe import at_layer
 from dppa_mergekit.report.plot_style import PANEL, color_of
+from dppa_mergekit.search.candidates import one_number
 from dppa_mergekit.search.results import SearchResult
+from dppa_mergekit.search.strategies import BOTH, WEIGHTS
+
+TUNED = {WEIGHTS: "weight", BOTH: "weight or factor"}
+"""Strategy -> what it tunes; all others tune factors."""
 
 
-def draw(results: Sequence[SearchResult], path: Path) -> None:
+def draw(results: Sequence[SearchResult], strategy: str, path: Path) -> None:
     """Write a PNG with a panel for each result and a curve for each factor or weight.
 
-    Along a curve the other factors are those of the result; a dotted line marks the result.
+    Along a curve the others are those of the result; a dotted line marks the result.
+
+    Args:
+        results: The results of a search.
+        strategy: The name of its strategy, which tells what was tuned.
+        path: The file.
     """
     from matplotlib.figure import Figure
 
@@ -35,13 +44,13 @@ def draw(results: Sequence[SearchResult], path: Path) -> None:
                 alpha=0.4,
             )
             panel.axvline(
-                at_layer(result.factors[name], 0, 1),
+                one_number(result.factors[name]),
                 color=line.get_color(),
                 linewidth=0.8,
                 linestyle=":",
             )
         panel.set_title(result.domain)
-        panel.set_xlabel("factor")
+        panel.set_xlabel(TUNED.get(strategy, "factor"))
         if result.curves:
             panel.legend(fontsize="small")
     panels[0].set_ylabel("dev Domain-Ratio, %")

@@ -30,7 +30,7 @@ FOLD_ITEMS = 8
 """The least number of a task's items in a fold; fewer carry no information."""
 
 LEAST_FOLDS = 3
-"""Folds wanted at least, so that two thirds of the items choose and the others confirm."""
+"""The least number of folds of a race: two choose, one confirms."""
 
 
 class BudgetError(Exception):
@@ -46,9 +46,9 @@ def deal(items: Mapping[str, int], seed: int, batch: int = 1) -> list[dict[str, 
         batch: Number of items that are scored at once. A fold with fewer takes nearly as long.
 
     Returns:
-        1 to FOLDS folds, task -> indices of items in each; an item is in exactly one fold. One is
-        for tasks of too few items to confirm a choice. Of two, the first chooses: a race would save
-        no time, since one batch has room for all that choose.
+        1 to FOLDS folds, task -> indices of items in each; an item is in exactly one fold. One fold
+        if the tasks have too few items to confirm a choice. Two if one batch holds all choosing
+        items: the first chooses, the second confirms.
     """
     filled = max(LEAST_FOLDS, sum(items.values()) // batch)
     number = min(FOLDS, filled, min(items.values()) // FOLD_ITEMS)

@@ -1,12 +1,12 @@
-"""A search over a recipe: what the searches for factors and for weights have in common.
+"""The tuning of a recipe by evaluation: what all searches and contests have in common.
 
-Both check the recipe and the tasks file before the first evaluation, keep a journal, share trials
-among workers, and write the recipe with its values, a summary, a plot and a run record.
+They check the tasks file and the output, and each in its own way the recipe, before the first
+evaluation; they keep a journal and share trials among workers. A search then writes the recipe with
+its values, a summary, a plot and a run record.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, TypeAlias, TypeVar
 
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit import method_table
+from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.placement import Placement
-from dppa_mergekit.live.source_model import activation_digests, fingerprints
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.report.plot_style import is_installed
 from dppa_mergekit.scoring.engines import EngineName, FolderScorer, describe_engine, make_engine
-from dppa_mergekit.scoring.lm_eval_harness import Harness, known_tests, lm_eval_version
-from dppa_mergekit.scoring.tasks import Metrics, TasksFile, folder_hash
+from dppa_mergekit.scoring.lm_eval_harness import Harness, warn_of_public_tests
+from dppa_mergekit.scoring.tasks import Metrics, TasksFile
+from dppa_mergekit.scoring.tuning_run import describe_inputs, journal_of
 from dppa_mergekit.search.candidates import Settings
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.plots import draw
@@ -33,9 +34,6 @@ from dppa_mergekit.search.workers import Cluster, connect, distribute
 from dppa_mergekit.storage.journal import Journal, open_journal
 from dppa_mergekit.storage.output_files import check_recipe_output, write_whole
 from dppa_mergekit.storage.run_record import write_record
-from dppa_mergekit.version import __version__
-
-LOG = logging.getLogger(__name__)
 
 Scoring: TypeAlias = Harness | FolderScorer
 """What scores candidates: lm-eval in memory, or vLLM or a user's command in merged folders."""
@@ -46,7 +44,8 @@ WHOLE = sys.maxsize
 """A number of items that is larger than that of any task."""
 
 Best: TypeAlias = dict[str, Settings]
-"""Domain -> its best factors so far, or MERGE -> the best weights so far."""
+"""Name of a search -> its best factors or weights so far. The name is that of a domain, MERGE, or,
+in a contest, the label of the entrant that leads."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class RecipeTuning(ABC):
         """
         self.check()
         scoring = self.scoring()
-        self._warn_of_public_tests()
+        warn_of_public_tests(self.metrics())
         best: Best = {}
         try:
             with open_journal(self.journal, self.subject()) as journal, self._workers():
@@ -102,16 +101,16 @@ class RecipeTuning(ABC):
 
     @abstractmethod
     def trials(self, domain: str, scoring: Scoring) -> Trials:
-        """Return the trials of a domain, or of MERGE, in this process."""
+        """Return the trials in this process of a domain, of MERGE, or of an entrant's label."""
 
     @abstractmethod
     def recipe_with(self, found: Mapping[str, Settings]) -> Recipe:
-        """Return the recipe with what was found, by domain or MERGE."""
+        """Return the recipe with what was found; the names are those of `Best`."""
 
     @property
     def journal(self) -> Path:
         """The file of the journal."""
-        return self.output.with_name(self.output.name + ".journal.jsonl")
+        return journal_of(self.output)
 
     @property
     def workspace(self) -> Path:
@@ -160,16 +159,12 @@ class RecipeTuning(ABC):
         options = asdict(self.options)
         # A search may be resumed with a larger budget.
         del options["max_evaluations"], options["share"]
+        by_lm_eval = self.score_command is None
         return {
-            "version": __version__,
-            "lm_eval": None if self.score_command is not None else lm_eval_version(),
-            "recipe": self.recipe.content,
-            "tasks": self._tasks_seen(),
-            "task files": folder_hash(self.tasks.include_path),
-            "checkpoints": fingerprints(self.recipe, self.placement),
-            "activations": activation_digests(self.recipe),
+            **describe_inputs(
+                self.recipe, self.tasks, self.placement, by_lm_eval, self.engine, self.guarded
+            ),
             "options": options,
-            "dtype": str(self.placement.dtype),
             "tune_dense": False,
             "score_command": self.score_command,
             **describe_engine(self.engine),
@@ -177,22 +172,9 @@ class RecipeTuning(ABC):
             "merge": None,
         }
 
-    def _tasks_seen(self) -> dict[str, object]:
-        """Return the tasks file as plain data, without what the search does not see: test tasks."""
-        seen: dict[str, object] = self.tasks.model_dump(
-            mode="json",
-            exclude={
-                "include_path": True,
-                "domains": {"__all__": {"test"}},
-                "guard": {"test"} if self.guarded else True,
-            },
-        )
-        del seen["batch_size" if self.engine == "vllm" else "vllm_args"]
-        return seen
-
     @contextmanager
     def open_trials(self, scoring: Scoring, at_once: int = 1) -> Iterator[Callable[[str], Trials]]:
-        """Yield a function that returns the trials of a domain or of MERGE.
+        """Yield a function that returns the trials of a domain, of MERGE, or of an entrant.
 
         They are made in this process, or are a share of the workers.
 
@@ -232,16 +214,22 @@ class RecipeTuning(ABC):
     def _trials_in_worker(self, domain: str) -> Trials:
         return self.trials(domain, self.scoring())
 
-    def _warn_of_public_tests(self) -> None:
-        for task in known_tests(self.metrics()):
-            LOG.warning(
-                "Dev task %s is a public test split; after tuning on it, its score says little.",
-                task,
-            )
-
     def write_recipe(self, found: Mapping[str, Settings]) -> None:
-        """Write the recipe with what was found, by domain or MERGE."""
+        """Write the recipe with what was found; the names are those of `Best`."""
         write_whole(self.output, self.recipe_with(found).to_yaml())
+
+
+def check_has_factors(recipe: Recipe) -> None:
+    """Refuse a recipe whose method amplifies nothing.
+
+    Raises:
+        RecipeError: The method has no factors.
+    """
+    allowed = method_table.amplified()
+    if recipe.method not in allowed:
+        raise RecipeError(
+            f"{recipe.origin}: {recipe.method} has no factors; allowed are {', '.join(allowed)}."
+        )
 
 
 class RecipeSearch(RecipeTuning):
@@ -269,7 +257,7 @@ class RecipeSearch(RecipeTuning):
         self.write_recipe({result.domain: result.factors for result in results})
         write_whole(self.output.with_suffix(".md"), summary(results, self.options.strategy))
         if is_installed():
-            draw(results, self.output.with_suffix(".png"))
+            draw(results, self.options.strategy, self.output.with_suffix(".png"))
         records = [result.to_record() for result in results]
         write_record(self.output, "search", self.subject(), records)
         return results

@@ -109,7 +109,11 @@ class Standing:
 
 
 def _deviations(rivals: int) -> float:
-    """Return the standard errors that one of several leads exceeds as rarely as one DEVIATIONS."""
+    """Return how many standard errors a lead must have.
+
+    By chance, any of `rivals` leads then exceeds it no more often than a single lead exceeds
+    DEVIATIONS.
+    """
     return -NormalDist().inv_cdf(NormalDist().cdf(-DEVIATIONS) / rivals)
 
 

@@ -275,14 +275,19 @@ MERGE_FACTORS = "merge factors"
 """The strategy for the factors of all models in a merge."""
 
 BOTH = "weights and factors"
-"""The strategy for the weights and then the factors of a merge; those without a name here are for
-the factors of one model."""
+"""The strategy for the weights and then the factors of a merge."""
 
-STRATEGIES: dict[str, Strategy] = {
+OF_ONE_MODEL: dict[str, Strategy] = {
     "paper": Strategy(climb),
     "joint": Strategy(search_jointly),
     "distill": Strategy(search_around_proposal, needs_teacher=True),
+}
+"""Name -> a strategy for the factors of one model."""
+
+STRATEGIES: dict[str, Strategy] = {
+    **OF_ONE_MODEL,
     WEIGHTS: Strategy(search_model_by_model),
     MERGE_FACTORS: Strategy(search_group_by_group),
     BOTH: Strategy(search_weights_then_factors),
 }
+"""Name -> strategy; those beside `OF_ONE_MODEL` are for a whole merge."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dppa_mergekit.parameters import AMPLIFICATION_NAMES
 from dppa_mergekit.recipes.recipe import Setting
 from dppa_mergekit.report.markdown_tables import table
-from dppa_mergekit.search.results import MERGE, SearchResult
-from dppa_mergekit.search.strategies import BOTH, MERGE_FACTORS
+from dppa_mergekit.search.results import SearchResult
+from dppa_mergekit.search.strategies import BOTH, MERGE_FACTORS, OF_ONE_MODEL, WEIGHTS
 from dppa_mergekit.search.weight_trials import SHARED
 
 
@@ -19,16 +19,16 @@ def summary(results: Sequence[SearchResult], strategy: str) -> str:
     elif strategy == BOTH:
         title = "Weights and amplification factors of the merge"
         settings = f"{_weights(results[0])}\n{_factors_in_merge(results[0])}"
-    elif results[0].domain == MERGE:
+    elif strategy == WEIGHTS:
         title, settings = "Weights of the merge", _weights(results[0])
     else:
         title, settings = "Amplification factors", _factors(results)
+    before = "factors 1" if strategy in OF_ONE_MODEL else "the recipe's merge"
     return (
         f"# {title}, by search (strategy {strategy})\n\n{settings}\n"
-        f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: before, at "
-        f"factors 1 or of the recipe's own merge, and as tuned. The choice was made on these "
-        f"tasks; on the items that only confirm, it may not be worse, so that their gain leans "
-        f"upwards.\n\n"
+        f"Dev Domain-Ratio in percent of the fine-tuned model, with its standard error: 'before' "
+        f"is {before}, 'tuned' is the result. The result was chosen on these tasks, and one that "
+        f"is worse on the items that only confirm is rejected, so both gains are optimistic.\n\n"
         f"{_ratios(results)}"
     )
 

@@ -1,8 +1,8 @@
 """Where candidates are tried: in memory, or in a merged folder that vLLM or a command scores.
 
-Trials are composed. What is set, the factors of one model or the weights of a merge, is a
-`LiveMerge` or a `FolderMerge`, in `factor_trials` and `weight_trials`. Where it is scored is
-`MemoryTrials` or `FolderTrials`.
+Trials are composed. What is set is a `LiveMerge` or a `FolderMerge`: the factors of one model in
+`factor_trials`, the weights of a merge in `weight_trials`, its factors in `merge_factor_search`,
+both in `weight_factor_search`. Where it is scored is `MemoryTrials` or `FolderTrials`.
 """
 
 from __future__ import annotations

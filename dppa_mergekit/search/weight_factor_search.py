@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dppa_mergekit import method_table
-from dppa_mergekit.errors import RecipeError
-from dppa_mergekit.recipes.recipe import Recipe, at_layer
-from dppa_mergekit.search.candidates import MakeCandidates, Settings, weight_factor_candidates
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.search.candidates import (
+    MakeCandidates,
+    Settings,
+    one_number,
+    weight_factor_candidates,
+)
 from dppa_mergekit.search.merge_factor_search import (
     MERGE_FACTOR_OPTIONS,
     FolderMergeFactors,
@@ -18,9 +21,15 @@ from dppa_mergekit.search.merge_factor_search import (
     with_factors,
 )
 from dppa_mergekit.search.merge_search import MergeSearch
+from dppa_mergekit.search.recipe_search import check_has_factors
 from dppa_mergekit.search.results import MERGE
 from dppa_mergekit.search.strategies import BOTH
-from dppa_mergekit.search.weight_search import WEIGHT_OPTIONS, check_weighted, is_normalized, start
+from dppa_mergekit.search.weight_search import (
+    WEIGHT_OPTIONS,
+    check_weighted,
+    is_normalized,
+    starting_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,18 +80,13 @@ class WeightFactorSearch(MergeSearch):
             DppaError: As for every recipe search; or the method has no factors, or weights that
                 cannot be tuned.
         """
-        allowed = method_table.amplified()
-        if self.recipe.method not in allowed:
-            raise RecipeError(
-                f"{self.recipe.origin}: {self.recipe.method} has no factors; allowed are "
-                f"{', '.join(allowed)}."
-            )
+        check_has_factors(self.recipe)
         check_weighted(self.recipe, self.options, False, BOTH)
         super().check()
 
     def candidates(self) -> MakeCandidates:
         """Start from the recipe as it is."""
-        weights = start(self.recipe, shared=False)
+        weights = starting_weights(self.recipe, shared=False)
         return weight_factor_candidates(weights, is_normalized(self.recipe), MERGE_FACTOR_OPTIONS)
 
     def live_merge(self) -> LiveWeightsAndFactors:
@@ -101,7 +105,7 @@ class WeightFactorSearch(MergeSearch):
 def split_settings(recipe: Recipe, settings: Settings) -> tuple[dict[str, float], Settings]:
     """Return fine-tuned model -> weight, and model and factor -> factor."""
     models = recipe.fine_tuned()
-    weights = {name: at_layer(settings[name], 0, 1) for name in models}
+    weights = {name: one_number(settings[name]) for name in models}
     return weights, {name: value for name, value in settings.items() if name not in weights}
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from dppa_mergekit import method_table
 from dppa_mergekit.errors import DppaError, RecipeError
 from dppa_mergekit.live.placement import AS_STORED, Placement
+from dppa_mergekit.parameters import normalize
+from dppa_mergekit.recipes.inputs import values_in
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.search.candidate_search import CandidateSearch
 from dppa_mergekit.search.candidates import MakeCandidates, Settings, weight_candidates
@@ -66,7 +68,9 @@ class WeightSearch(MergeSearch):
 
     def candidates(self) -> MakeCandidates:
         """Start from the weights of the recipe."""
-        return weight_candidates(start(self.recipe, self.shared), is_normalized(self.recipe))
+        return weight_candidates(
+            starting_weights(self.recipe, self.shared), is_normalized(self.recipe)
+        )
 
     def live_merge(self) -> LiveWeights:
         """Return the merge in memory."""
@@ -146,7 +150,7 @@ def search_weights(
         {},
         trials,
         options,
-        make_candidates=weight_candidates(start(recipe, shared), is_normalized(recipe)),
+        make_candidates=weight_candidates(starting_weights(recipe, shared), is_normalized(recipe)),
     ).run()
 
 
@@ -183,7 +187,11 @@ def check_weighted(recipe: Recipe, options: Options, shared: bool, strategy: str
 
 
 def is_normalized(recipe: Recipe) -> bool:
-    """Whether a merge divides by the sum of its weights, so that only their ratios count."""
+    """Whether a merge divides by the sum of its weights everywhere, so that only ratios count.
+
+    Raises:
+        ParameterError: `normalize` is neither true nor false.
+    """
     known = method_table.method_of(recipe.method)
     default = recipe.method in NORMALIZED
     if known is not None:
@@ -193,10 +201,12 @@ def is_normalized(recipe: Recipe) -> bool:
         )
     models = recipe.fine_tuned()
     given = recipe.parameters(models[0]).get("normalize") if models else None
-    return default if given is None else bool(given)
+    switch = normalize(default)
+    values = [switch.check(value) for value in values_in(given)]
+    return all(values) if values else default
 
 
-def start(recipe: Recipe, shared: bool) -> list[float]:
+def starting_weights(recipe: Recipe, shared: bool) -> list[float]:
     """Return the weights to start from; where they are shared, their mean."""
     weights = list(recipe.weights(method_table.default_weight(recipe.method)).values())
     return [sum(weights) / len(weights)] if shared else weights

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from dppa_mergekit.live.placement import AS_STORED, Placement
 from dppa_mergekit.live.weighted_merge import WeightedMerge
-from dppa_mergekit.recipes.recipe import Recipe, at_layer
+from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Items, Scores
-from dppa_mergekit.search.candidates import Settings
+from dppa_mergekit.search.candidates import Settings, one_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ class FolderWeights:
 
 def weights_of(recipe: Recipe, settings: Settings) -> dict[str, float]:
     """Return fine-tuned model -> weight, also where all models share one."""
-    weights = {name: at_layer(weight, 0, 1) for name, weight in settings.items()}
+    weights = {name: one_number(weight) for name, weight in settings.items()}
     return dict.fromkeys(recipe.fine_tuned(), weights[SHARED]) if SHARED in weights else weights
 
 

@@ -147,8 +147,8 @@ def connect(cluster: Cluster, gpus: int = 0) -> Iterator[None]:
         gpus: Number of GPUs that they need.
 
     Raises:
-        DppaError: Ray is not installed, no cluster answers at the address, or this machine has too
-            few GPUs. A running cluster may still get more of them.
+        DppaError: Ray is not installed or does not start, no cluster answers at the address, or
+            this machine has too few GPUs. A running cluster may still get more of them.
     """
     try:
         import ray
@@ -158,10 +158,15 @@ def connect(cluster: Cluster, gpus: int = 0) -> Iterator[None]:
     own = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=cluster.address, include_dashboard=False, log_to_driver=False)
-    # Ray raises any of these for an address where no cluster answers.
+    # Ray raises any of these where it does not start, or no cluster answers at the address.
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise DppaError(f"No Ray cluster at {cluster.address} ({reason}).") from error
+        missing = (
+            "Ray does not start on this machine"
+            if cluster.address is None
+            else f"No Ray cluster at {cluster.address}"
+        )
+        raise DppaError(f"{missing} ({reason}).") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, own)  # Ray's handler ends the process without a message.
     try:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 class Selection(Protocol):
     """A way to choose kept elements, with its parameters resolved."""
 
+    @property
+    def is_by_magnitude(self) -> bool:
+        """Whether elements whose delta is zero are kept only when all others are."""
+        ...
+
     def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
         """The keys of a linear's elements; those with the largest keys are kept.
 
@@ -42,6 +47,8 @@ class Selection(Protocol):
 class LargestMagnitudes:
     """Keep the elements with the largest |delta| (DP, DPPA, OWL)."""
 
+    is_by_magnitude = True
+
     def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
         """Order by |delta|."""
         from dppa_mergekit.deltas.keys import MagnitudeKeys
@@ -62,6 +69,7 @@ class RandomElements:
     """
 
     seed: int = 0
+    is_by_magnitude = False
 
     def keys(self, delta: Delta, name: Sequence[str]) -> Keys:
         """Order by a hash of (seed, name, index)."""
@@ -86,7 +94,7 @@ class MagnitudeRule:
 
 
 class RandomRule:
-    """The row entry of `RandomElements`; since it rescales, useful factors reduce."""
+    """The row entry of `RandomElements`; it rescales the delta, so useful factors are below 1."""
 
     parameters: tuple[Parameter, ...] = (SEED,)
     rescales = True

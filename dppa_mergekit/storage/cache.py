@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter
 
+from dppa_mergekit.errors import first_line
 from dppa_mergekit.storage.output_files import write_whole
 from dppa_mergekit.version import __version__
 
@@ -72,7 +73,7 @@ class CacheEntry(Generic[Content]):
                 self.model,
                 self.what,
                 self.path,
-                str(error).splitlines()[0],
+                first_line(error),
             )
             return None
 

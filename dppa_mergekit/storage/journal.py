@@ -71,17 +71,20 @@ def open_journal(path: Path, subject: Mapping[str, object]) -> Iterator[Journal]
             subject or format, or cannot be written.
     """
     lock = FileLock(path.with_name(path.name + ".lock"))
+    # Through JSON, so that tuples compare equal to the lists that a header holds.
+    header = json.loads(json.dumps({"format": FORMAT, **subject}))
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DppaError(f"Another run is writing {path}; wait until it ends, or stop it.") from None
-    except OSError as error:
-        raise DppaError(f"{path} cannot be written: {error}.") from error
-    try:
-        # Through JSON, so that tuples compare equal to the lists that a header holds.
-        header = json.loads(json.dumps({"format": FORMAT, **subject}))
-        entries = _read(path, header)
-        with path.open("a", encoding="utf-8") as file:
+        try:
+            lock.acquire(timeout=0)
+            entries = _read(path, header)
+            file = path.open("a", encoding="utf-8")
+        except Timeout:
+            raise DppaError(
+                f"Another run is writing {path}; wait until it ends, or stop it."
+            ) from None
+        except OSError as error:
+            raise DppaError(f"{path} cannot be written: {error}.") from error
+        with file:
             journal = Journal(path, entries, file)
             if path.stat().st_size == 0:
                 journal._write(header)
@@ -101,7 +104,7 @@ def _read(path: Path, header: Entry) -> list[Entry]:
         with path.open("rb+") as file:
             file.truncate(len(whole) + len(newline))
     try:
-        lines = [json.loads(line) for line in whole.splitlines()]
+        lines = [_parse(line) for line in whole.splitlines()]
     except ValueError as error:
         raise DppaError(f"{path} is damaged: {error}; delete it to start over.") from error
     if not lines:
@@ -120,3 +123,11 @@ def _read(path: Path, header: Entry) -> list[Entry]:
             f"delete it to start over, or name another output."
         )
     return entries
+
+
+def _parse(line: bytes) -> Entry:
+    """Return a line as an entry. Raises ValueError if it is none."""
+    entry = json.loads(line)
+    if not isinstance(entry, dict):
+        raise ValueError(f"a line is {line.decode()[:50]}, and no JSON object")
+    return entry

@@ -12,11 +12,18 @@ from dppa_mergekit.errors import DppaError
 def check_output(path: Path) -> None:
     """Raise DppaError if a file cannot be written at this path."""
     folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise DppaError(
-            f"{path} cannot be written: it must not be a folder, and its parent must be an "
-            f"existing, writable folder."
-        )
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not folder.is_dir():
+        reason = f"there is no folder {folder}"
+    elif not os.access(folder, os.W_OK):
+        reason = f"the folder {folder} cannot be written to"
+    else:
+        return
+    raise DppaError(
+        f"{path} cannot be written: {reason}; allowed is a file in a folder that exists and can be "
+        f"written to."
+    )
 
 
 def check_output_folder(folder: Path, file: str) -> None:

@@ -32,7 +32,7 @@ def test_many_linears_are_joined_by_block(
     draw_learning(LearningResult(Recipe({}), [row], learned, states[0], states), tmp_path / "a.png")
     assert matplotlib.image.imread(tmp_path / "a.png").std() > 0
     panel = drawn[0].axes[0]
-    (line,) = [each for each in panel.lines if each.get_label() == "math"]
+    (line,) = [curve for curve in panel.lines if curve.get_label() == "math"]
     assert len(line.get_ydata()) == points
     if blocks == 12:
         assert list(line.get_ydata()) == [float(block) for block in range(12)]

@@ -53,3 +53,12 @@ def test_a_teacher_with_more_words_than_the_merge(tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for state in found.states for loss in state.losses.values())
     with pytest.raises(DppaError, match=r"hold token 96, '\[PAD\]', and the merge has only 96 tok"):
         learn_weights(Recipe(turned), {str(family / "math"): [Prompt("w1 [PAD] w2")]})
+
+
+def test_a_teacher_with_an_encoder_is_named(tmp_path: Path) -> None:
+    family = save_family(tmp_path, "t5")
+    prompts = {str(family / "math"): [Prompt("w1 w2")]}
+    turned = Recipe(recipe(family, "dp", {"math": {"weight": 0.4, "density": 0.5}}))
+    sentence = f"{family / 'math'} has an encoder and cannot teach; allowed are causal models"
+    with pytest.raises(DppaError, match=sentence):
+        learn_weights(turned, prompts)

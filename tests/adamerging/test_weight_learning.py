@@ -1,7 +1,9 @@
 """Learning the weights of a recipe from Python."""
 
 import logging
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from adamerging_models import OF_MODELS
@@ -9,7 +11,7 @@ from checkpoints import recipe, save_family
 
 from dppa_mergekit.adamerging.descent import Descent
 from dppa_mergekit.adamerging.weight_learning import learn_weights
-from dppa_mergekit.errors import DppaError
+from dppa_mergekit.errors import DppaError, ParameterError
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
 
@@ -51,6 +53,24 @@ def test_prompts_that_are_too_long(tmp_path: Path, caplog: pytest.LogCaptureFixt
                 whole, {str(family / "math"): [long, Prompt("w1", " w2")]}, objective, descent
             )
         assert "1 of 2 prompts do not fit the context of 64 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"every": 0}, "every is 0; allowed is 1 or more"),
+        ({"batch_size": 0}, "batch_size is 0; allowed is 1 or more"),
+        ({"steps": 0}, "steps is 0; allowed is 1 or more"),
+        ({"patience": -1}, "patience is -1; allowed is 1 or more"),
+        ({"learning_rate": 0.0}, "learning_rate is 0; allowed is a finite number above 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; allowed is a finite number above 0"),
+        ({"anchor": -1.0}, "anchor is -1; allowed is a finite number of at least 0"),
+        ({"anchor": math.nan}, "anchor is nan; allowed is a finite number of at least 0"),
+    ],
+)
+def test_settings_of_a_descent_that_are_not_allowed(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ParameterError, match=sentence):
+        Descent(**given)
 
 
 def test_bad_input_in_python(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from dppa_mergekit.analysis import analyze as analysis
 from dppa_mergekit.analysis.results import Analysis, measure_structure
 from dppa_mergekit.cli.main import main
+from dppa_mergekit.errors import DppaError
 from dppa_mergekit.prompts import Prompt
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.tensor_names import linears_in
@@ -214,7 +215,7 @@ def test_prompts_without_a_density(family: Path, tmp_path: Path) -> None:
     for model in silent["models"]:
         del model["parameters"]["density"]
     given = {model["model"]: [Prompt("w1 w2 w3")] for model in content["models"]}
-    with_density, without = (analysis.analyze(Recipe(each), given) for each in (content, silent))
+    with_density, without = (analysis.analyze(Recipe(one), given) for one in (content, silent))
     for one, other in zip(with_density.models, without.models, strict=True):
         assert one.divergences == other.divergences
     assert with_density.merges == without.merges
@@ -269,7 +270,18 @@ def test_an_output_below_a_file(family: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     done = analyze(tmp_path, plain(family, 0.2), f"--output={tmp_path / 'file' / 'x'}")
     assert done.exit_code == 1
-    assert "cannot be written: it must not be a folder, and its parent must be" in done.stderr
+    assert f"cannot be written: there is no folder {tmp_path / 'file'}" in done.stderr
+
+
+def test_prompts_of_an_unknown_model_are_refused_before_weights_are_read(
+    family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the weights were read")
+
+    monkeypatch.setattr(analysis, "inspect_deltas", fail)
+    with pytest.raises(DppaError, match=r"has no fine-tuned model \./mth; it has .*math"):
+        analysis.analyze(Recipe(plain(family, 0.2)), {"./mth": [Prompt("w1")]})
 
 
 def test_prompts_of_no_model(family: Path, tmp_path: Path) -> None:
@@ -290,7 +302,11 @@ def test_pictures_and_record(family: Path, tmp_path: Path) -> None:
     assert names == {"analysis.json", "analysis.md", *kept, *pictures}
     record = json.loads((folder / "dppa_run.json").read_text(encoding="utf-8"))["analysis.json"]
     assert record["command"] == "analyze"
-    assert [Path(result["model"]).name for result in record["results"]] == ["math", "law", "merge"]
+    assert [Path(result["model"]).name for result in record["results"]] == [
+        "math",
+        "law",
+        "The merge",
+    ]
 
 
 def test_it_works_where_autoload_is_switched_off(family: Path, tmp_path: Path) -> None:

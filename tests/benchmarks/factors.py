@@ -61,6 +61,17 @@ def make_recipe(family: Family) -> Recipe:
     )
 
 
+def count_bytes(resident: AmplifiedModel) -> int:
+    """Return the memory that the kept elements take beside the model."""
+    partitions = [partition for linear in resident._linears for partition in linear.partitions]
+    return sum(
+        tensor.nbytes
+        for partition in partitions
+        for tensor in (partition.bits, partition.delta.fine_tuned, partition.delta.base)
+        if tensor is not None
+    )
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--size", type=click.Choice(list(SIZES)), default="1.0B", show_default=True)
@@ -110,10 +121,8 @@ def main(folder: Path, size: str, rounds: int) -> None:
     ]
     click.echo(f"{size}, {torch.get_num_threads()} threads, {rounds} rounds\n")
     click.echo(format_table(["change", "median", *(f"of {whole}" for whole in WHOLE)], rows))
-    click.echo(
-        f"\nBeside the model's {own / 1e9:.2f} GB: {resident.bytes_held / 1e9:.2f} GB, "
-        f"{resident.bytes_held / own:.2f} x"
-    )
+    held = count_bytes(resident)
+    click.echo(f"\nBeside the model's {own / 1e9:.2f} GB: {held / 1e9:.2f} GB, {held / own:.2f} x")
 
 
 if __name__ == "__main__":

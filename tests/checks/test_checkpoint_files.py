@@ -8,9 +8,10 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-from check_command import of_recipe, said
+from check_command import check, of_recipe, said, sound
 from checkpoint_edits import edit
 from checkpoints import recipe, save_family
+from commands import Merge
 from mergekit.common import ModelReference
 from transformers import LlamaForCausalLM
 
@@ -32,6 +33,25 @@ def test_shards(tmp_path: Path) -> None:
     (family / "math" / "model.safetensors").unlink()
     first.unlink()
     assert f"names {first.name}, which is not there" in of_recipe(tmp_path, recipe(family)).stdout
+
+
+def test_shards_in_a_subfolder(tmp_path: Path, merge: Merge) -> None:
+    family = save_family(tmp_path, shard="20KB")
+    merge(recipe(family), "--out-shard-size", "20000")
+    for folder in (family / "math", tmp_path / "out"):
+        (folder / "sub").mkdir()
+        for shard in folder.glob("*.safetensors"):
+            shard.rename(folder / "sub" / shard.name)
+        edit(
+            folder / "model.safetensors.index.json",
+            lambda content: content.update(
+                weight_map={name: f"sub/{file}" for name, file in content["weight_map"].items()}
+            ),
+        )
+    sound(of_recipe(tmp_path, recipe(family), "--sample"))
+    done = check(tmp_path / "out", "--verify=all")
+    sound(done)
+    assert "its recipe gives the same bytes" in done.stdout
 
 
 @pytest.fixture
@@ -107,6 +127,17 @@ def test_adapters(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:
     embeddings = {"base_model.model.model.embed_tokens.weight": torch.ones(98, 32)}
     safetensors.torch.save_file({**safetensors.torch.load_file(weights), **embeddings}, weights)
     one("1 tensor that its LoRA replaces has another shape in the model below: model.embed_tokens")
+
+
+def test_an_adapter_has_no_sample(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:
+    content = recipe(tmp_path)
+    content["models"][0]["model"] = f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"
+    notes = said(of_recipe(tmp_path, content, "--sample"), "note")
+    assert not any("differ by 0.000" in line for line in notes)
+    assert any("adapter: no slice of it can be read here." in line for line in notes)
+    content["base_model"] = adapted[0]
+    notes = said(of_recipe(tmp_path, content, "--sample"), "note")
+    assert not any("differ by" in line for line in notes)
 
 
 def test_lora_cache(adapted: tuple[str, Path, Path], tmp_path: Path) -> None:

@@ -160,3 +160,16 @@ def test_names_that_mergekit_cannot_be_asked_for(
         edit(family / name / "config.json", lambda held: held.update(architectures=["Unknown"]))
     assert said(of_recipe(tmp_path, recipe(family)), "error")
     assert caplog.records == []
+
+
+def test_of_a_long_reason_both_ends_are_told(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError(f"it begins {'and goes on ' * 50}and it ends.")
+
+    monkeypatch.setattr("mergekit.merge._model_out_config", fail)
+    (error,) = said(of_recipe(tmp_path, recipe(family)), "error")
+    assert "it cannot be merged (it begins and goes on" in error
+    assert error.endswith("and it ends).")
+    assert len(error) < 300

@@ -214,6 +214,26 @@ def test_mergekits_own_methods(family: Path, tmp_path: Path) -> None:
     assert "not a finite number" in of_recipe(tmp_path, recipe(family, "ties", models)).stdout
 
 
+@pytest.mark.parametrize(
+    ("density", "epsilon", "sentence"),
+    [
+        (0.1, "1e-2", None),
+        ("5e-2", None, "epsilon is 0.15, by default; allowed at density 0.05 is a number from 0"),
+        ("2e-1", "3e-1", "epsilon is 0.3; allowed at density 0.2 is a number from 0"),
+    ],
+)
+def test_numbers_that_yaml_reads_as_text(
+    density: object, epsilon: object, sentence: str | None, family: Path, tmp_path: Path
+) -> None:
+    parameters = {"weight": "1e+0", "density": density}
+    if epsilon is not None:
+        parameters["epsilon"] = epsilon
+    done = of_recipe(tmp_path, recipe(family, "della", {"math": parameters}))
+    errors = said(done, "error")
+    assert len(errors) == (sentence is not None)
+    assert sentence is None or sentence in errors[0]
+
+
 def test_nothing_is_kept(family: Path, tmp_path: Path) -> None:
     models = {"math": {"weight": 1.0, "density": 0.0}, "law": {"weight": 1.0, "density": 0.1}}
     done = of_recipe(tmp_path, recipe(family, models=models))

@@ -53,7 +53,7 @@ def test_tokens_of_a_union_may_have_other_numbers(
         more.save_pretrained(family / name)
     content = recipe(family, tokenizer={"source": "union"})
     (warning,) = said(of_recipe(tmp_path, content), "warning")
-    assert "mergekit numbers the 3 tokens that the base model lacks, such as '<proof>'" in warning
+    assert "new ids to the 3 tokens that the base model lacks, such as '<proof>'" in warning
     assert run_yaml(content).exit_code == 0
     out = tmp_path / "out"
     assert check(out, "--verify=all").exit_code == 0

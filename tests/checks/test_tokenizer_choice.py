@@ -103,7 +103,10 @@ def test_sources_of_rows(family: Path, tmp_path: Path, run_yaml: RunYaml) -> Non
             {"source": {"kind": "model_token", "model": law, "token_id": 500}},
             f"its token_id is 500; allowed is 0 to 96, as in {law}.",
         ),
-        ({"source": f"{family}/./law"}, f"its source is {law} in the recipe, and so cannot be"),
+        (
+            {"source": f"{family}/./law"},
+            f"the recipe spells its source {law}; write {law} here, not {family}/./law.",
+        ),
         ({"source": str(family / "math")}, f"{family / 'math'} has no token '<statute>'."),
         (
             {"source": {"kind": "model_token", "model": law, "token": "w1000"}},
@@ -199,7 +202,7 @@ def test_a_tokenizer_without_a_source_is_a_union(family: Path, tmp_path: Path) -
     for name, token in (("law", "<statute>"), ("math", "<sum>")):
         extend(family / name, token)
     (warning,) = said(of_recipe(tmp_path, recipe(family, tokenizer={"tokens": {}})), "warning")
-    assert "mergekit numbers the 2 tokens that the base model lacks, such as '<statute>'" in warning
+    assert "new ids to the 2 tokens that the base model lacks, such as '<statute>'" in warning
 
 
 @pytest.mark.parametrize("template", ["chatml", "auto", "{{ messages[0]['content'] }}"])
@@ -226,5 +229,5 @@ def test_models_without_a_base(family: Path, tmp_path: Path) -> None:
     held["rope_theta"] = 1e6
     config.write_text(json.dumps(held), encoding="utf-8")
     (found, *_) = said(of_recipe(tmp_path, content), "warning")
-    assert "another one in every run, and they differ in rope_theta and rms_norm_eps." in found
+    assert "which one changes from run to run; they differ in rope_theta and rms_norm_eps." in found
     assert found.startswith("warning: base_model: ")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from check_command import check, of_recipe, said
 from checkpoint_edits import edit
-from checkpoints import recipe, tensors_of, write_recipe
+from checkpoints import recipe, tensors_of, unequal, write_recipe
+from commands import Merge, RunYaml
 from many_families import FAMILIES, MERGED, save_pair
 from sliced_recipes import sliced
 
@@ -164,15 +165,35 @@ def test_names_of_dtypes(key: str, family: Path, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("layers", [[2, 4], [3, 4], [2, 2], [-1, 2]])
+@pytest.mark.parametrize("layers", [[2, 4], [3, 4], [2, 1], [-1, 2]])
 @pytest.mark.parametrize("method", ["dppa", "linear"])
 def test_layers_that_do_not_exist(
-    layers: list[int], method: str, family: Path, tmp_path: Path
+    layers: list[int], method: str, family: Path, tmp_path: Path, run_yaml: RunYaml
 ) -> None:
     content = sliced(family, [0, 2], layers, method=method)
     done = of_recipe(tmp_path, content)
-    sentence = f"layer_range is {layers}, and {family / 'base'} has 3 layers: allowed is [a, b]"
-    assert sum(sentence in each for each in said(done, "error")) == 1
+    allowed = "has 3 layers: allowed is [a, b] with 0 <= a <= b <= 3."
+    sentence = f"error: slice 2: layer_range is {layers}, and {family / 'base'} {allowed}"
+    assert said(done, "error").count(sentence) == 1
+    if method == "dppa":
+        ended = run_yaml(content)
+        assert f"base: layer_range is {layers}, and it {allowed}" in ended.output
+
+
+@pytest.mark.parametrize("layers", [[0, 0], [2, 2], [3, 3]])
+@pytest.mark.parametrize("method", ["dppa", "linear"])
+def test_slices_of_no_layers(
+    layers: list[int], method: str, family: Path, tmp_path: Path, merge: Merge
+) -> None:
+    whole, empty = ([0, 3],), ([0, 2], layers, [2, 3])
+    done = of_recipe(tmp_path, sliced(family, *empty, method=method))
+    assert done.exit_code == 0, done.stdout
+    assert said(done, "warning") == [
+        f"warning: slice 2: layer_range is {layers}, which holds no layer: the second number is "
+        f"the layer after the last."
+    ]
+    merged = merge(sliced(family, *empty, method=method))
+    assert not unequal(merged, merge(sliced(family, *whole, method=method), output="whole"))
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_a_model_that_was_trained_since(
         (["--max-new-tokens=-1"], "-1 is not in the range x>=0"),
         (["--system-instruction=Be brief."], "--system-instruction has no effect here"),
         (["--apply-chat-template"], "has no chat template; leave out --apply-chat-template"),
-        (["--device=nowhere"], "cannot be moved to device nowhere"),
+        (["--device=nowhere"], "--device is 'nowhere'; allowed is"),
     ],
 )
 def test_options_that_cannot_be(

@@ -1,6 +1,7 @@
 """`mergekit-dppa adamerge`: what it writes, how it goes on, and what it refuses."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,21 @@ def test_dev_scores_choose(
     assert again.stdout == done.stdout
 
 
+def test_a_public_test_split_that_chooses_draws_a_warning(
+    adamerge: Adamerge, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = tmp_path / "tasks"
+    shutil.copytree(saved / "tasks", tasks)
+    text = (tasks / "law_dev.yaml").read_text(encoding="utf-8")
+    (tasks / "piqa.yaml").write_text(text.replace("task: law_dev", "task: piqa"), "utf-8")
+    content = yaml.safe_load((saved / "tasks.yml").read_text(encoding="utf-8"))
+    content["domains"]["law"]["dev"] = {"piqa": "acc,none"}
+    path = write_recipe(tmp_path / "tasks.yml", {**content, "include_path": str(tasks)})
+    done = adamerge(f"--tasks={path}", *prompts(saved), "--steps=1", "--objective=entropy")
+    assert done.exit_code == 0, done.output
+    assert "piqa is a public test split" in caplog.text
+
+
 def test_the_same_seed_the_same_weights(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     found = []
     for seed in ("1", "1", "2"):
@@ -282,13 +298,17 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
     content["include_path"] = str(saved / "tasks")
     fewer = f"--tasks={write_recipe(tmp_path / 'fewer.yml', content)}"
     refused(adamerge(fewer), "add a domain with this model to the tasks file")
+    content["domains"] = {}
+    none = f"--tasks={write_recipe(tmp_path / 'none.yml', content)}"
+    for objective in ("entropy", "distill"):
+        refused(adamerge(none, f"--objective={objective}"), "The tasks file has no domains; ")
     refused(adamerge(*prompts(saved, ".txt"), "--objective=loss"), "have no completion")
     refused(adamerge(tasks, "--objective=loss"), "needs prompts with completions")
     refused(adamerge(prompts(saved)[0], prompts(saved, ".txt")[0]), "two files have the same name")
     refused(adamerge(*prompts(saved), "--lr=0"), "lr")
     refused(adamerge(*prompts(saved), "--lr=nan"), "nan is not a finite number")
     refused(adamerge(*prompts(saved), "--anchor=inf"), "inf is not a finite number")
-    refused(adamerge(*prompts(saved), "--device=nowhere"), "cannot be moved to device nowhere")
+    refused(adamerge(*prompts(saved), "--device=nowhere"), "--device is 'nowhere'; allowed is")
     for method in ("dppa_ties", "task_arithmetic"):
         models = {"math": {"weight": 1.0}}
         other = write_recipe(tmp_path / "other.yml", recipe(saved, method, models))
@@ -298,7 +318,7 @@ def test_bad_input(adamerge: Adamerge, saved: Path, tmp_path: Path) -> None:
 
 def test_hidden_states_of_other_layers(tmp_path: Path, saved: Path, adamerge: Adamerge) -> None:
     content = yaml.safe_load((saved / "recipe.yml").read_text(encoding="utf-8"))
-    sources = [{**each, "layer_range": [0, 2]} for each in content.pop("models")]
+    sources = [{**entry, "layer_range": [0, 2]} for entry in content.pop("models")]
     base = {"model": content["base_model"], "layer_range": [0, 2]}
     shorter = {**content, "slices": [{"sources": [base, *sources]}]}
     path = write_recipe(tmp_path / "shorter.yml", shorter)

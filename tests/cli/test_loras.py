@@ -64,7 +64,7 @@ def run(saved: Path, folder: Path, model: str, command: Sequence[str]) -> str:
     name = Path(model).name
     shutil.copy(saved / "math.jsonl", folder / f"{name}.jsonl")
     LoaderCache.loaders.clear()
-    arguments = [each.format(saved=saved, folder=folder, name=name) for each in command]
+    arguments = [argument.format(saved=saved, folder=folder, name=name) for argument in command]
     done = CliRunner().invoke(main, ["-q", *arguments])
     assert done.exit_code == 0, done.output
     assert not list(folder.glob(".dppa-*"))

@@ -22,6 +22,7 @@ def test_what_it_writes(
     result = command(f"--strategy={strategy}", "--max-evaluations=8", "--html")
     assert result.exit_code == 0, result.output
     page = (tmp_path / "tuned.html").read_text(encoding="utf-8")
+    assert "Dev Domain-Ratio by each of the factors, with the others as found" in page
     assert page.count("data:image/png") == 1
     assert "dev Domain-Ratio" in page
     assert (
@@ -38,7 +39,7 @@ def test_what_it_writes(
     assert list(tuned) == list(before)
     merge(yaml.safe_load((tmp_path / "tuned.yml").read_text(encoding="utf-8")))
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
-    assert [each["domain"] for each in record["results"]] == ["math", "law"]
+    assert [result["domain"] for result in record["results"]] == ["math", "law"]
     assert "| math " in (tmp_path / "tuned.md").read_text(encoding="utf-8")
     # Test tasks are never seen, and no merged folder is left.
     assert "_test" not in (tmp_path / "tuned.yml.journal.jsonl").read_text(encoding="utf-8")

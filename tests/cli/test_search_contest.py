@@ -27,8 +27,8 @@ def content_of(path: Path) -> dict:
 
 
 def without_densities(content: dict) -> None:
-    for each in content["models"]:
-        del each["parameters"]["density"]
+    for entry in content["models"]:
+        del entry["parameters"]["density"]
 
 
 def test_the_best_recipe_and_a_table_of_all(
@@ -78,9 +78,9 @@ def at_a_low_density(content: dict) -> None:
     A draw depends on the path of its model. So paths are relative, and the same in every run.
     """
     content["base_model"] = Path(content["base_model"]).name
-    for each in content["models"]:
-        each["model"] = Path(each["model"]).name
-        each["parameters"]["density"] = 0.02
+    for entry in content["models"]:
+        entry["model"] = Path(entry["model"]).name
+        entry["parameters"]["density"] = 0.02
 
 
 def test_a_method_that_is_surely_behind_is_given_up(
@@ -112,8 +112,8 @@ def test_nothing_is_given_up_before_its_factors_were_tried(
     def at_large_weights(content: dict) -> None:
         """Weigh so much that no factor of the search makes a random draw good."""
         at_a_low_density(content)
-        for each in content["models"]:
-            each["parameters"]["weight"] = 3
+        for entry in content["models"]:
+            entry["parameters"]["weight"] = 3
 
     recipe = changed(saved, tmp_path, "recipe.yml", at_large_weights)
     arguments = ("--tune=both", "--methods=dare_dpa,dppa_regmean", "--range", "3", "4")
@@ -140,7 +140,7 @@ def test_weights_and_then_factors(
     content = content_of(tmp_path / "tuned.yml")
     for name in names:
         model, _, factor = name.rpartition(" ")
-        (entry,) = [each for each in content["models"] if each["model"] == model]
+        (entry,) = [given for given in content["models"] if given["model"] == model]
         assert entry["parameters"][factor] == found["factors"][name]
     merge(content, output="whole")
     scores = [evaluated(saved, tmp_path / "whole", f"{name}_dev") for name in ("math", "law")]
@@ -290,7 +290,7 @@ def test_what_cannot_enter(command: Command, saved: Path, tmp_path: Path) -> Non
     def stacked(content: dict) -> None:
         every = [{"model": content["base_model"]}, *content.pop("models")]
         content["slices"] = [
-            {"sources": [{**each, "layer_range": layers} for each in every]}
+            {"sources": [{**entry, "layer_range": layers} for entry in every]}
             for layers in ([0, 2], [1, 3])
         ]
 
@@ -305,8 +305,8 @@ def test_what_cannot_enter(command: Command, saved: Path, tmp_path: Path) -> Non
     baseless = changed(saved, tmp_path, "recipe.yml", lambda content: content.pop("base_model"))
     content = content_of(baseless)
     content["merge_method"] = "linear"
-    for each in content["models"]:
-        del each["parameters"]["density"]
+    for entry in content["models"]:
+        del entry["parameters"]["density"]
     baseless.write_text(yaml.safe_dump(content), encoding="utf-8")
     done = command("--tune=weights", "--methods=ties,dppa", recipe=baseless)
     assert "has no base_model" in done.output

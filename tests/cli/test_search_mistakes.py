@@ -24,9 +24,9 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         return lambda content: content["domains"]["math"].update(values)
 
     def in_slices(content: dict) -> None:
-        models = [content["base_model"], *(each["model"] for each in content.pop("models"))]
+        models = [content["base_model"], *(entry["model"] for entry in content.pop("models"))]
         content["slices"] = [
-            {"sources": [{"model": each, "layer_range": layers} for each in models]}
+            {"sources": [{"model": model, "layer_range": layers} for model in models]}
             for layers in ([0, 1], [1, 3])
         ]
 
@@ -50,8 +50,8 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
         (command(recipe="tasks.yml"), "tasks.yml is a tasks file; allowed is a recipe"),
         (command(tasks=tasks(lambda c: c.update(include_path="nowhere"))), "is not a folder"),
         (command(recipe=recipe(lambda c: c.update(merge_method="dp"))),
-         "dp has no partitions to amplify; allowed are dppa, dppa_ties, dare_dpa"),
-        (command(recipe=recipe(lambda c: c.update(merge_method="ties"))), "ties has no partitions"),
+         "dp has no factors; allowed are dppa, dppa_ties, dare_dpa"),
+        (command(recipe=recipe(lambda c: c.update(merge_method="ties"))), "ties has no factors"),
         (command(recipe=recipe(lambda c: c.pop("models"))), "there must be one of models"),
         (command(output=tmp_path / "no" / "tuned.yml"), "cannot be written"),
         (command("--range", "1.5", "2"), "allowed is a range with 1 in it"),
@@ -64,11 +64,12 @@ def test_mistakes_end_in_one_sentence_before_any_evaluation(
          "merge_method: Input should be a valid string"),
         (command("--per-block"), "--per-block needs --strategy distill"),
         (command("--strategy=distill", "--per-block", "--tune-dense"),
-         "--tune-dense has no effect here: it needs factors that are not --per-block"),
+         "--tune-dense and --per-block do not go together."),
         (command(output=tmp_path / "tuned.md"), "the extension must be .yml or .yaml"),
         (command(tasks=tasks(lambda c: c["domains"].update({"a/b": c["domains"].pop("law")}))),
          "'a/b' cannot name a domain, since files are named after it"),
         (command("--ray-address=auto"), "it needs --workers"),
+        (command("--device=cdua"), "--device is 'cdua'; allowed is a device of torch"),
         (command("--strategy=distill", "--per-block", recipe=recipe(in_slices)),
          "--per-block writes gradients, which mergekit counts anew in each slice"),
         (command(recipe=recipe(with_lora), tasks=tasks(domain(model=f"{saved / 'math'}+lora"))),
@@ -99,13 +100,13 @@ def test_a_fine_tuned_model_that_scores_nothing_ends_it_early(
     shutil.copytree(saved / "tasks", tasks)
     file = tasks / "law_dev.jsonl"
     items = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    wrong = [{**each, "answer": (each["answer"] + 1) % 4} for each in items]
-    file.write_text("".join(json.dumps(each) + "\n" for each in wrong), encoding="utf-8")
+    wrong = [{**item, "answer": (item["answer"] + 1) % 4} for item in items]
+    file.write_text("".join(json.dumps(item) + "\n" for item in wrong), encoding="utf-8")
     path = changed(saved, tmp_path, "tasks.yml", lambda c: c.update(include_path=str(tasks)))
     result = command(tasks=path)
     assert result.exit_code == 1
     assert "Task law_dev: the model before merging scores 0" in result.stderr
-    candidates = [each["candidate"] for each in journal(tmp_path)[1:]]
+    candidates = [entry["candidate"] for entry in journal(tmp_path)[1:]]
     assert candidates == ["dense", "dense"]
 
 

@@ -21,8 +21,8 @@ def test_weights_of_the_whole_merge(
         content["merge_method"] = method
         # With it, as TIES has it, equal weights cancel out.
         content["parameters"] = {"normalize": False}
-        for each in content["models"]:
-            each["parameters"]["weight"] = start
+        for entry in content["models"]:
+            entry["parameters"]["weight"] = start
 
     recipe = changed(saved, tmp_path, "recipe.yml", change)
     result = command("--tune=weights", "--max-evaluations=16", recipe=recipe)
@@ -34,8 +34,8 @@ def test_weights_of_the_whole_merge(
     )
     assert weights_of(tmp_path / "tuned.yml") != weights_of(recipe)
     for content in (before, tuned):
-        for each in content["models"]:
-            del each["parameters"]["weight"]
+        for entry in content["models"]:
+            del entry["parameters"]["weight"]
     assert tuned == before
     record = json.loads((tmp_path / "dppa_run.json").read_text(encoding="utf-8"))["tuned.yml"]
     (found,) = record["results"]
@@ -97,8 +97,8 @@ def test_mistakes_with_weights(command: Command, saved: Path, tmp_path: Path) ->
     def linear(content: dict) -> None:
         content["merge_method"] = "linear"
         del content["base_model"]
-        for each in content["models"]:
-            del each["parameters"]["density"]
+        for entry in content["models"]:
+            del entry["parameters"]["density"]
 
     cases = [
         (command("--tune=weights", recipe=recipe(linear)),

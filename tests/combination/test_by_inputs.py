@@ -17,7 +17,8 @@ from dppa_mergekit.deltas.delta import Delta
 from dppa_mergekit.deltas.linear_shape import LinearShape
 from dppa_mergekit.errors import CheckpointError
 from dppa_mergekit.moments.second_moment import SecondMoment
-from dppa_mergekit.sparsification.pruning import Pruned, Pruning
+from dppa_mergekit.sparsification.pruning import Pruned, Pruning, plan_pruning, prune
+from dppa_mergekit.sparsification.selections import LargestMagnitudes
 
 OUTPUTS, INPUTS, MODELS = 11, 7, 3
 WEIGHTS = (1.0, 0.25, 2.0)
@@ -53,6 +54,12 @@ def contribute(
         given.append(Contribution(pruned, weight, f"model {number}", moment))
     stored = base.t() if inputs_first else base
     return stored.contiguous().view(-1), given
+
+
+def keep_a_quarter(pruned: Pruned) -> Pruned:
+    """The same delta with its largest elements alone."""
+    delta = pruned.pruning.delta
+    return prune([plan_pruning(delta, {90: delta.numel // 4}, {}, LargestMagnitudes())])[0]
 
 
 def place(inputs_first: bool = False) -> Place:
@@ -201,6 +208,24 @@ def test_one_model_alone_is_a_sum_at_weight_1() -> None:
     ByInputs(0.95, 0.01).merge(place(), base, [first, *idle], merged, torch.inf)
     WeightedSum().merge(place(), base, [first], wanted, torch.inf)
     assert torch.equal(merged, wanted)
+
+
+def test_automatic_factors_beside_a_model_without_weight_are_those_of_the_merge() -> None:
+    """No token reached the linear of that model, so it has no moments; the others have theirs."""
+    base, whole = contribute([*draw_moments(2, 0.5)[:2], None])
+    given = [replace(one, pruned=keep_a_quarter(one.pruned)) for one in whole]
+    given[2] = replace(given[2], weight=0.0)
+    combination = ByInputs(0.95, 0.01, amplify=True)
+    factors = combination.automatic_factors(place(), given)
+    amplified = [
+        replace(one, pruned=replace(one.pruned, pruning=replace(one.pruned.pruning, factors=(by,))))
+        for one, by in zip(given, factors, strict=True)
+    ]
+    merged, wanted = torch.empty_like(base), torch.empty_like(base)
+    combination.merge(place(), base, given, wanted, torch.inf)
+    combination.without_automatic().merge(place(), base, amplified, merged, torch.inf)
+    torch.testing.assert_close(merged, wanted, rtol=0, atol=1e-12)
+    assert min(factors[:2]) > 1 == factors[2]
 
 
 def test_no_model_counts_and_the_base_stays() -> None:

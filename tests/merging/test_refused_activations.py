@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from activation_files import draw_moments, write_moments
-from checkpoints import recipe
+from check_command import of_recipe, said
+from checkpoints import recipe, tensors_of
 from commands import RunYaml
+from mergekit.merge_methods.api import merge_state_dicts
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from dppa_mergekit.errors import CheckpointError
+from dppa_mergekit.merging import model_allocation
 
 ONE = torch.tensor([1])
 
@@ -145,17 +150,51 @@ def test_a_file_without_linears(
     assert f"{path} is damaged: it has no linears" in said
 
 
-def test_inputs_of_tensors_with_other_names(
-    observed: dict[str, dict[str, object]], family: Path, run_yaml: RunYaml, tmp_path: Path
-) -> None:
-    """Known when all tensors are planned: the folder is there, and nothing is in it."""
-    path = Path(str(observed["law"]["activations"]))
+def rename_observed(path: Path) -> None:
+    """Give the linears of a file other names than the model's tensors have."""
     spoil(path, lambda tensors: None, lambda known: known.replace('"model.layers', '"layers'))
-    result = run_yaml(recipe(family, "dppa_regmean", observed))
+
+
+def test_inputs_of_tensors_with_other_names(
+    observed: dict[str, dict[str, object]],
+    family: Path,
+    run_yaml: RunYaml,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Known when all tensors are planned: the folder is there, and no weight is read."""
+    path = Path(str(observed["law"]["activations"]))
+    rename_observed(path)
+    content = recipe(family, "dppa_regmean", observed)
+    (error,) = said(of_recipe(tmp_path, content), "error")
+    sentence = f"activations: {path} has the inputs of layers.0"
+    assert sentence in error
+    monkeypatch.setattr(model_allocation, "measure", None)
+    result = run_yaml(content)
     assert result.exit_code != 0
-    assert f"{path} has the inputs of layers.0" in result.output
+    assert sentence in result.output
     assert "none of which is merged here" in result.output
     assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_inputs_of_tensors_with_other_names_in_memory(
+    is_whole: bool, observed: dict[str, dict[str, object]], family: Path
+) -> None:
+    paths = {model: str(given["activations"]) for model, given in observed.items()}
+    models = {model: tensors_of(family / model) for model in ("base", *paths)}
+    parameters = {"density": 0.3, "activations": paths}
+    merge_state_dicts(models, "dppa_regmean", parameters=parameters, base="base")
+    for path in paths.values():
+        rename_observed(Path(path))
+    if is_whole:
+        with pytest.raises(CheckpointError, match="none of which is merged here"):
+            merge_state_dicts(models, "dppa_regmean", parameters=parameters, base="base")
+        return
+    # A tensor alone may be any of a model's.
+    name = "model.layers.0.mlp.up_proj.weight"
+    alone = {model: {name: tensors[name]} for model, tensors in models.items()}
+    merge_state_dicts(alone, "dppa_regmean", parameters=parameters, base="base")
 
 
 def spoil(

@@ -15,6 +15,8 @@ from mergekit.merge_methods.base import PerGroupValues
 from oracle_merges import METHODS, MODELS, Parameters, base_and_tuned, expected, of_family
 from settings import FORMS, by_name, resolve
 
+from dppa_mergekit import method_table
+
 
 def in_memory(models: Mapping[str, Parameters]) -> dict[str, dict[str, Any]]:
     """Recipe parameters as the in-memory functions take them: name -> model -> value."""
@@ -90,6 +92,28 @@ def test_merge_state_dicts_with_a_density_for_each_tensor(family: Path) -> None:
     )
     given = [{"weight": 0.5, "density": by_name(setting)}] * 2
     assert not unequal(merged, expected(list(models.values()), given))
+
+
+@pytest.mark.parametrize("method", method_table.names())
+def test_a_delta_with_fewer_elements_than_the_density(
+    method: str, family: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, tuned = base_and_tuned(family)[:2]
+    # The fifth row of every linear, and so nearly every fifth element.
+    sparse = {
+        name: tuned[name].where(torch.arange(len(tensor))[:, None] % 5 == 4, tensor)
+        if tensor.ndim == 2
+        else tensor
+        for name, tensor in base.items()
+    }
+    parameters = {"weight": 1.0, "density": 0.5}
+    merged = merge_state_dicts(
+        {"base": base, "math": sparse}, method, parameters=parameters, base="base"
+    )
+    name = "model.layers.1.mlp.up_proj.weight"
+    is_whole = int((merged[name] != base[name]).sum()) == int((sparse[name] != base[name]).sum())
+    assert is_whole == ("keeps all of them" in caplog.text)
+    assert is_whole != method.startswith("dare_")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,6 +1,7 @@
 """`mergekit-dppa publish`, against a Hub that is a process on loopback."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -108,15 +109,21 @@ def test_the_name_of_a_folder_with_a_slash(merged: Path) -> None:
     assert "# merge\n" in card.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("block", ["a: [", "a: 1\n---\nb: 2"], ids=["broken", "several documents"])
+@pytest.mark.parametrize(
+    "block",
+    ["a: [", "a: 1\n---\nb: 2", "date: 2024-02-30"],
+    ids=["broken", "several documents", "no such day"],
+)
 def test_other_yaml_in_a_card_is_kept(merged: Path, block: str) -> None:
     card = merged / "out" / "README.md"
-    written = f"{card.read_text(encoding='utf-8')}\n```yaml\n{block}\n```\n"
-    card.write_text(written, encoding="utf-8")
+    title, shown = "# out\n", f"\n```yaml\n{block}\n```\n"
+    text = card.read_text(encoding="utf-8")
+    assert title in text
+    card.write_text(text.replace(title, title + shown), encoding="utf-8")
     names = {str(merged / name): f"org/{name}" for name in ("base", "math", "law")}
     Publishing(merged / "out", "me/merge", None, names, "mit").prepare(dry_run=True)
     completed = card.read_text(encoding="utf-8")
-    assert f"```yaml\n{block}\n```" in completed
+    assert shown in completed
     assert completed.count("merge_method:") == 1
 
 
@@ -134,6 +141,27 @@ def test_twice_changes_nothing(merged: Path, hub: Hub) -> None:
     assert files() == first
     assert hub.asked("PUT") == puts
     assert len(commits(hub)) == 1
+
+
+def test_nothing_is_written_beside_the_folder(
+    merged: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder = tempfile.mkdtemp
+
+    def refuse(suffix: str, prefix: str, folder: Path) -> str:
+        if Path(folder) == merged:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return make_folder(suffix, prefix, folder)
+
+    monkeypatch.chdir(merged)
+    beside = set(merged.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkdtemp", refuse)
+        done = hub.publish(merged, str(merged / "out"), "me/merge", "--license", "mit", *NAMES)
+    assert done.returncode == 0, done.stderr
+    assert not unequal(tensors_of(hub.root / "me" / "merge"), tensors_of(merged / "out"))
+    assert set(merged.iterdir()) - beside <= {merged / "home"}
+    assert not list(merged.glob("out/.dppa-*"))
 
 
 def test_no_old_weights_are_left(merged: Path, hub: Hub, merge: Merge) -> None:

@@ -20,6 +20,8 @@ from dppa_mergekit.cli.main import main
 from dppa_mergekit.errors import CheckpointError, DppaError
 from dppa_mergekit.live.source_model import fingerprint
 from dppa_mergekit.publishing.past_evaluations import RecordedEvaluation
+from dppa_mergekit.recipes.recipe import Recipe
+from dppa_mergekit.scoring.evaluate import evaluate as score_models
 from dppa_mergekit.scoring.lm_eval_harness import Harness
 from dppa_mergekit.scoring.ratios import Score, Scores
 from dppa_mergekit.scoring.tables import Evaluation, as_markdown, as_plain
@@ -206,6 +208,23 @@ def test_mistakes(evaluate: Evaluate, saved: Path, tmp_path: Path) -> None:
     refused(evaluate(str(mixed)), "config.json is missing, empty or not JSON")
     below = mixed / "config.json" / "tables"
     refused(evaluate(str(saved / "base"), f"--output={below / 'a'}"), f"{below} cannot be written")
+
+
+def test_every_recipe_needs_a_name_of_its_own(
+    evaluate: Evaluate, saved: Path, tmp_path: Path
+) -> None:
+    """Scores go by name: of two recipes of one name, one would lose its scores."""
+    path = saved / "recipe.yml"
+    content = Recipe.read(path).content
+    other = {**content, "merge_method": "dp"}
+    with pytest.raises(DppaError, match=r"two are named 'the recipe'.* its own `origin`"):
+        score_models([], saved / "tasks.yml", [Recipe(content), Recipe(other)])
+    as_model = [Recipe(content, str(saved / "math"))]
+    with pytest.raises(DppaError, match=f"two are named '{saved / 'math'}'"):
+        score_models([str(saved / "math")], saved / "tasks.yml", as_model)
+    twice = evaluate(f"--recipe={path}", f"--recipe={path}")
+    assert twice.exit_code == 1
+    assert f"two are named '{path}': give each file once" in twice.output
 
 
 class Spy:

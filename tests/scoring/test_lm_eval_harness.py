@@ -82,3 +82,30 @@ def test_only_a_mean_has_items(aggregation: str, number: int, saved: Path, tmp_p
     score = found.score(model, tokenizer, {"math_dev": range(48)})["math_dev"]
     assert score.value == 1
     assert len(score.items) == number
+
+
+def test_a_task_that_no_file_defines(saved: Path, tmp_path: Path) -> None:
+    def refusal(folder: Path | None = tmp_path, defaults: bool = False) -> str:
+        domains = {"math": {"model": "./math", "dev": {"sums": "acc,none"}}}
+        given = {"include_path": folder, "include_defaults": defaults, "domains": domains}
+        with pytest.raises(TasksError) as refused:
+            Harness(TasksFile.model_validate(given), {"sums": "acc,none"})
+        return refused.value.message
+
+    begin = "lm-eval knows no task sums: "
+    assert refusal(None).startswith(f"{begin}the tasks file has no include_path")
+    text = (saved / "tasks" / "math_dev.yaml").read_text(encoding="utf-8")
+    (tmp_path / "sums.yml").write_text(text.replace("math_dev", "sums"), encoding="utf-8")
+    said = refusal()
+    assert said.startswith(f"{begin}no file in {tmp_path} (include_path) that ends in .yaml")
+    assert said.endswith("The tasks that come with lm-eval need include_defaults: true.")
+    # lm-eval skips a file that is not YAML; the tags of its own are no mistake.
+    (tmp_path / "others.yaml").write_text(text, encoding="utf-8")
+    broken = tmp_path / "below" / "sums.yaml"
+    broken.parent.mkdir()
+    broken.write_text("task: sums\n  output_type: multiple_choice\n", encoding="utf-8")
+    (tmp_path / "folder.yaml").mkdir()
+    said = refusal()
+    assert f"{tmp_path / 'folder.yaml'} cannot be read: " in said
+    assert f"{broken} is not YAML: mapping values are not allowed here (line 2, column 14)" in said
+    assert "others" not in said

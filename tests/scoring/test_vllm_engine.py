@@ -104,7 +104,8 @@ def test_models_and_merges_score_as_by_transformers(
     scores = found["vllm"]["models"]
     assert scores[str(saved / "base")] != scores[str(saved / "math")]
     # Each model has an engine, which ends before the next one starts.
-    assert [Path(each["folder"]).name for each in stand_in.started[:3]] == ["math", "law", "base"]
+    names = [Path(engine["folder"]).name for engine in stand_in.started[:3]]
+    assert names == ["math", "law", "base"]
     assert stand_in.running == 0
 
 
@@ -126,7 +127,7 @@ def test_a_search_scores_merged_folders(
     assert stand_in.running == 0
     assert not list(tmp_path.glob(".dppa-*"))
     assert record["tuned.yml"]["engine"] == "vllm"
-    assert all(each["max_model_len"] == 32 for each in stand_in.started)
+    assert all(engine["max_model_len"] == 32 for engine in stand_in.started)
 
 
 def test_reported_ratios_are_those_of_the_recipe(
@@ -182,7 +183,7 @@ def test_arguments_stay_as_they_are(saved: Path, stand_in: type[StandIn]) -> Non
     engine, items = engine_of(saved, chat_template_args={"enable_thinking": False})
     for name in ("math", "law"):
         engine.run(saved / name, items)
-    assert [each["thinks"] for each in stand_in.started] == [False, False]
+    assert [started["thinks"] for started in stand_in.started] == [False, False]
 
 
 def test_a_model_without_chat_template(

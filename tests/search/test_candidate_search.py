@@ -1,5 +1,6 @@
 """Strategies and contests against landscapes whose best is known, without any model."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any
@@ -200,10 +201,18 @@ def test_a_search_ends_where_nothing_can_be_gained() -> None:
     assert (result.evaluations, set(result.factors.values())) == (1, {1.0})
 
 
-@pytest.mark.parametrize("name", ["max_evaluations", "patience"])
-def test_no_candidate_is_no_search(name: str) -> None:
-    given: dict[str, Any] = {name: 0}
-    with pytest.raises(ParameterError, match=f"{name} is 0; allowed is 1 or more"):
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"max_evaluations": 0}, "max_evaluations is 0; allowed is 1 or more"),
+        ({"patience": 0}, "patience is 0; allowed is 1 or more"),
+        ({"strategy": "jont"}, "strategy is 'jont'; allowed are paper, joint, distill, weights"),
+        ({"low": 2.0, "high": 1.0}, "low is 2 and high is 1; allowed is a range from less to"),
+        ({"high": math.nan}, "low is 0.2 and high is nan; allowed is a range from less to"),
+    ],
+)
+def test_options_that_are_not_allowed(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ParameterError, match=sentence):
         Options(**given)
 
 

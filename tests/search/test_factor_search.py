@@ -1,6 +1,7 @@
 """Factors by any evaluation, from Python."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import recipe, save_family
@@ -8,8 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dppa_mergekit.cli.search import search
 from dppa_mergekit.errors import DppaError
+from dppa_mergekit.live.amplified_model import AmplifiedModel
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.search.factor_search import search_amplification
+from dppa_mergekit.search.factor_trials import LiveFactors
 from dppa_mergekit.search.options import Options
 from dppa_mergekit.search.strategies import BOTH, MERGE_FACTORS, STRATEGIES, WEIGHTS
 
@@ -44,6 +47,25 @@ def test_a_teacher_without_prompts_is_refused_before_any_evaluation(
     (model,) = alone.fine_tuned()
     with pytest.raises(DppaError, match="Strategy distill needs prompts"):
         search_amplification(alone, model, score, Options("distill"), workspace=tmp_path)
+
+
+@pytest.mark.parametrize("strategy", [WEIGHTS, MERGE_FACTORS, BOTH])
+def test_a_strategy_for_merges_is_refused(strategy: str, alone: Recipe, tmp_path: Path) -> None:
+    (model,) = alone.fine_tuned()
+    sentence = f"Strategy {strategy} is for a merge; allowed are paper, joint, distill"
+    with pytest.raises(DppaError, match=sentence):
+        search_amplification(alone, model, norm, Options(strategy), workspace=tmp_path)
+
+
+def test_a_model_without_partitions_is_named(
+    alone: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = alone.fine_tuned()
+    bare = SimpleNamespace(rates=())
+    monkeypatch.setattr(AmplifiedModel, "load", lambda *_: bare)
+    sentence = f"^the recipe prunes no linear of {model}, so"
+    with pytest.raises(DppaError, match=sentence):
+        LiveFactors(alone, tmp_path).parameters()
 
 
 def test_the_command_offers_every_strategy_for_factors() -> None:

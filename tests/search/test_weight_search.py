@@ -10,7 +10,7 @@ import torch
 from checkpoints import recipe, save_family
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from dppa_mergekit.errors import DppaError, RecipeError
+from dppa_mergekit.errors import DppaError, ParameterError, RecipeError
 from dppa_mergekit.live.weighted_merge import WeightedMerge
 from dppa_mergekit.recipes.recipe import Recipe
 from dppa_mergekit.scoring.ratios import Score
@@ -105,6 +105,9 @@ def test_mistakes_end_before_a_merge(family: Path, score: Scoring, tmp_path: Pat
             search_weights(merge_of(family, method), score, shared=True, workspace=tmp_path)
     with pytest.raises(DppaError, match="joint is for the factors of one model"):
         search_weights(merge_of(family), score, Options("joint"), workspace=tmp_path)
+    shared = merge_of(family, "ties").with_shared({"normalize": "false"})
+    with pytest.raises(TasksError, match="Task nothing: "):
+        search_weights(shared, lambda *_: {"nothing": 0.0}, shared=True, workspace=tmp_path)
     with pytest.raises(TasksError, match="Task nothing: "):
         search_weights(merge_of(family), lambda *_: {"nothing": 0.0}, workspace=tmp_path)
 
@@ -115,5 +118,11 @@ def test_where_only_ratios_of_weights_count(family: Path) -> None:
     assert is_normalized(summed.with_shared({"normalize": True}))
     assert is_normalized(consensus)
     assert not is_normalized(consensus.with_shared({"normalize": False}))
+    assert not is_normalized(consensus.with_shared({"normalize": "false"}))
+    filters = [{"filter": "mlp", "value": True}, {"value": False}]
+    assert not is_normalized(consensus.with_shared({"normalize": filters}))
+    assert is_normalized(summed.with_shared({"normalize": [{"value": "yes"}]}))
+    with pytest.raises(ParameterError, match="normalize is 'maybe'; allowed is true or false"):
+        is_normalized(summed.with_shared({"normalize": "maybe"}))
     assert is_normalized(merge_of(family, "ties"))
     assert not is_normalized(merge_of(family, "task_arithmetic"))

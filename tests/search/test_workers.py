@@ -8,6 +8,7 @@ from pathlib import Path
 
 import landscape
 import pytest
+import ray
 from click.testing import CliRunner
 from landscape import Landscape, hill
 from ray import cloudpickle
@@ -118,3 +119,13 @@ def test_an_address_where_no_cluster_is() -> None:
     for address in ("localhost:1", "ray://[::1]:1", f"{'a' * 70}:1"):
         with pytest.raises(DppaError, match="No Ray cluster at"), connect(Cluster(1, address)):
             pass
+
+
+def test_a_cluster_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**given: object) -> None:
+        raise ConnectionError("No port is free.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    sentence = r"^Ray does not start on this machine \(No port is free\)\.$"
+    with pytest.raises(DppaError, match=sentence), connect(Cluster(1)):
+        pass

@@ -12,6 +12,7 @@ import torch
 from checkpoints import recipe, save_family, tensors_of, unequal, write_recipe
 from click.testing import Result
 from commands import RunYaml
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 
 from dppa_mergekit.allocation.measurement import delta_statistics
@@ -127,6 +128,20 @@ def test_a_damaged_file_is_a_warning(
     assert run_yaml(content, output="third").exit_code == 0
     assert measured == [["math", "law"], ["math", "law"]]
     assert unequal(tensors_of(tmp_path / "out"), tensors_of(tmp_path / "third")) == []
+
+
+def test_an_error_without_a_message_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = cache.cache_entry(tmp_path, "math", "numbers", TypeAdapter(list[int]), [])
+    entry.write([1])
+
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(cache, "_checksum", fail)
+    assert entry.read() is None
+    assert "cannot be read (ValueError)" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_a_warning(

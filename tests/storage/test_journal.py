@@ -125,8 +125,41 @@ def test_a_second_search_is_refused(tmp_path: Path) -> None:
     assert "Another run is writing" in errors
 
 
-def test_a_damaged_journal(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ['{"recipe": 1}\nnothing\n', "[]\n", "7\n", f'{{"format": {FORMAT}}}\n"fold"\n']
+)
+def test_a_damaged_journal(content: str, tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_text('{"recipe": 1}\nnothing\n', encoding="utf-8")
-    with pytest.raises(DppaError, match="is damaged"), open_journal(path, {"recipe": 1}):
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DppaError, match=r"is damaged: .*; delete it"), open_journal(path, {}):
+        pass
+
+
+def test_a_folder_in_the_place_of_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.mkdir()
+    for _ in range(2):  # the lock is given back
+        with (
+            pytest.raises(DppaError, match=r"journal cannot be written: .*[Ii]s a directory"),
+            open_journal(path, {}),
+        ):
+            pass
+
+
+def test_a_journal_that_may_only_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal"
+    with open_journal(path, {}):
+        pass
+    open_file = Path.open
+
+    def refuse_writing(given: Path, mode: str = "r", *more: object, **options: object) -> object:
+        if mode != "r" and given == path:
+            raise PermissionError(13, "Permission denied", str(given))
+        return open_file(given, mode, *more, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refuse_writing)
+    with (
+        pytest.raises(DppaError, match=r"journal cannot be written: .*Permission denied"),
+        open_journal(path, {}),
+    ):
         pass

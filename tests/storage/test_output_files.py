@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and paths that cannot be written are refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,17 @@ def test_writers_at_the_same_time_do_not_share_a_temporary_file(tmp_path: Path) 
     assert path.read_text(encoding="utf-8") == "first"
 
 
-def test_refused_outputs(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing" / "file"):
-        with pytest.raises(DppaError, match="cannot be written"):
-            check_output(path)
+def test_refused_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DppaError, match=f"^{tmp_path} cannot be written: it is a folder; allowed"):
+        check_output(tmp_path)
+    missing = tmp_path / "missing"
+    with pytest.raises(DppaError, match=f"/file cannot be written: there is no folder {missing};"):
+        check_output(missing / "file")
     check_output(tmp_path / "file")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(DppaError, match=f"the folder {tmp_path} cannot be written to; allowed"):
+            check_output(tmp_path / "file")
     # Missing folders can be created below one that exists, but not below a file.
     check_output_folder(tmp_path / "missing" / "folder", "file")
     (tmp_path / "file").write_text("", encoding="utf-8")
