@@ -47,9 +47,9 @@ ELLIPSIS = "..."
 
 NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 
-MEASURED = rf"{NUMBER}(?= (?:s|GB)\b|  README\.md$)"
-"""Seconds, sizes of memory and disks, and of cards, which name the versions of packages: all differ
-from run to run, or from one environment to the next."""
+MEASURED = rf"{NUMBER}(?= (?:s|GB)\b|  \S+$)"
+"""Seconds, sizes of memory and disks, and of files, which hold versions of packages and pictures:
+all differ from run to run, or from one environment to the next."""
 
 
 @dataclass(frozen=True)
